@@ -1,0 +1,59 @@
+"""The client side: a Flower ClientApp that reads an assignment, has it performed, and replies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from flwr.app import ArrayRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from fedkd.engine.worker import Worker
+from fedkd.errors import FedkdError
+from fedkd.work import Assignment, Codec, Reply, decode
+
+IDENTITY = "partition-id"
+
+
+def client_app(worker_of: Callable[[Context], Worker], resident: bool) -> ClientApp:
+    """The ClientApp, the same on every engine.
+
+    Parameters
+    ----------
+    worker_of
+        The worker of this process for the run that a context belongs to.
+    resident
+        Whether the worker keeps its clients' students between messages. If not, they live in
+        ``Context.state``, as Flower's runtime may send a client's next message to another process.
+    """
+    app = ClientApp()
+
+    def work(message: Message, context: Context) -> Message:
+        assignment: Assignment = decode(message.content)
+        client = assignment.client
+        try:
+            worker = worker_of(context)
+            if not resident and context.state:
+                worker.states[client] = _state(context.state)
+            reply = worker.perform(assignment)
+            if not resident:
+                context.state = _records(worker.states.pop(client))
+        except FedkdError as error:
+            reply = Reply(client, error=str(error))
+        return Message(Codec().encode(reply), reply_to=message)
+
+    def identify(message: Message, context: Context) -> Message:
+        reply = Reply(int(context.node_config[IDENTITY]))
+        return Message(Codec().encode(reply), reply_to=message)
+
+    app.train()(work)
+    app.evaluate()(work)
+    app.query()(identify)
+    return app
+
+
+def _state(records: RecordDict) -> dict[str, dict]:
+    return {name: record.to_torch_state_dict() for name, record in records.array_records.items()}
+
+
+def _records(state: dict[str, dict]) -> RecordDict:
+    return RecordDict({name: ArrayRecord(tensors) for name, tensors in state.items()})

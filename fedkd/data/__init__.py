@@ -1,0 +1,1 @@
+"""Data sets, partitions over clients, transfer and test sets: resident in memory, loaded once."""

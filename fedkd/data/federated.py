@@ -1,0 +1,390 @@
+"""The data of a whole federation: what each client holds, and what everybody shares.
+
+One store holds every sample as it was decoded; a client's part is row numbers into it, and samples
+are normalised when they are asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedkd import registry
+from fedkd.data import cache, partitions
+from fedkd.data.datasets import Dataset, Part, load_dataset
+from fedkd.data.partitions import least, own_count, partition, stratified
+from fedkd.errors import FedkdError, nearest
+from fedkd.experiment import DataTable, Experiment
+from fedkd.random import key
+from fedkd.work import Samples
+
+SAME_TRAINING_IMAGES = {"mnist", "mnist-by-writer"}
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a student learns: inputs of ``shape``, ``(C, H, W)`` or ``(d,)``, to ``classes``."""
+
+    shape: tuple[int, ...]
+    classes: int
+    class_names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some samples of a store: row numbers ``(K,)`` int64."""
+
+    store: Part
+    rows: Tensor
+
+    @property
+    def labels(self) -> Tensor:
+        """``(K,)`` int64."""
+        return self.store.labels[self.rows]
+
+
+class FederatedData:
+    """What every client of an experiment holds, and what all of them share.
+
+    Inputs are float32, normalised, ``(K, C, H, W)`` with channels-last strides, or ``(K, d)``.
+
+    Parameters
+    ----------
+    task : Task
+        The shapes.
+    mean, std : tuple of float
+        One number a channel or feature; inputs are ``(x - mean) / std``.
+    private, validation, own : sequence of Rows
+        One for each client, no sample in two of them.
+    common : Rows
+        The common test set.
+    transfer : Tensor
+        ``(M, H, W, C)`` or ``(M, d)``; its labels are kept nowhere.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        private: Sequence[Rows],
+        validation: Sequence[Rows],
+        own: Sequence[Rows],
+        common: Rows,
+        transfer: Tensor,
+    ) -> None:
+        self.task = task
+        self._mean, self._std = torch.tensor(mean), torch.tensor(std)
+        self._private, self._validation, self._own = private, validation, own
+        # Every client asks for these two every round; the others are normalised when asked for.
+        self._common_rows, self._common = common, None
+        self._transfer_images, self._transfer = transfer, None
+
+    _common: Samples | None
+    _transfer: Samples | None
+
+    @property
+    def clients(self) -> int:
+        """Number of clients N."""
+        return len(self._private)
+
+    def private(self, client: int) -> Samples:
+        """What ``client`` trains on."""
+        return self._samples(self._private[client])
+
+    def validation(self, client: int) -> Samples:
+        """What ``client`` holds out of its training samples; empty unless asked for."""
+        return self._samples(self._validation[client])
+
+    def own(self, client: int) -> Samples:
+        """The own test samples of ``client``, with the label distribution of its training ones."""
+        return self._samples(self._own[client])
+
+    def common(self) -> Samples:
+        """The common test set: the same number of samples of every class."""
+        if self._common is None:
+            self._common = self._samples(self._common_rows)
+        return self._common
+
+    def transfer(self) -> Samples:
+        """The public transfer set, M samples without labels."""
+        if self._transfer is None:
+            self._transfer = Samples(self._normalised(self._transfer_images))
+        return self._transfer
+
+    def label_counts(self) -> Tensor:
+        """Private training samples of each client and class: ``(N, C)`` int64."""
+        clients = torch.arange(self.clients).repeat_interleave(self.sizes())
+        labels = torch.cat([rows.labels for rows in self._private])
+        shape = (self.clients, self.task.classes)
+        return (clients * shape[1] + labels).bincount(minlength=shape[0] * shape[1]).view(shape)
+
+    def sizes(self) -> Tensor:
+        """Private training samples of each client: ``(N,)`` int64."""
+        return torch.tensor([len(rows.rows) for rows in self._private])
+
+    def _samples(self, rows: Rows) -> Samples:
+        return Samples(self._normalised(rows.store.images[rows.rows]), rows.labels)
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        scale = 255 if images.dtype == torch.uint8 else 1
+        inputs = images.float() * (1 / (scale * self._std))
+        inputs -= self._mean / self._std
+        return inputs.permute(0, 3, 1, 2) if inputs.dim() == 4 else inputs
+
+
+def load(experiment: Experiment) -> FederatedData:
+    """Load the data set of ``experiment`` and share it out.
+
+    The transfer set is taken first, then, from a data set without a test part, the common test set;
+    what is left goes to the clients. The same experiment gives the same data in every process.
+
+    Raises
+    ------
+    FedkdError
+        If the data is not there, or there is too little of it; the line names keys and values.
+    """
+    table, seed = experiment.data, experiment.seed
+    dataset = load_dataset(table.dataset, experiment.data_dir(), table.download)
+    task = _task(dataset)
+    labels = dataset.train.labels.numpy()
+
+    if table.transfer.size and not _is_train(table):
+        transfer, rest = _foreign_transfer(experiment, task), np.arange(len(labels))
+        withheld = rest[:0]
+    else:
+        withheld, rest = _own_transfer(labels, dataset.name, table, seed)
+        transfer = dataset.train.images[torch.from_numpy(withheld)]
+    # A strategy or client that reaches for a transfer label finds none.
+    train = Part(dataset.train.images, _without(dataset.train.labels, withheld))
+
+    common_store = train if dataset.test is None else dataset.test
+    common, rest = _common(common_store, rest, dataset.test is None, table, seed)
+
+    writers = None if dataset.train.writers is None else dataset.train.writers.numpy()[rest]
+    parts = [rest[rows] for rows in _partition(labels[rest], writers, table, seed)]
+
+    own_rows: list[np.ndarray] = []
+    private, validation = [], []
+    for client, rows in enumerate(parts):
+        count = own_count(len(rows), table)
+        rows, tested = _hold_out(rows, labels, count, _rng(seed, "own", client))
+        count = min(
+            max(table.validation_fraction > 0, round(len(rows) * table.validation_fraction)),
+            len(rows) - table.min_samples,
+        )
+        rows, validated = _hold_out(rows, labels, count, _rng(seed, "validation", client))
+        private.append(rows)
+        validation.append(validated)
+        own_rows.append(tested)
+    own_store = train
+    if table.test.own == "matched" and table.test.fraction > 0:
+        own_store = _test_part(dataset)
+        own_rows = _matched(own_store, common, [labels[rows] for rows in private], table, seed)
+
+    _check_disjoint(len(labels), withheld, common if dataset.test is None else common[:0], parts)
+    return FederatedData(
+        task,
+        dataset.mean,
+        dataset.std,
+        [Rows(train, torch.from_numpy(rows)) for rows in private],
+        [Rows(train, torch.from_numpy(rows)) for rows in validation],
+        [Rows(own_store, torch.from_numpy(rows)) for rows in own_rows],
+        Rows(common_store, torch.from_numpy(common)),
+        transfer,
+    )
+
+
+def _rng(seed: int, *purpose: str | int) -> np.random.Generator:
+    return np.random.default_rng(key(seed, "data", *purpose))
+
+
+def _task(dataset: Dataset) -> Task:
+    sample = dataset.train.images.shape[1:]
+    shape = (sample[2], sample[0], sample[1]) if len(sample) == 3 else tuple(sample)
+    return Task(shape, len(dataset.class_names), dataset.class_names)
+
+
+def _without(labels: Tensor, withheld: np.ndarray) -> Tensor:
+    labels = labels.clone()
+    labels[torch.from_numpy(withheld)] = -1
+    return labels
+
+
+def _is_train(table: DataTable) -> bool:
+    """Whether the transfer set is of the clients' own kind, by whatever name."""
+    names = {table.transfer.source, table.dataset}
+    return table.transfer.source == "train" or len(names) == 1 or names == SAME_TRAINING_IMAGES
+
+
+def _own_transfer(
+    labels: np.ndarray, name: str, table: DataTable, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the transfer set, taken out of the training part, and the rows that are left."""
+    size, left = table.transfer.size, len(labels) - table.transfer.size
+    if size and left < table.clients * least(table):
+        raise FedkdError(
+            f"data.transfer.size = {size} is too many: the training part of {name!r} has "
+            f"{len(labels)} samples, and data.clients = {table.clients} need at least "
+            f"{table.clients * least(table)} of them"
+        )
+    order = _rng(seed, "transfer").permutation(len(labels))
+    return order[:size], np.sort(order[size:])
+
+
+def _foreign_transfer(experiment: Experiment, task: Task) -> Tensor:
+    """Images ``(M, H, W, C)`` of another data set, made to fit the task."""
+    table, source = experiment.data, experiment.data.transfer.source
+    known = registry.names("datasets")
+    if source not in known and ":" not in source:
+        raise FedkdError(
+            f"data.transfer.source = {source!r} is not known{nearest(source, ['train', *known])}; "
+            f"known: train, {', '.join(known)}, npz:FILE, folder:FOLDER"
+        )
+    images = load_dataset(source, experiment.data_dir(), table.download).train.images
+    if images.dtype != torch.uint8 or len(task.shape) != 3:
+        raise FedkdError(
+            f"data.transfer.source = {source!r} with data.dataset = {table.dataset!r} is not "
+            "allowed: one of them is not uint8 images; take the transfer set from 'train'"
+        )
+    if table.transfer.size > len(images):
+        raise FedkdError(
+            f"data.transfer.size = {table.transfer.size} is too many: the training part of "
+            f"{source!r} has {len(images)} samples"
+        )
+    rows = _rng(experiment.seed, "transfer").permutation(len(images))[: table.transfer.size]
+    return reshaped(images[torch.from_numpy(rows)], task.shape)
+
+
+def reshaped(images: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Uint8 images ``(M, h, w, c)`` as ``(M, H, W, C)``: grey to colour or back, then resized."""
+    channels, *size = shape
+    inputs = images.permute(0, 3, 1, 2).float()
+    if inputs.shape[1] == 3 and channels == 1:
+        luma = torch.tensor([0.299, 0.587, 0.114])  # ITU-R BT.601, as Pillow and torchvision do
+        inputs = torch.einsum("mchw,c->mhw", inputs, luma).unsqueeze(1)
+    inputs = inputs.expand(-1, channels, -1, -1)
+    if list(inputs.shape[2:]) != size:
+        inputs = torch.nn.functional.interpolate(inputs, size, mode="bilinear", antialias=True)
+    return inputs.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def _common(
+    store: Part, rest: np.ndarray, from_train: bool, table: DataTable, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the common test set in its store, and the rows of the training part that are left.
+
+    A data set without a test part gives at most a quarter of what it has left, and of no class more
+    than half.
+    """
+    most = table.test.common
+    if not most:
+        return rest[:0], rest
+    rows = rest if from_train else np.arange(len(store))
+    labels = store.labels.numpy()[rows]
+    present, counts = np.unique(labels, return_counts=True)
+    each = min(most // len(present), counts.min())
+    if from_train:
+        each = min(each, len(rows) // 4 // len(present), counts.min() // 2)
+    if not each:
+        raise FedkdError(
+            f"data.test.common = {most} cannot hold one sample of each of {len(present)} classes "
+            f"out of {len(rows)} samples (the rarest class has {counts.min()}): change it, or set "
+            "it to 0 for no common test set"
+        )
+    rng = _rng(seed, "common")
+    common = np.concatenate(
+        [rows[rng.choice(np.flatnonzero(labels == y), each, replace=False)] for y in present]
+    )
+    return common, np.setdiff1d(rest, common) if from_train else rest
+
+
+def _partition(
+    labels: np.ndarray, writers: np.ndarray | None, table: DataTable, seed: int
+) -> list[np.ndarray]:
+    """``partition``, kept on disk: Flower Datasets alone takes 2 s to import."""
+
+    def digest(content: bytes) -> str:
+        return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+    def make() -> cache.Arrays:
+        parts = partition(labels, writers, table, seed)
+        return {"rows": np.concatenate(parts), "sizes": np.array([len(rows) for rows in parts])}
+
+    depends_on = (
+        digest(labels.tobytes()),
+        None if writers is None else digest(writers.tobytes()),
+        sorted(table.model_dump(exclude={"dataset", "data_dir", "download", "augment"}).items()),
+        seed,
+        digest(Path(partitions.__file__).read_bytes()),
+        [version(package) for package in ("flwr-datasets", "numpy")],
+    )
+    kept = cache.remembered("partitions", depends_on, make)
+    return np.split(kept["rows"], kept["sizes"].cumsum()[:-1])
+
+
+def _hold_out(
+    rows: np.ndarray, labels: np.ndarray, count: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """``rows`` without ``count`` of them, and these, both with the label distribution of all."""
+    held = np.zeros(len(rows), dtype=bool)
+    held[stratified(labels[rows], count, rng)] = True
+    return rows[~held], rows[held]
+
+
+def _test_part(dataset: Dataset) -> Part:
+    if dataset.test is None:
+        raise FedkdError(
+            f"data.test.own = 'matched' needs a data set with a test part, and {dataset.name!r} "
+            "has none: set it to 'split'"
+        )
+    return dataset.test
+
+
+def _matched(
+    test: Part, common: np.ndarray, trained: list[np.ndarray], table: DataTable, seed: int
+) -> list[np.ndarray]:
+    """Own test rows of each client in the test part, none of them in the common test set.
+
+    A client whose classes are too rare there gets fewer, so that the distribution stays its own.
+    """
+    labels = test.labels.numpy()
+    free = np.setdiff1d(np.arange(len(test)), common)
+    classes = max(int(y.max()) for y in [labels, *trained]) + 1
+    pools = [free[labels[free] == y] for y in range(classes)]
+    there = np.array([len(pool) for pool in pools])
+    matched = []
+    for client, own in enumerate(trained):
+        rng = _rng(seed, "own", client)
+        count = max(1, round(len(own) * table.test.fraction / (1 - table.test.fraction)))
+        shares = np.bincount(own, minlength=classes) / len(own)
+        fits = np.floor(there[shares > 0] / shares[shares > 0]).min()
+        if fits < 1:
+            short = int(np.flatnonzero((shares > 0) & (there < shares))[0])
+            raise FedkdError(
+                f"data.test.own = 'matched' cannot be met: outside the common test set the test "
+                f"part has no sample of class {short}, which client {client} trains on; lower "
+                f"data.test.common ({table.test.common}) or set data.test.own = 'split'"
+            )
+        like = own[stratified(own, int(min(count, fits)), rng)]
+        wanted = np.minimum(np.bincount(like, minlength=classes), there)
+        matched.append(
+            np.concatenate(
+                [rng.choice(pool, n, replace=False) for pool, n in zip(pools, wanted, strict=True)]
+            )
+        )
+    return matched
+
+
+def _check_disjoint(
+    samples: int, transfer: np.ndarray, common: np.ndarray, parts: list[np.ndarray]
+) -> None:
+    taken = np.bincount(np.concatenate([transfer, common, *parts]), minlength=samples)
+    assert taken.max() <= 1, "a sample is in two of transfer set, common test set and clients"

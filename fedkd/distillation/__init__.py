@@ -1,0 +1,1 @@
+"""Objectives (losses), operations on soft labels, divergences between clients, calibration."""

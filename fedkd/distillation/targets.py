@@ -1,0 +1,75 @@
+"""Operations on soft labels; the classes are the last axis."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+CHUNK = 1 << 17
+"""Elements that :func:`mix` works on at a time, so that they stay in a core's cache."""
+
+
+def soften(logits: Tensor, temperature: float) -> Tensor:
+    """``softmax(logits / temperature)`` (Hinton, Vinyals & Dean 2015, equation 1)."""
+    return torch.softmax(logits / temperature, -1)
+
+
+def sharpen(labels: Tensor, temperature: float) -> Tensor:
+    """``softmax(labels / temperature)`` on probabilities: entropy reduction aggregation.
+
+    Itahara et al. 2020 (DS-FL): the averaged probabilities themselves take the place of logits.
+    """
+    return torch.softmax(labels / temperature, -1)
+
+
+def retemper(labels: Tensor, temperature: float) -> Tensor:
+    """The probabilities at temperature 1 of labels softened at ``temperature``.
+
+    ``softmax(log p * temperature)``: exact, as the softmax forgets only a constant.
+    """
+    return torch.softmax(labels.log() * temperature, -1)
+
+
+def mix(weights: Tensor, labels: Tensor) -> Tensor:
+    """Weighted sums of the clients' labels, ``(K, N)`` by ``(N, M, C)`` to ``(K, M, C)``.
+
+    Summed one client after another, in their order, by elementwise operations: a row has the same
+    bits alone or among others, which a matrix product does not promise. Equal rows of weights are
+    computed once; the result is then a view of that row, not to be written to.
+    """
+    weights = weights.to(labels)
+    if len(weights) > 1 and bool((weights == weights[0]).all()):
+        return mix(weights[:1], labels).expand(len(weights), *labels.shape[1:])
+    mixed = labels.new_zeros(len(weights), *labels.shape[1:])
+    rows = max(1, CHUNK // max(1, labels[0].numel()))
+    for part, share in zip(mixed.split(rows), weights.split(rows)):
+        for client, given in enumerate(labels):
+            # Not addcmul: product and sum rounded apart leave no room for a fused variant.
+            part += share[:, client].reshape(-1, *[1] * given.ndim) * given
+    return mixed
+
+
+def entropy(labels: Tensor) -> Tensor:
+    """Entropy in nats, ``(..., C)`` to ``(...)``; 0 log 0 is 0."""
+    return torch.special.entr(labels).sum(-1)
+
+
+def check_probabilities(labels: Tensor, what: str) -> str | None:
+    """Why ``labels`` ``(M, C)`` are not probabilities, in one line, or None if they are.
+
+    Rows must be free of NaN and negative numbers and sum to 1 within 1e-3. The line names the
+    first row that is not.
+    """
+    rows = labels.reshape(-1, labels.shape[-1])
+    sums = rows.sum(-1)
+    bad = ~((sums - 1).abs() <= 1e-3) | (rows < 0).any(-1)
+    if not bad.any():
+        return None
+    row = int(bad.int().argmax())
+    if rows[row].isnan().any():
+        reason = "holds NaN"
+    elif (rows[row] < 0).any():
+        reason = f"holds {rows[row].min():.4g}, which is negative"
+    else:
+        reason = f"sums to {sums[row]:.4g}, not 1"
+    return f"{what} are not probabilities: row {row} {reason}"

@@ -1,0 +1,1 @@
+"""Where clients' work runs: the worker that performs it, and the engines that host workers."""

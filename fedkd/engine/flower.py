@@ -1,0 +1,170 @@
+"""The flower engine: the same server and clients on Flower's own simulation runtime.
+
+``fedkd run --engine flower`` writes a small app folder that points here and has ``flwr run`` run
+it; ``flwr run .`` in the source folder runs ``simulations.app``, which resolves experiments by
+name and is otherwise the same.
+"""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+
+from fedkd.client import client_app
+from fedkd.data.federated import load
+from fedkd.engine.superlink import run_app
+from fedkd.engine.worker import Worker, device
+from fedkd.errors import FedkdError
+from fedkd.experiment import Experiment
+from fedkd.results import Run
+from fedkd.run import Observer, check, serve
+
+WRONG_INPUT = "fedkd: wrong input: "
+"""Begins the line by which the server app, in a process of its own, says a FedkdError."""
+
+APP = """[build-system]
+requires = ["setuptools"]
+
+[project]
+name = "fedkd-run"
+version = "1.0.0"
+license = "Apache-2.0"
+dependencies = []
+
+[tool.flwr.app]
+publisher = "fedkd"
+
+[tool.flwr.app.components]
+serverapp = "fedkd.engine.flower:server"
+clientapp = "fedkd.engine.flower:client"
+
+[tool.flwr.app.config]
+experiment = ""
+folder = ""
+"""
+
+Resolve = Callable[[dict[str, Any]], tuple[Experiment, Path | None]]
+"""From Flower's run config to the experiment and the run's folder (None: the default)."""
+
+
+def apps(resolve: Resolve) -> tuple[ServerApp, ClientApp]:
+    """The ServerApp and the ClientApp of the experiment that ``resolve`` finds."""
+    server = ServerApp()
+
+    @server.main()
+    def main(grid: Grid, context: Context) -> None:
+        try:
+            experiment, folder = resolve(dict(context.run_config))
+            check(experiment)
+            _set_threads(experiment)
+            device(experiment.engine.device)
+            data = load(experiment)
+            taken = Run.create(experiment, folder)
+            serve(experiment, taken, lambda _: grid, data, _Log(), "Flower's simulation runtime")
+            print(f"fedkd: {taken.folder.resolve()}", flush=True)
+        except FedkdError as error:
+            print(f"{WRONG_INPUT}{error}", flush=True)
+            raise
+
+    return server, client_app(lambda context: _worker(resolve, context), resident=False)
+
+
+def run_on_flower(experiment: Experiment, folder: Path | None, observer: Observer) -> Run:
+    """Run ``experiment`` on Flower's simulation runtime and leave no process behind.
+
+    Raises
+    ------
+    FedkdError
+        Wrong input, found by the server or a client.
+    RuntimeError
+        The runtime failed, for the reason it gives.
+    """
+    # What is wrong with the input is found here, in a second, before a runtime is started.
+    load(experiment)
+    taken = Run.create(experiment, folder)
+    table = experiment.engine
+    observer.started(
+        taken,
+        1,
+        experiment.rounds,
+        f"flower: {experiment.data.clients} nodes, {table.workers} at work at a time, "
+        f"{table.device}, {table.threads} torch threads each",
+    )
+    complaints: list[str] = []
+    told = 0
+
+    def stream(line: str) -> None:
+        nonlocal told
+        if WRONG_INPUT in line:
+            complaints.append(line.split(WRONG_INPUT, 1)[1])
+        for entry in taken.rounds[told:]:
+            told += 1
+            for message in entry.get("warnings", []):
+                observer.warned(message)
+            observer.round_done(entry)
+
+    with tempfile.TemporaryDirectory(prefix="fedkd-app-") as app:
+        (Path(app) / "pyproject.toml").write_text(APP)
+        config = {"experiment": experiment.to_toml(), "folder": str(taken.folder.resolve())}
+        try:
+            run_app(
+                Path(app),
+                config,
+                nodes=experiment.data.clients,
+                workers=table.workers,
+                gpus_per_client=table.gpus_per_worker,
+                stream=stream,
+            )
+        except RuntimeError:
+            if complaints:
+                raise FedkdError(complaints[0]) from None
+            raise
+    stream("")
+    return taken
+
+
+def _resolve(config: dict[str, Any]) -> tuple[Experiment, Path | None]:
+    return Experiment.from_toml(str(config["experiment"])), Path(str(config["folder"]))
+
+
+def _set_threads(experiment: Experiment) -> None:
+    import torch
+
+    torch.set_num_threads(experiment.engine.threads)
+
+
+def _worker(resolve: Resolve, context: Context) -> Worker:
+    return _worker_of(resolve(dict(context.run_config))[0].to_toml())
+
+
+@functools.lru_cache(maxsize=1)
+def _worker_of(toml: str) -> Worker:
+    """This process's worker: data sets are loaded once, whichever client comes next."""
+    return Worker(Experiment.from_toml(toml))
+
+
+class _Log(Observer):
+    """An observer for the server app's log."""
+
+    def started(self, run: Run, first_round: int, rounds: int, plan: str) -> None:
+        print(f"fedkd: {rounds} rounds of {run.experiment.strategy.name}: {plan}", flush=True)
+
+    def round_done(self, line: dict[str, Any]) -> None:
+        found = {name: line[name] for name in _SHOWN if name in line}
+        shown = ", ".join(f"{name} {value:.3f}" for name, value in found.items())
+        print(f"fedkd: round {line['round']}: {shown}", flush=True)
+
+    def warned(self, message: str) -> None:
+        print(f"fedkd: warning: {message}", flush=True)
+
+
+_SHOWN = ("own_accuracy_mean", "common_accuracy_mean")
+
+server, client = apps(_resolve)

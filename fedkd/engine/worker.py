@@ -1,0 +1,221 @@
+"""The worker: owns its clients' students, loads the data once, performs assignments."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from fedkd import students
+from fedkd.data.augment import augment
+from fedkd.data.federated import FederatedData, load
+from fedkd.errors import FedkdError
+from fedkd.experiment import Experiment
+from fedkd.random import generator, key
+from fedkd.training import evaluate, fit, predict
+from fedkd.work import (
+    Assignment,
+    Evaluate,
+    Fit,
+    Load,
+    Parameters,
+    Predict,
+    Reply,
+    Samples,
+    Share,
+    Source,
+    Step,
+)
+
+State = dict[str, Parameters]
+"""What a client keeps between assignments: the parameters and buffers of its named students."""
+
+
+class Worker:
+    """Performs assignments for any client of an experiment.
+
+    ``states`` holds what each client keeps; a host that stores it elsewhere puts it in before an
+    assignment and takes it out after. One module an architecture is reused in place.
+    """
+
+    def __init__(self, experiment: Experiment, data: FederatedData | None = None) -> None:
+        torch.set_num_threads(experiment.engine.threads)
+        self.experiment = experiment
+        self.device = device(experiment.engine.device)
+        self.data = data or load(experiment)
+        self.states: dict[int, State] = {}
+        self._modules: dict[tuple[str, str], nn.Sequential] = {}
+
+    def perform(self, assignment: Assignment) -> Reply:
+        """Do the steps, keep what the client has become, try the trial, reply."""
+        start = time.perf_counter()
+        session = _Session(self, assignment)
+        session.run(assignment.steps, assignment.phase)
+        session.keep()
+        session.run(assignment.trial, f"{assignment.phase} trial")
+        session.metrics["seconds"] = time.perf_counter() - start
+        samples = int(self.data.sizes()[assignment.client])
+        return Reply(assignment.client, samples, session.values, session.metrics)
+
+    def state(self, client: int) -> State:
+        """What ``client`` keeps; its initial students if it has not worked yet."""
+        if client not in self.states:
+            own = _tensors(self._build(client))
+            self.states[client] = {"own": {name: value.clone() for name, value in own.items()}}
+        return self.states[client]
+
+    def module(self, client: int, student: str) -> nn.Sequential:
+        """The client's student, its parameters in place; valid until the next call."""
+        architecture = self.experiment.architecture(client)
+        held = self.state(client).get(student)
+        if held is None:
+            raise FedkdError(
+                f"student {student!r} is not known; known: {', '.join(self.state(client))}"
+            )
+        if (architecture, student) not in self._modules:
+            self._modules[architecture, student] = self._build(client).to(self.device)
+        module = self._modules[architecture, student]
+        with torch.no_grad():
+            for name, tensor in _tensors(module).items():
+                tensor.copy_(held[name])
+        return module
+
+    def _build(self, client: int) -> nn.Sequential:
+        table, seed = self.experiment.student, self.experiment.seed
+        architecture = self.experiment.architecture(client)
+        whose = client if table.init == "own" else "all"
+        task = self.data.task
+        return students.build(
+            architecture, task.shape, task.classes, table, key(seed, "student", architecture, whose)
+        )
+
+    def samples(self, client: int, on: Source) -> Samples:
+        """The samples that ``on`` means for ``client``, on the worker's device."""
+        if isinstance(on, Samples):
+            found = on
+        else:
+            known: dict[str, Callable[[], Samples]] = {
+                "private": partial(self.data.private, client),
+                "own": partial(self.data.own, client),
+                "validation": partial(self.data.validation, client),
+                "common": self.data.common,
+                "transfer": self.data.transfer,
+            }
+            if on not in known:
+                raise FedkdError(f"on = {on!r} is not known; known: {', '.join(known)}")
+            found = known[on]()
+        labels = None if found.labels is None else found.labels.to(self.device)
+        return Samples(found.inputs.to(self.device), labels)
+
+
+class _Session:
+    """One assignment at work: the students in use, the values and metrics gathered."""
+
+    def __init__(self, worker: Worker, assignment: Assignment) -> None:
+        self.worker, self.assignment = worker, assignment
+        self.students: dict[str, nn.Sequential] = {}
+        self.values: dict[str, Tensor | Parameters] = {}
+        self.metrics: dict[str, float] = {}
+        self.changed: set[str] = set()
+
+    def run(self, steps: tuple[Step, ...], phase: str) -> None:
+        fits: Counter[str] = Counter()
+        for step in steps:
+            if step.student not in self.students:
+                self.students[step.student] = self.worker.module(
+                    self.assignment.client, step.student
+                )
+            student = self.students[step.student]
+            if isinstance(step, Fit):
+                on = step.on if isinstance(step.on, str) else "samples"
+                self.fit(step, student, f"{phase} {on} {fits[on]}")
+                fits[on] += 1
+            elif isinstance(step, Predict):
+                self.predict(step, student)
+            elif isinstance(step, Load):
+                self.load(step, student)
+            elif isinstance(step, Share):
+                names = students.part_names(student, step.part)
+                tensors = _tensors(student)
+                self.values[step.key] = {name: tensors[name].cpu().clone() for name in names}
+            elif isinstance(step, Evaluate):
+                found = evaluate(student, self.samples(step.on))
+                self.metrics |= {f"{step.key}_{name}": value for name, value in found.items()}
+
+    def keep(self) -> None:
+        """Make the students, as they are now, the client's own."""
+        state = self.worker.state(self.assignment.client)
+        with torch.no_grad():
+            for name in self.changed:
+                for key, tensor in _tensors(self.students[name]).items():
+                    state[name][key].copy_(tensor)
+
+    def samples(self, on: Source) -> Samples:
+        return self.worker.samples(self.assignment.client, on)
+
+    def fit(self, step: Fit, student: nn.Sequential, purpose: str) -> None:
+        experiment, assignment = self.worker.experiment, self.assignment
+        self.changed.add(step.student)
+        self.metrics[step.key] = fit(
+            student,
+            self.samples(step.on),
+            step.terms,
+            experiment.training,
+            generator(experiment.seed, "fit", assignment.client, assignment.round, purpose),
+            epochs=step.epochs,
+            min_steps=step.min_steps,
+            lr=step.lr,
+            part=step.part,
+            sources={"private": partial(self.samples, "private")},
+            augment=augment if experiment.data.augment else None,
+        )
+
+    def predict(self, step: Predict, student: nn.Sequential) -> None:
+        logits = predict(student, self.samples(step.on).inputs)
+        if step.output == "probabilities":
+            logits = (logits / step.temperature).softmax(1)
+        self.values[step.key] = logits.cpu().clone()
+
+    def load(self, step: Load, student: nn.Sequential) -> None:
+        self.changed.add(step.student)
+        tensors = _tensors(student)
+        wanted = set(students.part_names(student, step.part))
+        with torch.no_grad():
+            for name, value in step.parameters.items():
+                if name not in tensors or tensors[name].shape != value.shape:
+                    raise FedkdError(
+                        f"Load: client {self.assignment.client}'s student has no {name} "
+                        f"of shape {tuple(value.shape)}"
+                    )
+                if name in wanted:
+                    tensors[name].copy_(value)
+
+
+def _tensors(module: nn.Sequential) -> Parameters:
+    """Parameters and buffers by name, sharing the module's memory."""
+    return module.state_dict()
+
+
+def device(name: str) -> torch.device:
+    """The torch device called ``name``; ``auto`` is CUDA where there is one.
+
+    Raises
+    ------
+    FedkdError
+        The device is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).split("\n")[0]
+        raise FedkdError(
+            f"engine.device = {name!r} is not here ({reason}); allowed: auto, cpu"
+            + (", cuda" if torch.cuda.is_available() else "")
+        ) from error
+    return torch.device(name)

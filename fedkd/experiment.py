@@ -1,0 +1,270 @@
+"""The experiment: the whole description of a run, typed and validated, from and to TOML."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fedkd.errors import FedkdError, nearest
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Table(BaseModel):
+    """One table of an experiment file: unknown keys are refused, values never change."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+
+class TestSets(Table):
+    """``[data.test]``: what clients are measured on."""
+
+    own: Literal["split", "matched"] = "split"
+    """``split``: held out of the client's own samples; ``matched``: drawn from the data set's
+    test part with the label distribution of the client's training samples."""
+    fraction: float = Field(0.25, ge=0, lt=1)
+    """Own test samples as a share of the client's training and own test samples together."""
+    common: int = Field(1000, ge=0)
+    """Size of the common class-balanced test set, at most; 0 for none."""
+
+
+class TransferSet(Table):
+    """``[data.transfer]``: the unlabelled samples known to everybody."""
+
+    size: int = Field(1000, ge=0)
+    """Number of samples M; 0 for none."""
+    source: str = "train"
+    """``train``: taken out of the training part before it is partitioned; or another data set."""
+
+
+class DataTable(Table):
+    """``[data]``: the data set and how it is spread over clients."""
+
+    dataset: str = "digits"
+    """A name of ``fedkd list datasets``, or ``npz:FILE``, or ``folder:FOLDER`` for own data."""
+    data_dir: str | None = None
+    """Where data sets lie; the environment variable FEDKD_DATA when not given."""
+    download: bool = False
+    """Whether torchvision may download a data set that is not there."""
+    clients: int = Field(10, ge=1)
+    """Number of clients N."""
+    partition: str = "dirichlet"
+    """A name of ``fedkd list partitions``."""
+    alpha: float = Field(0.5, gt=0)
+    """Dirichlet concentration (labels, or sizes with ``quantity-skew``): the smaller, the more
+    unlike the clients."""
+    sizes: Literal["equal", "natural"] = "equal"
+    """Client sizes under ``dirichlet``: all the same, or as the draw has them."""
+    classes_per_client: int = Field(2, ge=1)
+    """Classes a client holds under ``pathological``."""
+    shards_per_client: int = Field(2, ge=1)
+    """Single-class shards a client holds under ``shards``."""
+    samples_per_client: int | None = Field(None, ge=1)
+    """Training samples a client has, at most; all there are when not given. Own test and
+    validation samples come on top."""
+    min_samples: int = Field(2, ge=1)
+    """Fewest training samples a client may be left with."""
+    validation_fraction: float = Field(0.0, ge=0, lt=1)
+    """Share of a client's training samples held out for validation."""
+    augment: bool = False
+    """Random crops and horizontal flips on training batches."""
+    test: TestSets = TestSets()
+    transfer: TransferSet = TransferSet()
+
+
+class StudentTable(Table):
+    """``[student]``: the clients' models."""
+
+    models: tuple[str, ...] = Field(("cnn2",), min_length=1)
+    """Names of ``fedkd list students``; client n gets ``models[n mod len(models)]``."""
+    norm: Literal["none", "group", "batch"] = "none"
+    """Normalisation layers; ``group`` has no statistics that could mix between clients."""
+    width: float = Field(1.0, gt=0)
+    """Factor on every hidden width."""
+    init: Literal["own", "same"] = "own"
+    """Whether clients start from weights of their own or, one architecture one set, the same."""
+
+
+class TrainingTable(Table):
+    """``[training]``: local training on private data."""
+
+    optimiser: Literal["adam", "adamw", "sgd"] = "adam"
+    """Starts afresh in every piece of training, as simulated clients keep no optimiser state."""
+    lr: float = Field(1e-3, gt=0)
+    """Learning rate."""
+    momentum: float = Field(0.0, ge=0, lt=1)
+    """Momentum of ``sgd``."""
+    weight_decay: float = Field(0.0, ge=0)
+    """L2 penalty (``adamw``: decoupled)."""
+    batch_size: int = Field(64, ge=1)
+    """Samples a step."""
+    local_epochs: float = Field(5.0, ge=0)
+    """Passes over the private training samples a round; fractions allowed."""
+    min_steps: int = Field(0, ge=0)
+    """Fewest local steps a round, for clients with few samples."""
+
+
+class StrategyTable(Table):
+    """``[strategy]``: the method, and options of its own."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str = "knfu"
+    """A name of ``fedkd list strategies``; its other keys are checked by the strategy itself."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The strategy's own keys."""
+        return self.model_extra or {}
+
+
+class EngineTable(Table):
+    """``[engine]``: where clients' work runs. No setting here changes a number on a CPU."""
+
+    name: Literal["inline", "flower"] = "inline"
+    """``inline``: in this process; ``flower``: Flower's own simulation runtime."""
+    workers: int = Field(2, ge=1)
+    """Clients at work at the same time (``flower``)."""
+    device: str = "cpu"
+    """``cpu``, ``cuda``, ``cuda:1`` … or ``auto``: CUDA where there is one."""
+    gpus_per_worker: float = Field(0.0, ge=0)
+    """Share of a GPU that each worker takes (``flower``)."""
+    threads: int = Field(1, ge=1)
+    """Torch threads a worker. Another number sums in another order: last digits may differ."""
+
+
+class Experiment(Table):
+    """The whole description of a run."""
+
+    name: str = Field("experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the run; its folder starts with it."""
+    seed: int = Field(0, ge=0, lt=2**31)
+    """Key of every random draw."""
+    rounds: int = Field(10, ge=1)
+    """Number of rounds R."""
+    participation: float = Field(1.0, gt=0, le=1)
+    """Share of clients that take part in a round; at least one."""
+    evaluate_every: int = Field(1, ge=1)
+    """Measure every so many rounds; the last round always is."""
+    checkpoint_every: int = Field(5, ge=0)
+    """Write a checkpoint every so many rounds (``inline``); 0 for never."""
+    data: DataTable = DataTable()
+    student: StudentTable = StudentTable()
+    training: TrainingTable = TrainingTable()
+    strategy: StrategyTable = StrategyTable()
+    engine: EngineTable = EngineTable()
+
+    @classmethod
+    def from_dict(cls, tables: dict[str, Any]) -> Experiment:
+        """Validate ``tables``.
+
+        Raises
+        ------
+        FedkdError
+            One line naming the first key that is wrong, its value and what is allowed.
+        """
+        return validated(cls, tables)
+
+    @classmethod
+    def from_toml(cls, text: str, overrides: Sequence[str] = ()) -> Experiment:
+        """Read an experiment from TOML text, then apply ``key=value`` overrides."""
+        try:
+            tables = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise FedkdError(f"the experiment is not valid TOML: {error}") from error
+        for override in overrides:
+            _apply(tables, override)
+        return cls.from_dict(tables)
+
+    def to_toml(self) -> str:
+        """The experiment as TOML, every key written out; ``from_toml`` gives it back."""
+        import tomli_w
+
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+    def digest(self) -> str:
+        """Eight hex digits that depend on everything that can change a number.
+
+        Not on the name, the engine or where the data lies: the same experiment run elsewhere is
+        the same experiment. Torch threads and the device count, as they change last digits.
+        """
+        tables = self.model_dump(mode="json", exclude_none=True)
+        engine = tables.pop("engine")
+        tables["engine"] = {key: engine[key] for key in ("device", "threads")}
+        for key in ("name", "checkpoint_every"):
+            tables.pop(key)
+        for key in ("data_dir", "download"):
+            tables["data"].pop(key, None)
+        return hashlib.blake2b(repr(_sorted(tables)).encode(), digest_size=4).hexdigest()
+
+    def data_dir(self) -> Path | None:
+        """The folder of data sets: ``data.data_dir``, else FEDKD_DATA, else None."""
+        folder = self.data.data_dir or os.environ.get("FEDKD_DATA")
+        return Path(folder).expanduser() if folder else None
+
+    def architecture(self, client: int) -> str:
+        """Name of the student that ``client`` trains."""
+        return self.student.models[client % len(self.student.models)]
+
+
+def validated(model: type[Model], values: dict[str, Any], prefix: str = "") -> Model:
+    """``model(**values)``, with pydantic's complaints told in one line a person can act on.
+
+    ``prefix`` is put before every key, e.g. ``"strategy."``.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as failure:
+        error = failure.errors()[0]
+    key = prefix + ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        known = _keys(model, error["loc"][:-1])
+        wrong = str(error["loc"][-1])
+        raise FedkdError(
+            f"{key} is not a known key{nearest(wrong, known)}; known here: {', '.join(known)}"
+        )
+    if error["type"] == "value_error":
+        raise FedkdError(str(error["ctx"]["error"]))
+    message = error["msg"][0].lower() + error["msg"][1:]
+    raise FedkdError(f"{key} = {error['input']!r} is not allowed: {message}")
+
+
+def _keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """Keys of the table at ``location`` inside ``model``."""
+    for part in location:
+        field = model.model_fields[str(part)].annotation
+        if not (isinstance(field, type) and issubclass(field, BaseModel)):
+            return []
+        model = field
+    return list(model.model_fields)
+
+
+def _apply(tables: dict[str, Any], override: str) -> None:
+    """Set one ``key=value`` in ``tables``; the value is TOML, or else a plain string."""
+    path, equals, text = override.partition("=")
+    if not equals or not path.strip():
+        raise FedkdError(f"--set {override!r} is not of the form key=value, e.g. strategy.beta=3")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    *parents, last = path.strip().split(".")
+    for parent in parents:
+        tables = tables.setdefault(parent, {})
+        if not isinstance(tables, dict):
+            raise FedkdError(f"--set {override!r}: {parent} is not a table")
+    tables[last] = value
+
+
+def _sorted(value: Any) -> Any:
+    if isinstance(value, dict):
+        return [(key, _sorted(value[key])) for key in sorted(value)]
+    return value

@@ -1,0 +1,271 @@
+"""A run's folder: everything a table or a figure needs, readable at any moment of the run.
+
+::
+
+    experiment.toml     the experiment, every key written out
+    environment.json    versions, device, processor, state of the source tree
+    partition.json      clients x classes, sizes, students
+    rounds.jsonl        a line a round, written when the round ends
+    clients.jsonl       a line a round, client and stage ("local": after local training;
+                        "fused": at the end of the round, with the fused knowledge)
+    checkpoint/         state to resume from
+    summary.json        written when the run ends
+
+Lines hold measurements and, under keys that begin with ``seconds``, timings: the only entries that
+may differ between two runs of one experiment.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedkd.errors import FedkdError
+from fedkd.experiment import Experiment
+
+EXPERIMENT, ENVIRONMENT, PARTITION = "experiment.toml", "environment.json", "partition.json"
+ROUNDS, CLIENTS, SUMMARY, CHECKPOINT = (
+    "rounds.jsonl",
+    "clients.jsonl",
+    "summary.json",
+    "checkpoint",
+)
+PACKAGES = ("fedkd", "torch", "torchvision", "flwr", "flwr-datasets", "ray", "numpy")
+
+
+class Run:
+    """A run's folder, to write while it runs and to read ever after."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r})"
+
+    # --- writing ----------------------------------------------------------------------------
+
+    @classmethod
+    def create(
+        cls, experiment: Experiment, folder: Path | None = None, resume: bool = False
+    ) -> Run:
+        """Make the folder, or take it over for ``resume``.
+
+        Without ``folder``: ``runs/<name>-<digest>``. A folder that holds the same experiment is
+        begun again; what is not a run, or another experiment, is never touched.
+
+        Raises
+        ------
+        FedkdError
+            The folder holds something else; or there is nothing to resume.
+        """
+        folder = folder or Path("runs") / f"{experiment.name}-{experiment.digest()}"
+        run = cls(folder)
+        if folder.exists() and not folder.is_dir():
+            raise FedkdError(f"--out {folder} is a file; a new folder or a run's own is needed")
+        holds = folder.is_dir() and any(folder.iterdir())
+        if holds:
+            run._check_same(experiment)
+        if resume:
+            if not (folder / CHECKPOINT).is_dir() and run.summary is None:
+                raise FedkdError(f"--resume: {folder} holds no checkpoint to go on from")
+            return run
+        for name in (ROUNDS, CLIENTS, SUMMARY, PARTITION, ENVIRONMENT):
+            (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        run._write(EXPERIMENT, experiment.to_toml())
+        run._write(ENVIRONMENT, json.dumps(environment(experiment), indent=1))
+        return run
+
+    def _check_same(self, experiment: Experiment) -> None:
+        if not (self.folder / EXPERIMENT).is_file():
+            raise FedkdError(
+                f"{self.folder} is not empty and is not a run's folder; choose another with --out"
+            )
+        if self.experiment.digest() != experiment.digest():
+            raise FedkdError(
+                f"{self.folder} already holds another experiment ({self.experiment.name}, "
+                f"{self.experiment.digest()}; this one is {experiment.digest()}); "
+                "choose another folder with --out"
+            )
+
+    def write_partition(
+        self,
+        classes: Sequence[str],
+        counts: np.ndarray,
+        own: Sequence[int],
+        students: Sequence[str],
+    ) -> None:
+        """Record who holds what: ``counts`` is (N, C) private training samples a class."""
+        clients = [
+            {"client": n, "student": students[n], "train": int(row.sum()), "own_test": int(own[n])}
+            | {"labels": [int(count) for count in row]}
+            for n, row in enumerate(counts)
+        ]
+        self._write(PARTITION, json.dumps({"classes": list(classes), "clients": clients}))
+
+    def append_round(self, line: Mapping[str, Any], clients: Iterable[Mapping[str, Any]]) -> None:
+        """Add a round's line and its clients' lines, on disk when this returns."""
+        for name, lines in ((CLIENTS, list(clients)), (ROUNDS, [line])):
+            with (self.folder / name).open("a") as file:
+                file.writelines(json.dumps(_finite(entry)) + "\n" for entry in lines)
+                file.flush()
+                os.fsync(file.fileno())
+
+    def cut_after(self, round: int) -> None:
+        """Drop the lines of later rounds: a resumed run does these again."""
+        for name, lines in ((ROUNDS, self.rounds), (CLIENTS, self.clients)):
+            kept = [line for line in lines if line["round"] <= round]
+            self._write(name, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """End the run."""
+        self._write(SUMMARY, json.dumps(_finite(summary), indent=1))
+
+    def drop_checkpoint(self) -> None:
+        """Remove the checkpoint: a finished run has nothing to go on with."""
+        shutil.rmtree(self.folder / CHECKPOINT, ignore_errors=True)
+
+    def _write(self, name: str, text: str) -> None:
+        # Written beside and renamed, so that a reader never sees half a file.
+        beside = self.folder / f".{name}.new"
+        beside.write_text(text)
+        beside.replace(self.folder / name)
+
+    # --- reading ----------------------------------------------------------------------------
+
+    @classmethod
+    def open(cls, folder: Path | str) -> Run:
+        """An existing run's folder.
+
+        Raises
+        ------
+        FedkdError
+            There is no run in ``folder``.
+        """
+        folder = Path(folder)
+        if not (folder / EXPERIMENT).is_file():
+            raise FedkdError(f"{folder} is not a run's folder: it has no {EXPERIMENT}")
+        return cls(folder)
+
+    @property
+    def experiment(self) -> Experiment:
+        """The experiment this folder holds."""
+        return Experiment.from_toml((self.folder / EXPERIMENT).read_text())
+
+    @property
+    def rounds(self) -> list[dict[str, Any]]:
+        """The lines of ``rounds.jsonl``; one that was cut off by a kill is left out."""
+        return self._lines(ROUNDS)
+
+    @property
+    def clients(self) -> list[dict[str, Any]]:
+        """The lines of ``clients.jsonl``."""
+        return self._lines(CLIENTS)
+
+    @property
+    def partition(self) -> dict[str, Any]:
+        """``classes`` and, for every client, its label counts, sizes and student."""
+        return self._json(PARTITION) or {"classes": [], "clients": []}
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        """The summary, or None while the run has not ended."""
+        return self._json(SUMMARY)
+
+    def _json(self, name: str) -> dict[str, Any] | None:
+        file = self.folder / name
+        return json.loads(file.read_text()) if file.is_file() else None
+
+    def _lines(self, name: str) -> list[dict[str, Any]]:
+        file = self.folder / name
+        if not file.is_file():
+            return []
+        return [json.loads(line) for line in file.read_text().splitlines(True) if line[-1] == "\n"]
+
+
+def spread(values: Sequence[float], name: str) -> dict[str, float]:
+    """Mean, standard deviation, mean of the worst tenth and minimum of a metric over clients.
+
+    The standard deviation is the population's (the clients are all there are); the worst tenth is
+    ceil(N / 10) clients.
+    """
+    array = np.sort(np.asarray(values, dtype=np.float64))
+    if array.size == 0:
+        return {}
+    worst = array[: math.ceil(array.size / 10)]
+    numbers = {"mean": array.mean(), "std": array.std(), "worst10": worst.mean(), "min": array[0]}
+    return {f"{name}_{key}": float(value) for key, value in numbers.items()}
+
+
+def environment(experiment: Experiment) -> dict[str, Any]:
+    """What the run ran on, as far as it can explain a difference in numbers or time."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "device": experiment.engine.device,
+        "threads": experiment.engine.threads,
+        "packages": {name: _version(name) for name in PACKAGES},
+        "git": _git(),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+
+
+def _processor() -> str:
+    try:
+        info = Path("/proc/cpuinfo").read_text()
+        return next(
+            line.split(":", 1)[1].strip() for line in info.splitlines() if "model name" in line
+        )
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _git() -> dict[str, Any] | None:
+    """Commit of the source tree fedkd runs from, and whether it was changed since."""
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(here), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        # An installed copy may lie inside somebody else's checkout.
+        if not git("ls-files", str(Path(__file__).name)):
+            return None
+        return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _finite(value: Any) -> Any:
+    """``value`` with numbers that JSON does not have (NaN, infinity) as None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value

@@ -1,0 +1,101 @@
+"""Build a student by name, and speak of its blocks."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from fedkd.errors import FedkdError, nearest
+from fedkd.experiment import StudentTable
+from fedkd.registry import load
+
+
+def build(
+    name: str, shape: tuple[int, ...], classes: int, table: StudentTable, seed_key: int
+) -> nn.Sequential:
+    """A freshly initialised student, in float32 and channels-last memory format.
+
+    The same arguments give the same bits in any process. The global random number generators are
+    left as they were.
+
+    Parameters
+    ----------
+    name : str
+        A name of ``fedkd list students``.
+    shape : tuple of int
+        Shape of one input: ``(channels, height, width)``, or ``(d,)`` for feature vectors.
+    classes : int
+        Number of classes C.
+    table : StudentTable
+        ``norm`` and ``width``.
+    seed_key : int
+        Key of the initialisation (see :func:`fedkd.random.key`).
+
+    Raises
+    ------
+    FedkdError
+        If the name is unknown, the architecture does not fit the input or the table, or what it
+        makes is not a sequence of blocks that ends in ``(B, C)`` logits.
+    """
+    architecture = load("students", name)
+    with torch.random.fork_rng(devices=[]):
+        # torch.manual_seed would reseed the generators of every GPU as well.
+        torch.default_generator.manual_seed(seed_key)
+        student = architecture(tuple(shape), classes, table.norm, table.width)
+        _check(name, student, shape, classes)
+    return student.to(torch.float32).to(memory_format=torch.channels_last)
+
+
+def blocks(student: nn.Sequential) -> tuple[str, ...]:
+    """Names of the student's blocks, from input to output."""
+    return tuple(name for name, _ in student.named_children())
+
+
+def selected(student: nn.Sequential, part: tuple[str, ...]) -> tuple[str, ...]:
+    """The blocks that ``part`` names, in the student's order; an empty part names all.
+
+    ``"head"`` stands for the last block and ``"body"`` for all others, whatever they are called.
+
+    Raises
+    ------
+    FedkdError
+        If a name is not a block; the line names the blocks that the student has.
+    """
+    names = blocks(student)
+    known = {"body": names[:-1], "head": names[-1:], **{name: (name,) for name in names}}
+    for name in part:
+        if name not in known:
+            raise FedkdError(
+                f"part: {name!r} is not a block of this student{nearest(name, list(known))}; "
+                f"its blocks: {', '.join(names)}; also body, head"
+            )
+    wanted = {block for name in part for block in known[name]}
+    return tuple(name for name in names if not part or name in wanted)
+
+
+def part_names(student: nn.Sequential, part: tuple[str, ...] = ()) -> list[str]:
+    """Names of the parameters and buffers in the blocks that ``part`` names, as in the state."""
+    wanted = set(selected(student, part))
+    return [name for name in student.state_dict() if name.split(".", 1)[0] in wanted]
+
+
+def count_parameters(student: nn.Module) -> int:
+    """Number of trainable scalars."""
+    return sum(tensor.numel() for tensor in student.parameters() if tensor.requires_grad)
+
+
+def _check(name: str, student: nn.Module, shape: tuple[int, ...], classes: int) -> None:
+    if not isinstance(student, nn.Sequential) or len(student) < 2:
+        raise FedkdError(
+            f"student.models = {name!r} must give a torch.nn.Sequential of at least two named "
+            f"blocks, not {type(student).__name__}"
+        )
+    student.eval()
+    with torch.no_grad():
+        logits = student(torch.zeros(2, *shape))
+    student.train()
+    if logits.shape != (2, classes):
+        raise FedkdError(
+            f"student.models = {name!r} must end in logits of shape (B, {classes}); "
+            f"got {tuple(logits.shape)} for a batch of 2"
+        )

@@ -1,0 +1,324 @@
+"""The narrow waist: everything a strategy can ask of a client, and how it travels.
+
+A strategy gives a client an :class:`Assignment`, a few steps to do in order, and gets a
+:class:`Reply`. Strategies say nothing else and engines know nothing else: a new method composes
+these steps, a new engine performs them.
+
+On the way they are Flower records: one ``ConfigRecord`` holds every scalar under its dotted path
+(``"0.terms.1.objective"``), and each array, or dictionary of named arrays, is an ``ArrayRecord``
+of its own, so that one sent to many clients is encoded once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    import torch
+    from flwr.app import ArrayRecord, RecordDict
+
+Parameters: TypeAlias = "dict[str, torch.Tensor]"
+"""Named arrays: a student's parameters and buffers, or some of them."""
+
+# --- what work is done on -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples sent along with a step.
+
+    ``inputs`` is ``(K, ...)``: normalised images or representations; ``labels`` is ``(K,)``.
+    """
+
+    inputs: torch.Tensor
+    labels: torch.Tensor | None = None
+
+
+Source = str | Samples
+"""``"private"`` (own training samples), ``"transfer"``, ``"own"`` (own test split), ``"common"``
+(the common test set), ``"validation"``, or samples sent along."""
+
+# --- the terms of a loss --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """Cross-entropy with hard labels.
+
+    ``on`` draws the term's mini-batches from another source than the step's own.
+    """
+
+    weight: float = 1.0
+    on: str | None = None
+
+
+@dataclass(frozen=True)
+class Soft:
+    """Distillation towards soft targets.
+
+    ``targets`` holds one row a sample of the source ``(K, C)``, or with ``per="class"`` one row a
+    class ``(C, C)`` picked by the sample's label. They are what the objective expects:
+    probabilities, or logits for ``mse_logits``. ``temperature`` divides the student's logits;
+    ``tau_squared`` multiplies by its square, which keeps gradients of the same size (Hinton,
+    Vinyals & Dean 2015, section 2.1). ``reach`` names the blocks that the term's gradient may
+    touch; empty means all.
+    """
+
+    targets: torch.Tensor
+    objective: str = "forward_kl"
+    temperature: float = 1.0
+    weight: float = 1.0
+    tau_squared: bool = True
+    per: Literal["sample", "class"] = "sample"
+    reach: tuple[str, ...] = ()
+    on: str | None = None
+
+
+@dataclass(frozen=True)
+class Proximal:
+    """``weight / 2`` times the squared distance to ``anchor`` (FedProx: Li et al. 2020).
+
+    Without an anchor, to the parameters as they are when the step begins.
+    """
+
+    weight: float
+    anchor: Parameters | None = None
+
+
+Term = CrossEntropy | Soft | Proximal
+
+# --- the steps ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Minimise a weighted sum of terms over a source: the one training loop.
+
+    ``epochs`` passes over the source (fractions allowed), at least ``min_steps`` steps. ``part``
+    names the blocks that learn; empty means all. What is not given comes from ``[training]``.
+    Replies with the metric ``key``: the mean loss over the steps of the last pass.
+    """
+
+    on: Source = "private"
+    terms: tuple[Term, ...] = (CrossEntropy(),)
+    epochs: float | None = None
+    min_steps: int | None = None
+    lr: float | None = None
+    part: tuple[str, ...] = ()
+    key: str = "train_loss"
+    student: str = "own"
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Soft labels on a source: ``softmax(logits / temperature)``, or the logits themselves.
+
+    Replies with the array ``key`` of shape ``(M, C)``.
+    """
+
+    on: Source = "transfer"
+    temperature: float = 1.0
+    output: Literal["probabilities", "logits"] = "probabilities"
+    key: str = "soft_labels"
+    student: str = "own"
+
+
+@dataclass(frozen=True)
+class Load:
+    """Take in parameters; ``part`` names the blocks to take, empty means all that are given."""
+
+    parameters: Parameters
+    part: tuple[str, ...] = ()
+    student: str = "own"
+
+
+@dataclass(frozen=True)
+class Share:
+    """Give out parameters; ``part`` names the blocks to give, empty means all.
+
+    Replies with the named arrays ``key``.
+    """
+
+    part: tuple[str, ...] = ()
+    key: str = "parameters"
+    student: str = "own"
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Accuracy, loss (nats) and expected calibration error on a source.
+
+    Replies with the metrics ``{key}_accuracy``, ``{key}_loss`` and ``{key}_ece``.
+    """
+
+    on: Source = "own"
+    key: str = "own"
+    student: str = "own"
+
+
+Step = Fit | Predict | Load | Share | Evaluate
+
+KINDS: dict[str, type] = {
+    kind.__name__: kind
+    for kind in (Samples, CrossEntropy, Soft, Proximal, Fit, Predict, Load, Share, Evaluate)
+}
+
+# --- what travels ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What one client does in one phase of a round.
+
+    ``trial`` is done after ``steps`` and then undone: a model is tried out on the client, and the
+    client is left as it was.
+    """
+
+    client: int
+    round: int
+    phase: str
+    steps: tuple[Step, ...] = ()
+    trial: tuple[Step, ...] = ()
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a client sends back.
+
+    ``samples`` is the number of its private training samples; ``values`` holds the arrays its
+    steps gave, by key; ``metrics`` the numbers; ``error`` a line on what a person did wrong.
+    """
+
+    client: int
+    samples: int = 0
+    values: dict[str, torch.Tensor | Parameters] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    error: str = ""
+
+
+def nbytes(thing: Any) -> int:
+    """Bytes of all arrays in a step, a sequence of steps or a reply's values.
+
+    This is what the knowledge itself takes on the wire; Flower's framing (about 200 bytes an
+    array) and the few hundred bytes that name the steps are not counted.
+    """
+    arrays: dict[str, Any] = {}
+    _flatten(thing, "", {}, arrays)
+    return sum(tensor.nbytes for group in arrays.values() for tensor in group.values())
+
+
+class Codec:
+    """Assignments and replies to Flower records and back.
+
+    One codec serves the messages of one phase: an array that several of them hold is encoded once.
+    """
+
+    STEPS: ClassVar[str] = "work"
+
+    def __init__(self) -> None:
+        # The object is kept beside its record: an id is only unique while its object lives.
+        self._encoded: dict[int, tuple[Any, ArrayRecord]] = {}
+
+    def encode(self, thing: Assignment | Reply) -> RecordDict:
+        """``thing`` as Flower records."""
+        from flwr.app import ConfigRecord, RecordDict
+
+        scalars: dict[str, Any] = {}
+        arrays: dict[str, Any] = {}
+        _flatten(thing, "", scalars, arrays)
+        records = RecordDict({self.STEPS: ConfigRecord(scalars)})
+        for path, group in arrays.items():
+            records[path] = self._arrays(group)
+        return records
+
+    def _arrays(self, group: Mapping[str, torch.Tensor]) -> ArrayRecord:
+        from flwr.app import Array, ArrayRecord
+
+        identity = id(group) if "" not in group else id(group[""])
+        if identity not in self._encoded:
+            held = group if "" not in group else group[""]
+            record = ArrayRecord(
+                {name or "array": Array(_numpy(tensor)) for name, tensor in group.items()}
+            )
+            self._encoded[identity] = (held, record)
+        return self._encoded[identity][1]
+
+
+def decode(records: RecordDict) -> Any:
+    """The assignment or reply that ``records`` hold."""
+    from flwr.app import ArrayRecord
+
+    arrays: dict[str, Any] = {}
+    for path, record in records.items():
+        if isinstance(record, ArrayRecord):
+            group = {name: _tensor(array) for name, array in record.items()}
+            arrays[path] = group["array"] if list(group) == ["array"] else group
+    return _unflatten(dict(records.config_records[Codec.STEPS]), arrays, "")
+
+
+def _numpy(tensor: torch.Tensor) -> Any:
+    return tensor.detach().cpu().contiguous().numpy()
+
+
+def _tensor(array: Any) -> torch.Tensor:
+    import torch
+
+    return torch.from_numpy(array.numpy())
+
+
+ENVELOPES = {kind.__name__: kind for kind in (Assignment, Reply)}
+
+
+def _flatten(thing: Any, path: str, scalars: dict[str, Any], arrays: dict[str, Any]) -> None:
+    """Put every scalar of ``thing`` into ``scalars`` and every array into ``arrays``, by path."""
+
+    def inside(part: str | int) -> str:
+        return f"{path}.{part}" if path else str(part)
+
+    if thing is None:
+        return
+    if isinstance(thing, bool | int | float | str):
+        scalars[path] = thing
+    elif is_dataclass(thing):
+        scalars[inside("kind")] = type(thing).__name__
+        for part in fields(thing):
+            _flatten(getattr(thing, part.name), inside(part.name), scalars, arrays)
+    elif isinstance(thing, tuple | list):
+        scalars[inside("length")] = len(thing)
+        for index, item in enumerate(thing):
+            _flatten(item, inside(index), scalars, arrays)
+    elif isinstance(thing, Mapping):
+        if thing and all(hasattr(value, "detach") for value in thing.values()) and path != "values":
+            arrays[path] = thing
+            return
+        scalars[inside("keys")] = list(thing)
+        for name, value in thing.items():
+            _flatten(value, inside(name), scalars, arrays)
+    else:
+        arrays[path] = {"": thing}
+
+
+def _unflatten(scalars: dict[str, Any], arrays: dict[str, Any], path: str) -> Any:
+    def inside(part: str | int) -> str:
+        return f"{path}.{part}" if path else str(part)
+
+    if path in scalars:
+        return scalars[path]
+    if path in arrays:
+        return arrays[path]
+    if inside("kind") in scalars:
+        name = scalars[inside("kind")]
+        kind = KINDS.get(name) or ENVELOPES[name]
+        values = {
+            part.name: _unflatten(scalars, arrays, inside(part.name)) for part in fields(kind)
+        }
+        return kind(**values)
+    if inside("length") in scalars:
+        count = scalars[inside("length")]
+        return tuple(_unflatten(scalars, arrays, inside(index)) for index in range(count))
+    if inside("keys") in scalars:
+        names = scalars[inside("keys")]
+        return {name: _unflatten(scalars, arrays, inside(name)) for name in names}
+    return None

@@ -1,0 +1,1 @@
+"""Federated methods, one short file each; each says which paper it follows."""

@@ -1,0 +1,43 @@
+"""FedMD: Li & Wang, 2019 (arXiv 1910.03581), algorithm 1: communicate, aggregate, digest, revisit.
+
+The paper's initial training on a *labelled* public set is left out: the transfer set has no labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import Field
+
+from fedkd.distillation.targets import soften
+from fedkd.work import Fit, Predict, Soft, Step
+from strategies.base import DistillOptions, Replies
+from strategies.uniform import Uniform
+
+
+class FedMD(Uniform):
+    """Averages logits, the class scores of the paper, on the transfer set (Li & Wang 2019)."""
+
+    class Options(DistillOptions):
+        """Keys of ``[strategy]``."""
+
+        objective: Literal["mse_logits", "forward_kl"] = "mse_logits"
+        """Digest by matching the mean logits, or their softened probabilities."""
+        tau: float = Field(1.0, gt=0)
+        """Temperature of ``forward_kl``."""
+
+    def learn(self, round: int, client: int) -> Sequence[Step]:
+        """Revisit: train on private data; communicate: send logits on the transfer set."""
+        return [Fit(), Predict(output="logits", key="logits")]
+
+    def fuse(self, round: int, replies: Replies) -> None:
+        """``f = mean_n f_n``, (M, C) logits."""
+        self.fused = replies.stack("logits").mean(0)
+
+    def receive(self, round: int, client: int) -> Sequence[Step]:
+        """Digest: approach the consensus."""
+        if self.options.objective == "mse_logits":
+            return [self.distil(Soft(self.fused, objective="mse_logits"))]
+        targets = soften(self.fused, self.options.tau)
+        return [self.distil(Soft(targets, temperature=self.options.tau))]

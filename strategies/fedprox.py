@@ -1,0 +1,23 @@
+"""FedProx: Li, Sahu, Zaheer, Sanjabi, Talwalkar & Smith, 2020 (arXiv 1812.06127), equation 2."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from fedkd.work import CrossEntropy, Fit, Proximal
+from strategies.base import StrategyOptions
+from strategies.fedavg import FedAvg
+
+
+class FedProx(FedAvg):
+    """FedAvg with a penalty on distance from the global student (Li et al. 2020)."""
+
+    class Options(StrategyOptions):
+        """Keys of ``[strategy]``."""
+
+        mu: float = Field(0.01, ge=0)
+        """Weight of the proximal term; 0 is FedAvg."""
+
+    def local_fit(self) -> Fit:
+        """``CE + mu / 2 * |w - w_global|^2``; the student has just been loaded, so it anchors."""
+        return Fit(terms=(CrossEntropy(), Proximal(self.options.mu)))

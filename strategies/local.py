@@ -1,0 +1,9 @@
+"""Local training only: no knowledge leaves a client. The yardstick of every other method."""
+
+from __future__ import annotations
+
+from strategies.base import KnowledgeStrategy
+
+
+class Local(KnowledgeStrategy):
+    """Clients train on their own data and share nothing."""

@@ -1,0 +1,41 @@
+"""Uniform fusion: every client learns from the plain mean of all clients' soft labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from fedkd.distillation.targets import mix
+from fedkd.work import Fit, Predict, Soft, Step
+from strategies.base import DistillOptions, KnowledgeStrategy, Replies
+
+
+class Uniform(KnowledgeStrategy):
+    """Averages probabilities on the transfer set; the same target for everybody."""
+
+    Options = DistillOptions
+    needs_transfer_set = True
+
+    def learn(self, round: int, client: int) -> Sequence[Step]:
+        """Train on private data, then send soft labels on the transfer set."""
+        return [Fit(), Predict()]
+
+    def fuse(self, round: int, replies: Replies) -> None:
+        """``G = 1/N sum_n F_n``, (M, C)."""
+        clients = len(replies)
+        self.fused = mix(torch.full((1, clients), 1 / clients), replies.stack())[0]
+
+    def receive(self, round: int, client: int) -> Sequence[Step]:
+        """Fine-tune on the fused soft labels."""
+        return [self.distil(Soft(self.fused))]
+
+    def distil(self, soft: Soft) -> Fit:
+        """Training on the transfer set towards ``soft``."""
+        return Fit(
+            "transfer",
+            (soft,),
+            epochs=self.options.distill_epochs,
+            min_steps=0,
+            key="distill_loss",
+        )

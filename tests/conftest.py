@@ -1,0 +1,50 @@
+"""Small experiments that take a second."""
+
+import pytest
+
+from fedkd import registry
+from fedkd.experiment import Experiment
+
+SMALL = """
+name = "small"
+rounds = 2
+[data]
+clients = 4
+samples_per_client = 60
+[data.test]
+common = 60
+[data.transfer]
+size = 80
+[student]
+models = ["mlp"]
+[training]
+local_epochs = 2
+batch_size = 16
+"""
+
+
+@pytest.fixture
+def small():
+    """A function that makes a small experiment on digits with ``key=value`` overrides."""
+    return lambda *overrides: Experiment.from_toml(SMALL, overrides)
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    """Default run folders land in the test's own folder."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _registry_as_it_was(monkeypatch):
+    """What a test registers is gone after it."""
+    monkeypatch.setattr(registry, "_added", dict(registry._added))
+
+
+def measured(run):
+    """The lines of a run without its timings."""
+
+    def strip(line):
+        return {key: value for key, value in line.items() if not key.startswith("seconds")}
+
+    return [strip(line) for line in run.rounds], [strip(line) for line in run.clients]

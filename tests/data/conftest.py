@@ -1,0 +1,68 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fedkd import registry
+from fedkd.data import datasets, writers
+from fedkd.experiment import Experiment
+
+LOADERS = {
+    "digits": datasets.digits,
+    "mnist": datasets.mnist,
+    "fashion-mnist": datasets.fashion_mnist,
+    "cifar10": datasets.cifar10,
+    "cifar100": datasets.cifar100,
+    "emnist": datasets.emnist,
+    "mnist-by-writer": writers.mnist_by_writer,
+    "femnist": writers.femnist,
+}
+
+for name in LOADERS.keys() - set(registry.names("datasets")):
+    registry.register("datasets", name)(LOADERS[name])
+
+
+@pytest.fixture(autouse=True)
+def _no_kept_arrays_one_thread(monkeypatch):
+    monkeypatch.setenv("FEDKD_CACHE", "")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def real_data():
+    """The folder of real data sets; a test that asks for it is skipped where there is none."""
+    folder = os.environ.get("FEDKD_DATA")
+    if not folder:
+        pytest.skip("FEDKD_DATA is not set")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory):
+    """``npz:`` data: 1,200 + 400 distinct images of 4x4, 4 classes, 12 writers of 100 samples."""
+    rng = np.random.default_rng(0)
+    file = tmp_path_factory.mktemp("toy") / "toy.npz"
+    np.savez(
+        file,
+        x=rng.integers(0, 256, (1200, 4, 4), dtype=np.uint8),
+        y=np.tile(np.arange(4), 300),
+        writer=np.repeat(np.arange(12), 100),
+        x_test=rng.integers(0, 256, (400, 4, 4), dtype=np.uint8),
+        y_test=np.tile(np.arange(4), 100),
+    )
+    return f"npz:{file}"
+
+
+@pytest.fixture
+def experiment():
+    """An experiment from the keys of its ``[data]`` table."""
+
+    def make(seed: int = 0, **data: object) -> Experiment:
+        return Experiment.from_dict({"seed": seed, "data": data})
+
+    return make
