@@ -39,7 +39,7 @@ class TestSets(Table):
 class TransferSet(Table):
     """``[data.transfer]``: the unlabelled samples known to everybody."""
 
-    size: int = Field(1000, ge=0)
+    size: int = Field(400, ge=0)
     """Number of samples M; 0 for none."""
     source: str = "train"
     """``train``: taken out of the training part before it is partitioned; or another data set."""
@@ -66,16 +66,16 @@ class DataTable(Table):
     classes_per_client: int = Field(2, ge=1)
     """Classes a client holds under ``pathological``."""
     shards_per_client: int = Field(2, ge=1)
-    """Single-class shards a client holds under ``shards``."""
+    """Shards of the samples, sorted by label, that a client holds under ``shards``."""
     samples_per_client: int | None = Field(None, ge=1)
-    """Training samples a client has, at most; all there are when not given. Own test and
-    validation samples come on top."""
+    """Training samples a client has (where sizes come from the data: at most); all there are when
+    not given. Own test samples come on top, validation samples are taken out."""
     min_samples: int = Field(2, ge=1)
     """Fewest training samples a client may be left with."""
     validation_fraction: float = Field(0.0, ge=0, lt=1)
     """Share of a client's training samples held out for validation."""
     augment: bool = False
-    """Random crops and horizontal flips on training batches."""
+    """Random crops, and horizontal flips of colour images, on training batches."""
     test: TestSets = TestSets()
     transfer: TransferSet = TransferSet()
 

@@ -365,7 +365,9 @@ class KnowledgeStrategy(Strategy):
         wanted = (("own", test.fraction > 0), ("common", test.common > 0))
         return tuple(Evaluate(name, name) for name, there in wanted if there)
 
-    def _messages(self, grid: Grid, kind: str, round: int, assignments: list[Assignment]) -> Iterable[Message]:
+    def _messages(
+        self, grid: Grid, kind: str, round: int, assignments: list[Assignment]
+    ) -> Iterable[Message]:
         codec = Codec()
         self._assigned = {assignment.client: assignment for assignment in assignments}
         for assignment in assignments:
@@ -452,7 +454,8 @@ def _averages(clients: Iterable[dict[str, float]]) -> Line:
     found: dict[str, list[float]] = {}
     for metrics in clients:
         for name, value in _tested(metrics).items():
-            found.setdefault(name, []).append(value)
+            if math.isfinite(value):  # a client that diverged has an accuracy, but no loss
+                found.setdefault(name, []).append(value)
     line: Line = {}
     for name, values in found.items():
         over_clients = spread(values, name)

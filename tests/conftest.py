@@ -29,6 +29,14 @@ def small():
     return lambda *overrides: Experiment.from_toml(SMALL, overrides)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _cache(tmp_path_factory):
+    """What is remembered between runs is remembered for these tests alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEDKD_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path, monkeypatch):
     """Default run folders land in the test's own folder."""
@@ -39,12 +47,3 @@ def _elsewhere(tmp_path, monkeypatch):
 def _registry_as_it_was(monkeypatch):
     """What a test registers is gone after it."""
     monkeypatch.setattr(registry, "_added", dict(registry._added))
-
-
-def measured(run):
-    """The lines of a run without its timings."""
-
-    def strip(line):
-        return {key: value for key, value in line.items() if not key.startswith("seconds")}
-
-    return [strip(line) for line in run.rounds], [strip(line) for line in run.clients]

@@ -16,8 +16,13 @@ def test_every_experiment_reads_back_as_it_was_written():
 def test_overrides_reach_any_key_with_toml_values():
     experiment = Experiment.from_toml(
         "rounds = 3",
-        ["rounds=5", "strategy.beta=3", "strategy.name=knfu", 'student.models=["cnn2", "mlp"]']
-        + ["data.transfer.size=9", "data.download=true"],
+        [
+            "rounds=5",
+            "strategy.beta=3",
+            'student.models=["cnn2", "mlp"]',
+            "data.transfer.size=9",
+            "data.download=true",
+        ],
     )
     assert experiment.rounds == 5
     assert experiment.strategy.options == {"beta": 3}

@@ -162,7 +162,7 @@ def statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     flat = images.reshape(-1, images.shape[-1])
     if flat.dtype == torch.uint8:
         levels = torch.arange(256, dtype=torch.float64) / 255
-        counts = torch.stack([column.bincount(minlength=256) for column in flat.long().T]).double()
+        counts = torch.stack([column.bincount(minlength=256) for column in flat.T]).double()
         mean = counts @ levels / len(flat)
         std = (counts @ levels**2 / len(flat) - mean**2).clamp(min=0).sqrt()
     else:

@@ -53,7 +53,7 @@ class InlineGrid(Grid):
             ttl=ttl or DEFAULT_TTL,
             message_type=message_type,
         )
-        return Message(content=content, metadata=metadata)
+        return Message(content=content, metadata=metadata)  # type: ignore[call-overload]
 
     def get_node_ids(self) -> Iterable[int]:
         """All clients."""

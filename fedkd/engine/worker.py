@@ -48,6 +48,9 @@ class Worker:
         self.device = device(experiment.engine.device)
         self.data = data or load(experiment)
         self.states: dict[int, State] = {}
+        # Mirrored digits and letters are others, or none; photographs are what they were.
+        flip = self.data.task.shape[0] == 3
+        self.augment = partial(augment, flip=flip) if experiment.data.augment else None
         self._modules: dict[tuple[str, str], nn.Sequential] = {}
 
     def perform(self, assignment: Assignment) -> Reply:
@@ -171,7 +174,7 @@ class _Session:
             lr=step.lr,
             part=step.part,
             sources={"private": partial(self.samples, "private")},
-            augment=augment if experiment.data.augment else None,
+            augment=self.worker.augment,
         )
 
     def predict(self, step: Predict, student: nn.Sequential) -> None:

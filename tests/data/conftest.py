@@ -5,23 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedkd import registry
-from fedkd.data import datasets, writers
 from fedkd.experiment import Experiment
-
-LOADERS = {
-    "digits": datasets.digits,
-    "mnist": datasets.mnist,
-    "fashion-mnist": datasets.fashion_mnist,
-    "cifar10": datasets.cifar10,
-    "cifar100": datasets.cifar100,
-    "emnist": datasets.emnist,
-    "mnist-by-writer": writers.mnist_by_writer,
-    "femnist": writers.femnist,
-}
-
-for name in LOADERS.keys() - set(registry.names("datasets")):
-    registry.register("datasets", name)(LOADERS[name])
 
 
 @pytest.fixture(autouse=True)

@@ -128,7 +128,7 @@ def test_kept_data_is_not_used_once_the_files_have_changed(small_mnist, tmp_path
 def test_a_broken_file_is_one_line(small_mnist):
     file = small_mnist / "MNIST" / "raw" / "train-images-idx3-ubyte"
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(FedkdError, match="'mnist' at .* is broken or incomplete") as error:
+    with pytest.raises(FedkdError, match=r"'mnist' at .* is broken or incomplete") as error:
         load_dataset("mnist", small_mnist, False)
     assert "\n" not in str(error.value)
 
@@ -154,7 +154,7 @@ def test_mnist_by_writer_refuses_labels_in_another_order(small_mnist):
 @pytest.mark.parametrize("content", [b"", b"not gzip", gzip.compress(b"short")])
 def test_mnist_by_writer_refuses_broken_labels(small_mnist, content):
     (small_mnist / "QMNIST" / f"{writers.QMNIST_LABELS}.gz").write_bytes(content)
-    with pytest.raises(FedkdError, match="'mnist-by-writer' at .* is broken"):
+    with pytest.raises(FedkdError, match=r"'mnist-by-writer' at .* is broken"):
         load_dataset("mnist-by-writer", small_mnist, False)
 
 
@@ -180,7 +180,7 @@ def test_femnist_is_read_from_leafs_json(tmp_path):
 def test_broken_leaf_json_is_one_line(tmp_path, text):
     (tmp_path / "FEMNIST").mkdir()
     (tmp_path / "FEMNIST" / "all_data.json").write_text(text)
-    with pytest.raises(FedkdError, match="'femnist' at .* is broken or incomplete"):
+    with pytest.raises(FedkdError, match=r"'femnist' at .* is broken or incomplete"):
         load_dataset("femnist", tmp_path, False)
 
 
@@ -293,7 +293,7 @@ def draw(folder, name, pixels):
 @pytest.mark.parametrize("split", [False, True])
 def test_a_folder_of_images_comes_back_as_it_was_saved(tmp_path, colour, split):
     pixels = np.stack([X] * 3, axis=3) if colour else X
-    for part in ("train", "test") if split else ("",):
+    for part in ("train", "test") if split else (".",):
         for number, image in enumerate(pixels):
             draw(tmp_path, f"{part}/{'cat' if number % 2 else 'dog'}/{number:02}.png", image)
     data = load_dataset(f"folder:{tmp_path}", None, False)

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from lines import measured
 
-from conftest import measured
 from fedkd import run
 from fedkd.data.federated import load
 from fedkd.distillation.targets import sharpen

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from lines import measured
 
-from conftest import measured
 from fedkd import FedkdError, check, registry, run
 from fedkd.engine.inline import InlineGrid
 from fedkd.engine.worker import Worker
@@ -159,9 +159,7 @@ def test_a_client_that_changed_while_nobody_measured_is_measured_again(small, tm
         ([Fit(student="twin")], "student 'twin' is not known"),
     ],
 )
-def test_a_method_that_asks_for_the_impossible_hears_it_in_one_line(
-    steps, reason, small, tmp_path
-):
+def test_a_method_that_asks_for_the_impossible_hears_it_in_one_line(steps, reason, small, tmp_path):
     @registry.register("strategies", "impossible")
     class Impossible(KnowledgeStrategy):
         def learn(self, round, client):
