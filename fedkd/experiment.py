@@ -229,7 +229,7 @@ def validated(model: type[Model], values: dict[str, Any], prefix: str = "") -> M
         known = _keys(model, error["loc"][:-1])
         wrong = str(error["loc"][-1])
         raise FedkdError(
-            f"{key} is not a known key{nearest(wrong, known)}; known here: {', '.join(known)}"
+            f"{key} is not a known key{nearest(wrong, known)}; known here: {', '.join(known) or 'none'}"
         )
     if error["type"] == "value_error":
         raise FedkdError(str(error["ctx"]["error"]))

@@ -56,13 +56,10 @@ class Run:
     # --- writing ----------------------------------------------------------------------------
 
     @classmethod
-    def create(
-        cls, experiment: Experiment, folder: Path | None = None, resume: bool = False
-    ) -> Run:
-        """Make the folder, or take it over for ``resume``.
+    def at(cls, experiment: Experiment, folder: Path | None = None, resume: bool = False) -> Run:
+        """The folder for a run of ``experiment``, examined and not yet touched.
 
-        Without ``folder``: ``runs/<name>-<digest>``. A folder that holds the same experiment is
-        begun again; what is not a run, or another experiment, is never touched.
+        Without ``folder``: ``runs/<name>-<digest>``. It may be new, or hold this same experiment.
 
         Raises
         ------
@@ -73,20 +70,20 @@ class Run:
         run = cls(folder)
         if folder.exists() and not folder.is_dir():
             raise FedkdError(f"--out {folder} is a file; a new folder or a run's own is needed")
-        holds = folder.is_dir() and any(folder.iterdir())
-        if holds:
+        if folder.is_dir() and any(folder.iterdir()):
             run._check_same(experiment)
-        if resume:
-            if not (folder / CHECKPOINT).is_dir() and run.summary is None:
-                raise FedkdError(f"--resume: {folder} holds no checkpoint to go on from")
-            return run
-        for name in (ROUNDS, CLIENTS, SUMMARY, PARTITION, ENVIRONMENT):
-            (folder / name).unlink(missing_ok=True)
-        shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        run._write(EXPERIMENT, experiment.to_toml())
-        run._write(ENVIRONMENT, json.dumps(environment(experiment), indent=1))
+        if resume and not (folder / CHECKPOINT).is_dir() and run.summary is None:
+            raise FedkdError(f"--resume: {folder} holds no checkpoint to go on from")
         return run
+
+    def begin(self, experiment: Experiment) -> None:
+        """Make the folder, or empty it of an earlier run of the same experiment."""
+        for name in (ROUNDS, CLIENTS, SUMMARY, PARTITION, ENVIRONMENT):
+            (self.folder / name).unlink(missing_ok=True)
+        self.drop_checkpoint()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._write(EXPERIMENT, experiment.to_toml())
+        self._write(ENVIRONMENT, json.dumps(environment(experiment), indent=1))
 
     def _check_same(self, experiment: Experiment) -> None:
         if not (self.folder / EXPERIMENT).is_file():

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedkd import registry
+from fedkd.data import partitions
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
 from fedkd.results import CHECKPOINT, Run
@@ -71,6 +72,7 @@ def run(
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     begin = time.perf_counter()
     observer = observer or Observer()
+    taken = Run.at(experiment, folder, resume)
     check(experiment)
     if experiment.engine.name == "flower":
         from fedkd.engine.flower import run_on_flower
@@ -80,15 +82,17 @@ def run(
                 "--resume is not possible with engine.name = 'flower': Flower's runtime keeps the "
                 "clients' students; use engine.name = 'inline'"
             )
-        return run_on_flower(experiment, folder, observer)
+        run_on_flower(experiment, taken, observer)
+        return taken
 
     from fedkd.engine.inline import InlineGrid
     from fedkd.engine.worker import Worker
 
-    worker = Worker(experiment)
-    taken = Run.create(experiment, folder, resume)
     if resume and taken.summary is not None:
         return taken
+    worker = Worker(experiment)
+    if not resume:
+        taken.begin(experiment)
     table = experiment.engine
     plan = f"inline: {experiment.data.clients} clients in this process, {worker.device}, "
     plan += f"{table.threads} torch thread{'s' if table.threads > 1 else ''}"
@@ -114,6 +118,7 @@ def check(experiment: Experiment) -> None:
     FedkdError
         One line naming the key, its value and what is allowed.
     """
+    partitions.named(experiment.data.partition)
     for model in experiment.student.models:
         registry.load("students", model)
     registry.load("strategies", experiment.strategy.name).check(experiment)

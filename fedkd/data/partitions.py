@@ -60,17 +60,12 @@ def partition(
     FedkdError
         If the request cannot be met; the line names the keys and values.
     """
-    if table.partition not in PARTITIONS:
-        known = list(PARTITIONS)
-        raise FedkdError(
-            f"data.partition = {table.partition!r} is not known{nearest(table.partition, known)}; "
-            f"known: {', '.join(known)}"
-        )
+    divide = named(table.partition)
     _check_enough(len(labels), table)
     order = np.random.default_rng(key(seed, "data", "order")).permutation(len(labels))
     _, numbered = np.unique(labels[order], return_inverse=True)
     shuffled_writers = None if writers is None else writers[order]
-    parts = PARTITIONS[table.partition](numbered, shuffled_writers, table, seed)
+    parts = divide(numbered, shuffled_writers, table, seed)
     smallest = min(map(len, parts))
     if smallest < least(table):
         raise FedkdError(
@@ -397,3 +392,20 @@ def _quietly() -> Iterator[None]:
     ):
         warnings.simplefilter("ignore")
         yield
+
+
+def named(name: str) -> Partition:
+    """The partition called ``name``.
+
+    Raises
+    ------
+    FedkdError
+        If no such name is known; the line names the nearest and all that are known.
+    """
+    if name not in PARTITIONS:
+        known = list(PARTITIONS)
+        raise FedkdError(
+            f"data.partition = {name!r} is not known{nearest(name, known)}; "
+            f"known: {', '.join(known)}"
+        )
+    return PARTITIONS[name]

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from flwr.app import Context
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
@@ -50,33 +51,47 @@ experiment = ""
 folder = ""
 """
 
-Resolve = Callable[[dict[str, Any]], tuple[Experiment, Path | None]]
-"""From Flower's run config to the experiment and the run's folder (None: the default)."""
+Config = dict[str, Any]
+"""Flower's run config: the same for the server app and the client apps."""
 
 
-def apps(resolve: Resolve) -> tuple[ServerApp, ClientApp]:
-    """The ServerApp and the ClientApp of the experiment that ``resolve`` finds."""
+def server_app(
+    experiment_of: Callable[[Config], Experiment], run_of: Callable[[Config, Experiment], Run]
+) -> ServerApp:
+    """The ServerApp of an experiment.
+
+    ``experiment_of`` finds the experiment, ``run_of`` its folder, made ready to be written to.
+    """
     server = ServerApp()
 
     @server.main()
     def main(grid: Grid, context: Context) -> None:
+        config = dict(context.run_config)
         try:
-            experiment, folder = resolve(dict(context.run_config))
+            experiment = experiment_of(config)
             check(experiment)
-            _set_threads(experiment)
-            device(experiment.engine.device)
+            torch.set_num_threads(experiment.engine.threads)
             data = load(experiment)
-            taken = Run.create(experiment, folder)
+            taken = run_of(config, experiment)
             serve(experiment, taken, lambda _: grid, data, _Log(), "Flower's simulation runtime")
             print(f"fedkd: {taken.folder.resolve()}", flush=True)
         except FedkdError as error:
             print(f"{WRONG_INPUT}{error}", flush=True)
             raise
 
-    return server, client_app(lambda context: _worker(resolve, context), resident=False)
+    return server
 
 
-def run_on_flower(experiment: Experiment, folder: Path | None, observer: Observer) -> Run:
+def node_app(experiment_of: Callable[[Config], Experiment]) -> ClientApp:
+    """The ClientApp of an experiment, for processes that forget their clients."""
+
+    def worker_of(context: Context) -> Worker:
+        return _worker(experiment_of(dict(context.run_config)).to_toml())
+
+    return client_app(worker_of, resident=False)
+
+
+def run_on_flower(experiment: Experiment, taken: Run, observer: Observer) -> None:
     """Run ``experiment`` on Flower's simulation runtime and leave no process behind.
 
     Raises
@@ -87,15 +102,16 @@ def run_on_flower(experiment: Experiment, folder: Path | None, observer: Observe
         The runtime failed, for the reason it gives.
     """
     # What is wrong with the input is found here, in a second, before a runtime is started.
+    device(experiment.engine.device)
     load(experiment)
-    taken = Run.create(experiment, folder)
+    taken.begin(experiment)
     table = experiment.engine
     observer.started(
         taken,
         1,
         experiment.rounds,
         f"flower: {experiment.data.clients} nodes, {table.workers} at work at a time, "
-        f"{table.device}, {table.threads} torch threads each",
+        f"{table.device}, {table.threads} torch thread{'s' if table.threads > 1 else ''} each",
     )
     complaints: list[str] = []
     told = 0
@@ -112,14 +128,14 @@ def run_on_flower(experiment: Experiment, folder: Path | None, observer: Observe
 
     with tempfile.TemporaryDirectory(prefix="fedkd-app-") as app:
         (Path(app) / "pyproject.toml").write_text(APP)
-        config = {"experiment": experiment.to_toml(), "folder": str(taken.folder.resolve())}
+        toml, folder = _located(experiment).to_toml(), str(taken.folder.resolve())
         try:
             run_app(
                 Path(app),
-                config,
+                {"experiment": toml, "folder": folder},
                 nodes=experiment.data.clients,
                 workers=table.workers,
-                gpus_per_client=table.gpus_per_worker,
+                gpus_per_worker=table.gpus_per_worker,
                 stream=stream,
             )
         except RuntimeError:
@@ -127,27 +143,22 @@ def run_on_flower(experiment: Experiment, folder: Path | None, observer: Observe
                 raise FedkdError(complaints[0]) from None
             raise
     stream("")
-    return taken
-
-
-def _resolve(config: dict[str, Any]) -> tuple[Experiment, Path | None]:
-    return Experiment.from_toml(str(config["experiment"])), Path(str(config["folder"]))
-
-
-def _set_threads(experiment: Experiment) -> None:
-    import torch
-
-    torch.set_num_threads(experiment.engine.threads)
-
-
-def _worker(resolve: Resolve, context: Context) -> Worker:
-    return _worker_of(resolve(dict(context.run_config))[0].to_toml())
 
 
 @functools.lru_cache(maxsize=1)
-def _worker_of(toml: str) -> Worker:
+def _worker(toml: str) -> Worker:
     """This process's worker: data sets are loaded once, whichever client comes next."""
     return Worker(Experiment.from_toml(toml))
+
+
+def _located(experiment: Experiment) -> Experiment:
+    """``experiment`` with every path absolute: Flower's processes run in folders of their own."""
+    folder = experiment.data_dir()
+    data: dict[str, Any] = {"data_dir": str(folder.resolve())} if folder else {}
+    kind, colon, path = experiment.data.dataset.partition(":")
+    if colon and Path(path).exists():
+        data["dataset"] = f"{kind}:{Path(path).resolve()}"
+    return experiment.model_copy(update={"data": experiment.data.model_copy(update=data)})
 
 
 class _Log(Observer):
@@ -167,4 +178,10 @@ class _Log(Observer):
 
 _SHOWN = ("own_accuracy_mean", "common_accuracy_mean")
 
-server, client = apps(_resolve)
+
+def _given(config: Config) -> Experiment:
+    return Experiment.from_toml(str(config["experiment"]))
+
+
+server = server_app(_given, lambda config, _: Run(Path(str(config["folder"]))))
+client = node_app(_given)

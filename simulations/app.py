@@ -1,0 +1,36 @@
+"""What ``flwr run .`` runs: an experiment, by name or file, on Flower's own runtime.
+
+::
+
+    flwr run . --run-config 'experiment="quickstart" set="strategy.beta=3 rounds=5"' \\
+        --federation-config 'num-supernodes=10'
+
+The number of nodes must be the experiment's ``data.clients``.
+"""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from fedkd.engine.flower import node_app, server_app
+from fedkd.experiment import Experiment
+from fedkd.results import Run
+from simulations.shipped import experiment_text
+
+
+def _experiment(config: dict[str, Any]) -> Experiment:
+    text = experiment_text(str(config["experiment"]))
+    return Experiment.from_toml(text, shlex.split(str(config["set"])))
+
+
+def _run(config: dict[str, Any], experiment: Experiment) -> Run:
+    out = str(config["out"])
+    run = Run.at(experiment, Path(out) if out else None)
+    run.begin(experiment)
+    return run
+
+
+server = server_app(_experiment, _run)
+client = node_app(_experiment)

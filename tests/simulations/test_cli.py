@@ -1,0 +1,335 @@
+"""What a person sees on the command line."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedkd import registry
+from fedkd.data.partitions import PARTITIONS
+from fedkd.errors import FedkdError
+from fedkd.experiment import Experiment
+from fedkd.results import CHECKPOINT, Run
+from simulations import cli
+
+ROOT = Path(cli.__file__).parent.parent
+SLOW = ("torch", "torchvision", "matplotlib", "flwr", "sklearn", "ray")
+HELP = (
+    *("--help", "run --help", "list --help", "plot --help"),
+    *("plot curves --help", "plot partition --help"),
+)
+BAD = {
+    "rum": "rum",
+    "run": "EXPERIMENT",
+    "run x.toml --colour": "--colour",
+    "run x.toml --seed a": "'a' is not a valid integer",
+    "run x.toml --seed=-1": "seed = -1",
+    "run x.toml --set rounds": "key=value",
+    "run x.toml --set roundz=3": "did you mean 'rounds'?",
+    "run x.toml --set rounds=0": "rounds = 0",
+    "run x.toml --engine inlin": "engine.name = 'inlin'",
+    "run x.toml --set strategy.name=knfo": "did you mean 'knfu'?",
+    "run x.toml --set data.dataset=nothing": "data.dataset = 'nothing'",
+    "run x.toml --set student.models=['nothing']": "student.models = 'nothing'",
+    "run bad.toml": "not valid TOML",
+    "run nowhere.toml": "neither a file nor",
+    "run quickstrat": "did you mean 'quickstart'?",
+    "list strategy": "did you mean 'strategies'?",
+}
+
+
+def line_of(round, **more):
+    accuracies = {"own_accuracy_mean": 0.9, "own_accuracy_std": 0.05, "own_accuracy_worst10": 0.8}
+    accuracies["common_accuracy_mean"] = 0.6
+    line = {
+        "round": round,
+        "left_out": [],
+        "bytes_up": 400_000,
+        "bytes_down": 400_000,
+        "seconds": 1.0,
+    }
+    return (
+        line
+        | accuracies
+        | {"local": {name: v - 0.1 * (v > 0.5) for name, v in accuracies.items()}}
+        | more
+    )
+
+
+class Simulation:
+    """Stands for ``fedkd.run.run``: writes rounds without training anything."""
+
+    def __init__(self):
+        self.each = lambda round, run, observer: {}
+        self.experiment, self.asked = None, {}
+
+    def __call__(self, experiment, folder=None, *, resume=False, observer=None):
+        self.experiment, self.asked = experiment, {"folder": folder, "resume": resume}
+        run = Run.create(experiment, folder)
+        observer.started(run, 1, experiment.rounds, "inline: 10 clients, cpu")
+        for round in range(1, experiment.rounds + 1):
+            for phase in ("learn", "receive"):
+                observer.clients_done(round, 10, 10, phase)
+            line = line_of(round) | self.each(round, run, observer)
+            run.append_round(line, [{"round": round, "client": 0, "stage": "fused"}])
+            observer.round_done(line)
+        sizes = dict.fromkeys(("bytes_up", "bytes_down"), 400000 * experiment.rounds)
+        run.write_summary({"strategy": "knfu", "seconds": 21.0, **sizes})
+        return run
+
+
+@pytest.fixture
+def simulation(monkeypatch):
+    fake = Simulation()
+    monkeypatch.setattr(cli, "simulate", fake)
+    return fake
+
+
+@pytest.fixture(autouse=True)
+def _somewhere(tmp_path, monkeypatch):
+    (tmp_path / "x.toml").write_text('name = "x"\nrounds = 3\n')
+    (tmp_path / "bad.toml").write_text("rounds = = 3")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+
+
+@pytest.fixture
+def fedkd(capsys):
+    """Run a command line in this process: exit code, stdout, stderr."""
+
+    def call(*words):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(words)
+        out, err = capsys.readouterr()
+        return ended.value.code or 0, out, err
+
+    return call
+
+
+# --- help and wrong input -----------------------------------------------------------------------
+
+
+def test_help_and_wrong_input_import_nothing_slow():
+    script = f"""
+import sys
+from simulations.cli import main
+for words in {[*HELP, *BAD]!r}:
+    try:
+        main(words.split())
+    except SystemExit as end:
+        loaded = [name for name in {SLOW!r} if name in sys.modules]
+        assert not loaded, (words, loaded)
+        assert (end.code or 0) == (0 if "--help" in words else 2), (words, end.code)
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    said = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment
+    )
+    assert said.returncode == 0, said.stderr
+
+
+@pytest.mark.parametrize("words", HELP)
+def test_every_help_has_examples(fedkd, words):
+    code, out, _ = fedkd(*words.split())
+    assert code == 0
+    assert "fedkd" in out.split("Examples")[1]
+    assert "[bold]" not in out
+
+
+def test_no_command_shows_the_help(fedkd):
+    assert fedkd() == fedkd("--help")
+
+
+@pytest.mark.parametrize("words", BAD)
+def test_wrong_input_is_one_line_that_names_it(fedkd, words):
+    code, out, err = fedkd(*words.split())
+    assert (code, out) == (2, "")
+    assert err.startswith("fedkd: ")
+    assert err.count("\n") == 1
+    assert BAD[words] in err
+
+
+def test_wrong_input_found_by_the_run_is_one_line(fedkd, simulation):
+    def refuse(round, run, observer):
+        raise FedkdError("data.alpha = 0.001\nleaves a client empty")
+
+    simulation.each = refuse
+    code, out, err = fedkd("run", "x.toml", "--quiet")
+    assert (code, out) == (2, "")
+    assert err == "fedkd: data.alpha = 0.001 leaves a client empty\n"
+
+
+def test_a_bug_keeps_its_traceback(simulation):
+    def fail(round, run, observer):
+        raise ZeroDivisionError
+
+    simulation.each = fail
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["run", "x.toml"])
+
+
+def test_version(fedkd):
+    assert fedkd("--version")[1].startswith("fedkd ")
+
+
+# --- run ----------------------------------------------------------------------------------------
+
+
+def test_the_last_line_of_stdout_is_the_folder(fedkd, simulation):
+    code, out, _ = fedkd("run", "x.toml", "--out", "runs/mine")
+    assert code == 0
+    assert out.splitlines()[-1] == "runs/mine"
+    assert Run.open("runs/mine").rounds
+
+
+def test_quiet_prints_the_folder_and_nothing_else(fedkd, simulation):
+    simulation.each = lambda round, run, observer: observer.warned("beta is large") or {}
+    assert fedkd("run", "x.toml", "--out", "mine", "--quiet") == (0, "mine\n", "")
+
+
+def test_the_table_shows_both_stages_sizes_and_time(fedkd, simulation):
+    _, out, _ = fedkd("run", "x.toml")
+    local, fused = (
+        next(line for line in out.splitlines() if name in line) for name in ("after l", "after f")
+    )
+    assert all(number in local for number in ("80.0 ± 5.0 %", "70.0 %", "50.0 %"))
+    assert all(number in fused for number in ("90.0 ± 5.0 %", "80.0 %", "60.0 %"))
+    assert "3 rounds, 21.0 s, 1.2 MB up, 1.2 MB down" in out
+
+
+@pytest.mark.parametrize("columns", ["20", "40"])
+def test_a_narrow_terminal_still_ends_with_the_folder(fedkd, simulation, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    folder = "a-folder-whose-name-is-longer-than-the-terminal-is-wide"
+    assert fedkd("run", "x.toml", "--out", folder)[1].splitlines()[-1] == folder
+
+
+def test_flags_are_overrides_and_win_over_set(fedkd, simulation):
+    words = ["--set", "seed=1", "--set", "strategy.beta=3", "--seed", "7", "--data-dir", "2024"]
+    fedkd("run", "x.toml", "--engine", "inline", "--resume", "--out", "mine", *words)
+    experiment = simulation.experiment
+    assert (experiment.seed, experiment.strategy.options) == (7, {"beta": 3})
+    assert (experiment.data.data_dir, experiment.engine.name) == ("2024", "inline")
+    assert simulation.asked == {"folder": Path("mine"), "resume": True}
+
+
+def test_a_shipped_experiment_is_found_by_name_from_anywhere(fedkd, simulation):
+    assert fedkd("run", "quickstart")[0] == 0
+    assert simulation.experiment.name == "quickstart"
+
+
+def test_a_log_gets_some_twenty_lines_however_many_rounds(fedkd, simulation):
+    _, _, err = fedkd("run", "x.toml", "--set", "rounds=199")
+    lines = [line for line in err.splitlines() if line.startswith("round ")]
+    assert len(lines) == 20
+    assert lines[-1] == "round 199/199, own 90.0 %, common 60.0 %, 1.0 s"
+    assert "\x1b" not in err
+
+
+def test_a_round_that_was_not_measured_needs_no_accuracy(fedkd, simulation, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "line_of", lambda round: {"round": round})
+    code, out, err = fedkd("run", "x.toml", "--out", "mine")
+    assert (code, out.splitlines()[-1]) == (0, "mine")
+    assert "round 3/3" in err
+
+
+def test_a_warning_is_shown_once(fedkd, simulation):
+    simulation.each = lambda round, run, observer: observer.warned("beta [=3] is large") or {}
+    assert fedkd("run", "x.toml")[2].count("warning: beta [=3] is large") == 1
+
+
+def test_a_client_left_out_is_shown_once_and_counted_at_the_end(fedkd, simulation):
+    entry = {"client": 4, "step": "Predict", "reason": "soft labels hold NaN (row 17)"}
+    simulation.each = lambda round, run, observer: {"left_out": [entry]} if round > 1 else {}
+    _, out, err = fedkd("run", "x.toml")
+    assert err.count("client 4 left out at Predict: soft labels hold NaN (row 17)") == 1
+    assert "client 4 left out of 2 of 3 rounds" in out
+
+
+def test_usage_reports_are_off_unless_the_user_has_set_them(fedkd, monkeypatch):
+    monkeypatch.delenv("FLWR_TELEMETRY_ENABLED", raising=False)
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "1")
+    fedkd("--version")
+    assert os.environ["FLWR_TELEMETRY_ENABLED"] == "0"
+    assert os.environ["RAY_USAGE_STATS_ENABLED"] == "1"
+
+
+# --- Ctrl-C -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("checkpoint", [True, False])
+def test_ctrl_c_leaves_a_readable_folder_and_says_how_to_go_on(fedkd, simulation, checkpoint):
+    def interrupt(round, run, observer):
+        if checkpoint:
+            (run.folder / CHECKPOINT).mkdir(exist_ok=True)
+        if round == 3:
+            raise KeyboardInterrupt
+        return {}
+
+    simulation.each = interrupt
+    code, out, err = fedkd("run", "x.toml", "--out", "mine", "--quiet")
+    assert (code, out) == (130, "mine\n")
+    on = "; go on with --resume" if checkpoint else ""
+    assert err == f"fedkd: interrupted after round 2; the folder is readable{on}\n"
+    assert [line["round"] for line in Run.open("mine").rounds] == [1, 2]
+
+
+def test_ctrl_c_before_there_is_a_folder(fedkd, monkeypatch):
+    def interrupt(*given, **named):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "simulate", interrupt)
+    assert fedkd("run", "x.toml") == (130, "", "fedkd: interrupted before the first round\n")
+
+
+# --- list ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", cli.KINDS)
+def test_list_prints_every_name_with_a_line(fedkd, kind):
+    if kind == "partitions":
+        names = sorted(PARTITIONS)
+    elif kind == "experiments":
+        names = sorted(file.stem for file in (ROOT / "simulations").glob("*.toml"))
+    else:
+        names = registry.names(kind)
+    code, out, _ = fedkd("list", kind)
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()] == names
+    assert all(len(line.split()) > 1 for line in out.splitlines())
+
+
+# --- plot ---------------------------------------------------------------------------------------
+
+
+def test_plot_writes_png_and_pdf_and_prints_their_paths(fedkd, simulation, tmp_path):
+    fedkd("run", "x.toml", "--out", "mine")
+    Run(tmp_path / "mine").write_partition(
+        ["a", "b"], np.array([[3, 0], [1, 2]]), [1, 1], ["cnn2", "cnn2"]
+    )
+    for words, stem in (
+        (["curves", "mine"], "mine/plots/curves"),
+        (["curves", "mine", "--metric", "common_accuracy", "--out", "new/common"], "new/common"),
+        (["partition", "mine"], "mine/plots/partition"),
+    ):
+        code, out, _ = fedkd("plot", *words)
+        assert (code, out.splitlines()) == (0, [f"{stem}.png", f"{stem}.pdf"])
+        assert all(Path(file).stat().st_size > 1000 for file in out.splitlines())
+
+
+@pytest.mark.parametrize("figure", ["curves", "partition"])
+def test_plot_of_what_is_not_a_run_is_one_line(fedkd, figure):
+    code, out, err = fedkd("plot", figure, "nowhere")
+    assert (code, out) == (2, "")
+    assert err == "fedkd: nowhere is not a run's folder: it has no experiment.toml\n"
+
+
+def test_plot_of_a_run_without_rounds_is_one_line(fedkd, tmp_path):
+    Run.create(Experiment(), tmp_path / "empty")
+    for figure in ("curves", "partition"):
+        code, _, err = fedkd("plot", figure, "empty")
+        assert (code, err.count("\n")) == (2, 1)
+        assert "empty has no" in err
