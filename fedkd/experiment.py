@@ -228,9 +228,8 @@ def validated(model: type[Model], values: dict[str, Any], prefix: str = "") -> M
     if error["type"] == "extra_forbidden":
         known = _keys(model, error["loc"][:-1])
         wrong = str(error["loc"][-1])
-        raise FedkdError(
-            f"{key} is not a known key{nearest(wrong, known)}; known here: {', '.join(known) or 'none'}"
-        )
+        here = ", ".join(known) or "none"
+        raise FedkdError(f"{key} is not a known key{nearest(wrong, known)}; known here: {here}")
     if error["type"] == "value_error":
         raise FedkdError(str(error["ctx"]["error"]))
     message = error["msg"][0].lower() + error["msg"][1:]

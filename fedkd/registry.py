@@ -53,9 +53,8 @@ def load(group: str, name: str) -> Any:
     points = _points(group)
     if name not in points:
         known = names(group)
-        raise FedkdError(
-            f"{GROUPS[group]} = {name!r} is not known{nearest(name, known)}; known: {', '.join(known)}"
-        )
+        said = f"{GROUPS[group]} = {name!r} is not known{nearest(name, known)}"
+        raise FedkdError(f"{said}; known: {', '.join(known)}")
     return points[name].load()
 
 

@@ -41,6 +41,8 @@ ROUNDS, CLIENTS, SUMMARY, CHECKPOINT = (
     "summary.json",
     "checkpoint",
 )
+UNLABELLED = {"name", "seed", "rounds", "evaluate_every", "checkpoint_every", "engine"}
+LONGEST_LABEL = 40
 PACKAGES = ("fedkd", "torch", "torchvision", "flwr", "flwr-datasets", "ray", "numpy")
 
 
@@ -76,7 +78,7 @@ class Run:
             raise FedkdError(f"--resume: {folder} holds no checkpoint to go on from")
         return run
 
-    def begin(self, experiment: Experiment) -> None:
+    def begin(self, experiment: Experiment) -> Run:
         """Make the folder, or empty it of an earlier run of the same experiment."""
         for name in (ROUNDS, CLIENTS, SUMMARY, PARTITION, ENVIRONMENT):
             (self.folder / name).unlink(missing_ok=True)
@@ -84,6 +86,7 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._write(EXPERIMENT, experiment.to_toml())
         self._write(ENVIRONMENT, json.dumps(environment(experiment), indent=1))
+        return self
 
     def _check_same(self, experiment: Experiment) -> None:
         if not (self.folder / EXPERIMENT).is_file():
@@ -204,6 +207,51 @@ def spread(values: Sequence[float], name: str) -> dict[str, float]:
     worst = array[: math.ceil(array.size / 10)]
     numbers = {"mean": array.mean(), "std": array.std(), "worst10": worst.mean(), "min": array[0]}
     return {f"{name}_{key}": float(value) for key, value in numbers.items()}
+
+
+def by_seed(runs: Sequence[Run]) -> list[list[Run]]:
+    """Gather runs that differ only in their seed, in the order given; a folder counts once."""
+    groups: dict[str, list[Run]] = {}
+    for run in {run.folder.resolve(): run for run in runs}.values():
+        key = run.experiment.model_copy(update={"seed": 0}).digest()
+        groups.setdefault(key, []).append(run)
+    return list(groups.values())
+
+
+def labels(runs: Sequence[Run]) -> list[str]:
+    """Name runs by their methods and what tells them apart; where that is too much, by folder."""
+    tables = [_flat(run.experiment.model_dump(mode="json")) for run in runs]
+    methods = [run.experiment.strategy.name for run in runs]
+    found = []
+    for table, method in zip(tables, methods):
+        label = method
+        for key, value in table.items():
+            own = key.startswith("strategy.")
+            others = [t for t, m in zip(tables, methods) if m == method or not own]
+            if key != "strategy.name" and any(other.get(key) != value for other in others):
+                label += f", {key.split('.')[-1]} = {_short(value)}"
+        found.append(label)
+    return [
+        label
+        if len(label) <= LONGEST_LABEL and found.count(label) == 1
+        else f"{method}, {run.folder.resolve().name}"
+        for label, method, run in zip(found, methods, runs)
+    ]
+
+
+def _flat(tables: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Every key of an experiment that may stand in a label, as ``table.key``."""
+    flat: dict[str, Any] = {}
+    for key, value in tables.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return {key: value for key, value in flat.items() if key.split(".")[0] not in UNLABELLED}
+
+
+def _short(value: Any) -> str:
+    return "+".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def environment(experiment: Experiment) -> dict[str, Any]:

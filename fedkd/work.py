@@ -236,14 +236,11 @@ class Codec:
     def _arrays(self, group: Mapping[str, torch.Tensor]) -> ArrayRecord:
         from flwr.app import Array, ArrayRecord
 
-        identity = id(group) if "" not in group else id(group[""])
-        if identity not in self._encoded:
-            held = group if "" not in group else group[""]
-            record = ArrayRecord(
-                {name or "array": Array(_numpy(tensor)) for name, tensor in group.items()}
-            )
-            self._encoded[identity] = (held, record)
-        return self._encoded[identity][1]
+        held = group.get("", group)  # a single array has no name
+        if id(held) not in self._encoded:
+            arrays = {name: Array(_numpy(tensor)) for name, tensor in group.items()}
+            self._encoded[id(held)] = (held, ArrayRecord(arrays))
+        return self._encoded[id(held)][1]
 
 
 def decode(records: RecordDict) -> Any:
@@ -254,7 +251,7 @@ def decode(records: RecordDict) -> Any:
     for path, record in records.items():
         if isinstance(record, ArrayRecord):
             group = {name: _tensor(array) for name, array in record.items()}
-            arrays[path] = group["array"] if list(group) == ["array"] else group
+            arrays[path] = group.get("", group)
     return _unflatten(dict(records.config_records[Codec.STEPS]), arrays, "")
 
 

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fedkd.results import FedkdError, Run
+from fedkd.results import FedkdError, Run, by_seed, labels
 from plots.style import COLUMN, look, styled
 
 METRICS = {
@@ -21,8 +21,6 @@ METRICS = {
 BAND = (10, 90)  # percentiles over clients
 MARKERS_A_LINE = 8
 LEGEND_WIDTH = 62  # characters of the legend's font across a column
-LONGEST_LABEL = 40
-UNLABELLED = {"name", "seed", "rounds", "evaluate_every", "checkpoint_every", "engine"}
 
 
 @styled
@@ -40,15 +38,18 @@ def draw(runs: Sequence[Run], metric: str = "own_accuracy") -> Figure:
     """
     if metric not in METRICS:
         raise FedkdError(f"metric {metric!r} is not known; known: {', '.join(METRICS)}")
-    groups = _groups(runs, metric)
+    for run in runs:
+        if not _means(run, metric, "fused"):
+            raise FedkdError(f"{run.folder} has no round with a measured {metric} yet")
+    groups = by_seed(runs)
     counts = [len({run.experiment.seed for run in group}) for group in groups]
     seeds = sorted(set(counts))
     variants: Counter[str] = Counter()
     figure = Figure()
     axes = figure.add_subplot(xlabel="Round", ylabel=METRICS[metric])
     axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
-    labels = _labels([group[0] for group in groups])
-    for group, label, count in zip(groups, labels, counts):
+    titles = labels([group[0] for group in groups])
+    for group, label, count in zip(groups, titles, counts):
         method = group[0].experiment.strategy.name
         style = look(method, variants[method])
         variants[method] += 1
@@ -65,16 +66,6 @@ def draw(runs: Sequence[Run], metric: str = "own_accuracy") -> Figure:
     over = f" ({seeds[0]} seeds)" if len(seeds) == 1 < seeds[0] else ""
     axes.set_title(f"line: mean, band: {BAND[0]}th to {BAND[1]}th percentile of clients{over}")
     return _with_legend(figure)
-
-
-def _groups(runs: Sequence[Run], metric: str) -> list[list[Run]]:
-    """Gather runs that differ only in their seed, in the order given; a folder counts once."""
-    groups: dict[str, list[Run]] = defaultdict(list)
-    for run in {run.folder.resolve(): run for run in runs}.values():
-        if not _means(run, metric, "fused"):
-            raise FedkdError(f"{run.folder} has no round with a measured {metric} yet")
-        groups[run.experiment.model_copy(update={"seed": 0}).digest()].append(run)
-    return list(groups.values())
 
 
 def _means(run: Run, metric: str, stage: str) -> dict[int, float]:
@@ -129,42 +120,6 @@ def _per_client(run: Run, metric: str) -> dict[int, list[float]]:
         if latest:
             found[round] = list(latest.values())
     return found
-
-
-def _labels(runs: list[Run]) -> list[str]:
-    """Name runs by their methods and what tells them apart; where that is too much, by folder."""
-    tables = [_flat(run.experiment.model_dump(mode="json")) for run in runs]
-    methods = [run.experiment.strategy.name for run in runs]
-    labels = []
-    for table, method in zip(tables, methods):
-        label = method
-        for key, value in table.items():
-            own = key.startswith("strategy.")
-            others = [t for t, m in zip(tables, methods) if m == method or not own]
-            if key != "strategy.name" and any(other.get(key) != value for other in others):
-                label += f", {key.split('.')[-1]} = {_short(value)}"
-        labels.append(label)
-    return [
-        label
-        if len(label) <= LONGEST_LABEL and labels.count(label) == 1
-        else f"{method}, {run.folder.resolve().name}"
-        for label, method, run in zip(labels, methods, runs)
-    ]
-
-
-def _flat(tables: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Every key of an experiment that may stand in a label, as ``table.key``."""
-    flat: dict[str, Any] = {}
-    for key, value in tables.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return {key: value for key, value in flat.items() if key.split(".")[0] not in UNLABELLED}
-
-
-def _short(value: Any) -> str:
-    return "+".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _with_legend(figure: Figure) -> Figure:

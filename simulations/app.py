@@ -1,8 +1,8 @@
-"""What ``flwr run .`` runs: an experiment, by name or file, on Flower's own runtime.
+r"""What ``flwr run .`` runs: an experiment, by name or file, on Flower's own runtime.
 
 ::
 
-    flwr run . --run-config 'experiment="quickstart" set="strategy.beta=3 rounds=5"' \\
+    flwr run . --run-config 'experiment="quickstart" set="strategy.beta=3 rounds=5"' \
         --federation-config 'num-supernodes=10'
 
 The number of nodes must be the experiment's ``data.clients``.
@@ -27,9 +27,7 @@ def _experiment(config: dict[str, Any]) -> Experiment:
 
 def _run(config: dict[str, Any], experiment: Experiment) -> Run:
     out = str(config["out"])
-    run = Run.at(experiment, Path(out) if out else None)
-    run.begin(experiment)
-    return run
+    return Run.at(experiment, Path(out) if out else None).begin(experiment)
 
 
 server = server_app(_experiment, _run)

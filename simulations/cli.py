@@ -361,6 +361,20 @@ def _first_comment(file: Path) -> str:
     return next((line.lstrip("# ") for line in lines if line.startswith("#")), "")
 
 
+# --- fedkd compare ------------------------------------------------------------------------------
+
+
+@app.command(epilog=examples("fedkd compare runs/*", "fedkd compare runs/knfu-* runs/local-*"))
+def compare(runs: Annotated[list[Path], typer.Argument(show_default=False)]) -> None:
+    """Put finished runs side by side, as a Markdown table.
+
+    RUNS are folders; those that differ only in their seed are one row, mean ± standard deviation.
+    """
+    from simulations.compare import table
+
+    print(table([Run.open(folder) for folder in runs]))
+
+
 # --- fedkd plot ---------------------------------------------------------------------------------
 
 

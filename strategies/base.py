@@ -2,7 +2,7 @@
 
 A method says what clients do and how their knowledge is fused, in four hooks::
 
-    learn(round, client)     steps of local learning and of giving knowledge; who takes part does them
+    learn(round, client)     steps of local learning and of giving knowledge, for who takes part
     fuse(round, replies)     what the server makes of it
     receive(round, client)   steps in which a client learns from the fused knowledge
     deploy(round, client)    what a client is tested with, and does not keep

@@ -1,4 +1,4 @@
-"""FedAvg: McMahan, Moore, Ramage, Hampson & Aguera y Arcas, 2017 (arXiv 1602.05629), algorithm 1."""
+"""FedAvg: McMahan, Moore, Ramage, Hampson & Aguera y Arcas, 2017 (arXiv 1602.05629)."""
 
 from __future__ import annotations
 

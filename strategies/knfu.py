@@ -1,8 +1,9 @@
-"""KnFu, effective knowledge fusion: Seyedmohammadi, Atapour, Abouei & Mohammadi, 2024
-(arXiv 2403.11892).
+"""KnFu: Seyedmohammadi, Atapour, Abouei & Mohammadi, 2024 (arXiv 2403.11892).
 
-An implementation after the public description: the paper's tables and its remaining equations are
-not known, and every choice it leaves open is an option. A round, N clients, M transfer samples::
+Effective knowledge fusion: evaluate, for each client, how useful every other client's knowledge is,
+and fuse accordingly. An implementation after the public description: the paper's tables and its
+remaining equations are not known, and every choice it leaves open is an option. A round, with N
+clients and M transfer samples::
 
     client n   train on private data;  F_n[x] = softmax(f_n(x) / tau)      (M, C), sent
     server     P_n    = mean_x F_n[x] at tau = 1                           (a) EPD
@@ -151,15 +152,15 @@ class KnFu(KnowledgeStrategy):
         if self.always["uniform"] and not alike and beta > 0:
             self.warn_once(
                 "uniform",
-                f"KnFu fuses uniformly: {contributors:.1f} effective contributors of {clients} since "
-                f"round 1. The clients' class beliefs are too alike for strategy.beta = {beta:g}; "
-                "train longer (training.local_epochs) or raise beta",
+                f"KnFu fuses uniformly: {contributors:.1f} effective contributors of {clients} "
+                "since round 1. The clients' class beliefs are too alike for "
+                f"strategy.beta = {beta:g}; train longer (training.local_epochs) or raise beta",
             )
         if self.always["identity"]:
             self.warn_once(
                 "identity",
-                f"KnFu leaves clients to themselves: mean self-weight {own:.2f} since round 1, so it "
-                f"equals local training plus self-distillation; lower strategy.beta = {beta:g}",
+                f"KnFu leaves clients to themselves: mean self-weight {own:.2f} since round 1, so "
+                f"it equals local training plus self-distillation; lower strategy.beta = {beta:g}",
             )
 
 

@@ -81,6 +81,11 @@ def test_a_reply_survives_with_nan_metrics_and_named_arrays():
     assert (reply.client, reply.samples) == (1, 60)
 
 
+def test_a_single_named_array_is_not_taken_for_an_array():
+    reply = decode(Codec().encode(Reply(1, values={"parameters": {"array": torch.ones(2)}})))
+    assert list(reply.values["parameters"]) == ["array"]
+
+
 def test_an_empty_reply_survives():
     assert same(decode(Codec().encode(Reply(1))), Reply(1))
 

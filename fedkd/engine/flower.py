@@ -147,7 +147,7 @@ def run_on_flower(experiment: Experiment, taken: Run, observer: Observer) -> Non
 
 @functools.lru_cache(maxsize=1)
 def _worker(toml: str) -> Worker:
-    """This process's worker: data sets are loaded once, whichever client comes next."""
+    """The worker of this process: data sets are loaded once, whichever client comes next."""
     return Worker(Experiment.from_toml(toml))
 
 

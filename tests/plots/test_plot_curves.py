@@ -16,7 +16,8 @@ CLIENTS = 10
 def fake_run(folder, method="knfu", seed=0, rounds=(1, 2, 3), accuracy=0.5, **options):
     """A run in which client n has ``accuracy + n / 100`` after fusion, 0.1 less before."""
     strategy = {"name": method, **options}
-    run = Run.create(Experiment.from_dict({"seed": seed, "strategy": strategy}), folder)
+    experiment = Experiment.from_dict({"seed": seed, "strategy": strategy})
+    run = Run.at(experiment, folder).begin(experiment)
     for round in rounds:
         line, clients = {"round": round}, []
         for stage, value in (("local", accuracy - 0.1), ("fused", accuracy)):
@@ -153,7 +154,8 @@ def test_without_clients_lines_the_mean_is_drawn_alone(tmp_path):
 
 def test_runs_that_cannot_be_told_apart_by_their_keys_are_named_by_folder(tmp_path):
     run = fake_run(tmp_path / "a")
-    longer = Run.create(run.experiment.model_copy(update={"rounds": 20}), tmp_path / "b")
+    more = run.experiment.model_copy(update={"rounds": 20})
+    longer = Run.at(more, tmp_path / "b").begin(more)
     longer.append_round({"round": 1, "own_accuracy_mean": 0.5}, [])
     assert legend(draw([run, longer])) == ["knfu, a", "knfu, b"]
 

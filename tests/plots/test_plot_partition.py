@@ -12,7 +12,7 @@ from plots.partition import draw
 
 
 def partitioned(folder, clients, classes):
-    run = Run.create(Experiment(), folder)
+    run = Run.at(Experiment(), folder).begin(Experiment())
     counts = np.arange(clients * classes).reshape(clients, classes) % 7
     names = [f"class {number}" for number in range(classes)]
     run.write_partition(names, counts, [1] * clients, ["cnn2"] * clients)
@@ -57,4 +57,4 @@ def test_labels_never_touch_however_many_clients_and_classes(tmp_path, clients, 
 
 def test_a_run_without_a_partition_is_one_line(tmp_path):
     with pytest.raises(FedkdError, match="no partition"):
-        draw(Run.create(Experiment(), tmp_path))
+        draw(Run.at(Experiment(), tmp_path).begin(Experiment()))

@@ -68,7 +68,7 @@ class Simulation:
 
     def __call__(self, experiment, folder=None, *, resume=False, observer=None):
         self.experiment, self.asked = experiment, {"folder": folder, "resume": resume}
-        run = Run.create(experiment, folder)
+        run = Run.at(experiment, folder).begin(experiment)
         observer.started(run, 1, experiment.rounds, "inline: 10 clients, cpu")
         for round in range(1, experiment.rounds + 1):
             for phase in ("learn", "receive"):
@@ -328,7 +328,7 @@ def test_plot_of_what_is_not_a_run_is_one_line(fedkd, figure):
 
 
 def test_plot_of_a_run_without_rounds_is_one_line(fedkd, tmp_path):
-    Run.create(Experiment(), tmp_path / "empty")
+    Run.at(Experiment(), tmp_path / "empty").begin(Experiment())
     for figure in ("curves", "partition"):
         code, _, err = fedkd("plot", figure, "empty")
         assert (code, err.count("\n")) == (2, 1)
