@@ -1,0 +1,54 @@
+"""All keys of an experiment, from the code: ``python -m simulations.reference``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from fedkd import registry
+from fedkd.experiment import Experiment
+
+HEAD = """# Keys of an experiment
+
+Made by `python -m simulations.reference > docs/experiment.md`; a test holds it to the code.
+"""
+
+
+def reference() -> str:
+    """Every key, its default and what it means, as Markdown."""
+    parts = [HEAD, *_tables("the top of the file", Experiment, "")]
+    parts.append("\n## Options of the strategies\n\nKeys of `[strategy]` besides `name`.\n")
+    for name in registry.names("strategies"):
+        options = registry.load("strategies", name).Options
+        if options.model_fields:
+            parts += _tables(f"`strategy.name = {name!r}`", options, "strategy.", "###")
+    return "\n".join(parts) + "\n"
+
+
+def _tables(title: str, model: type[BaseModel], prefix: str, level: str = "##") -> list[str]:
+    rows, inner = [], []
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            inner += _tables(f"`[{prefix}{name}]`", kind, f"{prefix}{name}.", level)
+        else:
+            meaning = " ".join((field.description or "").split()).replace("``", "`")
+            rows.append(f"| `{prefix}{name}` | {_written(field.default)} | {meaning} |")
+    head = [
+        f"{level} {title[0].upper()}{title[1:]}\n",
+        "| key | default | meaning |",
+        "|---|---|---|",
+    ]
+    return [*head, *rows, "", *inner]
+
+
+def _written(value: Any) -> str:
+    if value is None:
+        return "none"
+    text = str(list(value)) if isinstance(value, tuple) else repr(value)
+    return f"`{text.lower() if isinstance(value, bool) else text}`"
+
+
+if __name__ == "__main__":
+    print(reference(), end="")

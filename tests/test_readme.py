@@ -1,0 +1,44 @@
+"""What the README and the docs say is so."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from fedkd import Run, registry
+from fedkd.experiment import Experiment
+from simulations.reference import reference
+from simulations.shipped import shipped
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_strategy_of_the_readme_runs_as_it_stands(tmp_path, capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    exec(compile(code, "README.md", "exec"), {})
+    (folder,) = (tmp_path / "runs").iterdir()
+    summary = Run.open(folder).summary
+    assert summary["rounds"] == 2
+    assert str(summary["own_accuracy_mean"]) in capsys.readouterr().out
+
+
+def test_the_table_of_methods_is_whole():
+    named = re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE)
+    assert sorted(named) == registry.names("strategies")
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\((docs/[^)]+)\)", README))
+def test_every_link_leads_somewhere(link):
+    assert (ROOT / link).is_file()
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_every_shipped_experiment_is_valid_and_says_what_it_is(name):
+    file = shipped()[name]
+    assert file.read_text().startswith("# ")
+    assert Experiment.from_toml(file.read_text()).name == file.stem
+
+
+def test_the_reference_of_keys_is_that_of_the_code():
+    assert (ROOT / "docs" / "experiment.md").read_text() == reference()
