@@ -3,6 +3,7 @@
 import json
 from collections import OrderedDict
 
+import numpy as np
 import pytest
 import torch
 from lines import measured
@@ -220,15 +221,14 @@ def test_parameters_that_are_not_finite_are_left_out(small, tmp_path):
         ("strategy.objective=mse_logits", r"strategy\.objective = 'mse_logits' is not allowed"),
         ("strategy.objective=kll", r"objective = 'kll' is not known"),
         ("engine.device=tpu9", r"engine\.device = 'tpu9' is not here"),
-        ("student.models=['cnn3']", None),
+        ("student.models=['resnet18'] student.norm=group data.dataset=npz:tiny.npz", r"4x4|4 x 4"),
+        ("student.models=['cnn3'] data.dataset=npz:tiny.npz", r"cnn3.*8"),
         ("student.models=['resnet18']", r"norm"),
     ],
 )
 def test_wrong_input_is_one_line_before_anything_runs(override, line, small, tmp_path):
-    experiment = small("data.samples_per_client=20", override)
-    if line is None:
-        run(experiment, tmp_path / "run")  # eight pixels are just enough for three pools
-        return
+    np.savez("tiny.npz", x=np.zeros((400, 4, 4), np.uint8), y=np.arange(400) % 10)
+    experiment = small("data.samples_per_client=20", *override.split())
     with pytest.raises(FedkdError, match=line) as failure:
         run(experiment, tmp_path / "run")
     assert "\n" not in str(failure.value)

@@ -21,7 +21,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedkd.client import client_app
 from fedkd.data.federated import load
 from fedkd.engine.superlink import run_app
-from fedkd.engine.worker import Worker, device
+from fedkd.engine.worker import Worker
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
 from fedkd.results import Run
@@ -102,8 +102,7 @@ def run_on_flower(experiment: Experiment, taken: Run, observer: Observer) -> Non
         The runtime failed, for the reason it gives.
     """
     # What is wrong with the input is found here, in a second, before a runtime is started.
-    device(experiment.engine.device)
-    load(experiment)
+    Worker(experiment)
     taken.begin(experiment)
     table = experiment.engine
     observer.started(

@@ -52,6 +52,10 @@ class Worker:
         flip = self.data.task.shape[0] == 3
         self.augment = partial(augment, flip=flip) if experiment.data.augment else None
         self._modules: dict[tuple[str, str], nn.Sequential] = {}
+        self._sizes = self.data.sizes().tolist()
+        # A student that does not fit the data is found now, and not in some client's first round.
+        for client in range(min(len(experiment.student.models), self.data.clients)):
+            self.module(client, "own")
 
     def perform(self, assignment: Assignment) -> Reply:
         """Do the steps, keep what the client has become, try the trial, reply."""
@@ -61,7 +65,7 @@ class Worker:
         session.keep()
         session.run(assignment.trial, f"{assignment.phase} trial")
         session.metrics["seconds"] = time.perf_counter() - start
-        samples = int(self.data.sizes()[assignment.client])
+        samples = self._sizes[assignment.client]
         return Reply(assignment.client, samples, session.values, session.metrics)
 
     def state(self, client: int) -> State:
