@@ -47,6 +47,9 @@ from fedkd.work import (
     nbytes,
 )
 
+NODES_COME_WITHIN = 20.0
+"""Seconds to wait for as many nodes as there are clients."""
+
 Line = dict[str, Any]
 OnRound = Callable[[Line, list[Line]], None]
 
@@ -420,7 +423,11 @@ class KnowledgeStrategy(Strategy):
 
     def _identify(self, grid: Grid, timeout: float) -> dict[int, int]:
         """Node id of every client, by asking the nodes which client each of them is."""
-        nodes, codec, clients = list(grid.get_node_ids()), Codec(), self.experiment.data.clients
+        codec, clients = Codec(), self.experiment.data.clients
+        # Nodes of Flower's runtime come to the grid one after another.
+        deadline = time.monotonic() + NODES_COME_WITHIN
+        while len(nodes := list(grid.get_node_ids())) < clients and time.monotonic() < deadline:
+            time.sleep(0.05)
         if len(nodes) != clients:
             raise FedkdError(
                 f"data.clients = {clients}, but the federation has {len(nodes)} nodes; "

@@ -142,6 +142,8 @@ def run_on_flower(experiment: Experiment, taken: Run, observer: Observer) -> Non
                 raise FedkdError(complaints[0]) from None
             raise
     stream("")
+    if taken.summary is None:
+        raise RuntimeError("Flower's runtime ended the run early; its log is above")
 
 
 @functools.lru_cache(maxsize=1)

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import sys
@@ -12,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from subprocess import DEVNULL, PIPE, STDOUT, Popen
+from subprocess import PIPE, STDOUT, Popen
 from typing import IO
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -23,10 +24,6 @@ def _toml(value: str | int | float | bool) -> str:
         return repr(value)  # TOML has inf and nan in this form
     # TOML knows no surrogate escapes, hence raw characters; but it wants DEL escaped.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-def _one_line(text: str) -> str:
-    return " ".join(_ANSI.sub("", text).split())[:600]
 
 
 def _environment(home: str) -> dict[str, str]:
@@ -43,13 +40,18 @@ def _environment(home: str) -> dict[str, str]:
     return env
 
 
-def _spawn(command: list[str], env: dict[str, str], group: int, out: IO[str] | int) -> Popen[str]:
+def _spawn(
+    command: str, env: dict[str, str], processes: list[Popen[str]], out: IO[str] | int = PIPE
+) -> Popen[str]:
     # Off the terminal's process group: Ctrl-C then reaches this process alone, which ends the
     # others. In an empty folder: Ray's actors import from their working directory first.
-    return Popen(
-        command, env=env, cwd=Path(env["FLWR_HOME"], "cwd"), process_group=group,
-        stdin=DEVNULL, stdout=out, stderr=STDOUT, encoding="utf-8", errors="replace",
+    process = Popen(
+        shlex.split(command), env=env, cwd=Path(env["FLWR_HOME"], "cwd"), stdin=PIPE, stdout=out,
+        stderr=STDOUT, process_group=processes[0].pid if processes else 0, encoding="utf-8",
+        errors="replace",
     )  # fmt: skip
+    processes.append(process)
+    return process
 
 
 def _listens(port: int) -> bool:
@@ -57,15 +59,22 @@ def _listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0 and probe.getsockname()[1] != port
 
 
-def _end(leader: Popen[bytes]) -> None:
-    # SIGKILL: nothing here needs saving, and Flower's own way down takes seconds. Without an
-    # init to reap them, as in some containers, members stay as zombies: hence the limit.
+def _end(processes: list[Popen[str]]) -> None:
+    # SIGKILL: nothing here needs saving, and Flower's own way down takes seconds. Where nothing
+    # reaps orphans, as in some containers, they stay in the group as zombies: hence the limit.
     deadline = time.monotonic() + 0.5
     with contextlib.suppress(ProcessLookupError, PermissionError):
         while time.monotonic() < deadline:
-            os.killpg(leader.pid, signal.SIGKILL)
-            leader.poll()
+            os.killpg(processes[0].pid, signal.SIGKILL)
+            for process in processes:
+                process.poll()
             time.sleep(0.02)
+    for process in processes:
+        process.__exit__(None, None, None)  # closes the pipes
+
+
+def _failure(text: str) -> RuntimeError:
+    return RuntimeError(" ".join(_ANSI.sub("", text).split())[:600])
 
 
 def run_app(
@@ -114,40 +123,42 @@ def run_app(
         (home / "config.toml").write_text(text, encoding="utf-8")
         text = "".join(f"{json.dumps(key)} = {_toml(v)}\n" for key, v in run_config.items())
         (home / "run.toml").write_text(text, encoding="utf-8")
-        serve = f"flower-superlink --simulation --isolation process --host 127.0.0.1 --port {port}"
-        work = f"flower-superexec --runtime-api-address 127.0.0.1:{port}"
-        command = ["flwr", "run", str(app_dir.resolve()), "here", "--stream"]
-        command += ["--run-config", str(home / "run.toml"), "--federation-config", federation]
-        # All processes, Ray's too, stay in the group of this one, which ends them when its pipe
-        # is closed: by whatever way this process ends. (A SuperLink left to itself would detach
-        # a SuperExec that nobody finds again.)
-        leader = Popen(["sh", "-c", "cat; kill -9 0"], stdin=PIPE, process_group=0)
+        processes: list[Popen[str]] = []
         try:
+            # All processes, Ray's too, stay in the group of this one, which ends them when its
+            # pipe closes: in whatever way this process ends. (A SuperLink left to itself would
+            # detach a SuperExec that nobody finds again.)
+            _spawn("sh -c 'cat; kill -9 0'", env, processes)
             with (log := home / "log").open("w") as out:
-                superlink = _spawn([*serve.split(), "--insecure"], env, leader.pid, out)
+                command = f"flower-superlink --insecure --host 127.0.0.1 --port {port}"
+                superlink = _spawn(
+                    f"{command} --simulation --isolation process", env, processes, out
+                )
                 while not _listens(port):
                     if superlink.poll() is not None:
-                        raise RuntimeError(f"no SuperLink: {_one_line(log.read_text()[-500:])}")
+                        raise _failure(f"no SuperLink: {log.read_text()[-500:]}")
                     time.sleep(0.05)
-                _spawn([*work.split(), "--insecure"], env, leader.pid, out)
-            run = _spawn(command, env, leader.pid, PIPE)
+                command = f"flower-superexec --insecure --runtime-api-address 127.0.0.1:{port}"
+                _spawn(command, env, processes, out)
+            command = f"flwr run {shlex.quote(str(app_dir.resolve()))} here --stream --run-config"
+            command += f" {home / 'run.toml'} --federation-config '{federation}'"
+            run = _spawn(command, env, processes)
             for line in run.stdout or ():
                 lines.append(_ANSI.sub("", line.rstrip()))
                 if stream:
                     stream(lines[-1])
             if run.wait():
-                box = " ".join(line.strip("│ ") for line in lines if line.startswith("│"))
-                raise RuntimeError(f"flwr run failed: {_one_line(box or ' '.join(lines[-1:]))}")
+                box = [line.strip("│ ") for line in lines if line.startswith("│")]
+                raise _failure(f"flwr run failed: {' '.join(box or lines[-1:])}")
             # The exit code of `flwr run` says nothing about how the run itself went.
-            command = ["flwr", "list", "here", "--format", "json"]
-            answer = (listing := _spawn(command, env, leader.pid, PIPE)).communicate()[0]
-            if listing.returncode or not (runs := json.loads(answer).get("runs")):
-                raise RuntimeError(f"flwr list failed: {_one_line(answer)}")
+            answer = _spawn("flwr list here --format json", env, processes).communicate()[0]
+            if processes[-1].returncode or not (runs := json.loads(answer).get("runs")):
+                raise _failure(f"flwr list failed: {answer}")
             if runs[0]["status"] != "finished:completed":
                 reason = runs[0]["status-details"].split("failed with exception: ", 1)[-1]
                 if "Ending simulation" in reason:  # Ray or its actors could not start
                     causes = (line.split("!! ")[1] for line in lines if "exception occur" in line)
                     reason = next(causes, reason)
-                raise RuntimeError(_one_line(reason))
+                raise _failure(reason)
         finally:
-            _end(leader)
+            _end(processes)
