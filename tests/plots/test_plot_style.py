@@ -78,4 +78,3 @@ def test_drawing_leaves_matplotlibs_settings_as_they_were(tmp_path):
     before = matplotlib.rcParams.copy()
     save(Figure(), tmp_path / "a")
     assert matplotlib.rcParams.copy() == before
-    assert "matplotlib.pyplot" not in sys.modules
