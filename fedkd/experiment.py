@@ -152,6 +152,11 @@ class Experiment(Table):
     """Number of rounds R."""
     participation: float = Field(1.0, gt=0, le=1)
     """Share of clients that take part in a round; at least one."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Chance that a client that was selected drops out of the round before it has done anything;
+    one at least stays."""
+    target_accuracy: float | None = Field(None, gt=0, le=1)
+    """Own accuracy, mean over clients, that the summary counts rounds and bytes up to."""
     evaluate_every: int = Field(1, ge=1)
     """Measure every so many rounds; the last round always is."""
     checkpoint_every: int = Field(5, ge=0)
@@ -224,7 +229,7 @@ def validated(model: type[Model], values: dict[str, Any], prefix: str = "") -> M
         return model.model_validate(values)
     except ValidationError as failure:
         error = failure.errors()[0]
-    key = prefix + ".".join(str(part) for part in error["loc"])
+    key = prefix + ".".join(_written(model, error["loc"]))
     if error["type"] == "extra_forbidden":
         known = _keys(model, error["loc"][:-1])
         wrong = str(error["loc"][-1])
@@ -234,6 +239,20 @@ def validated(model: type[Model], values: dict[str, Any], prefix: str = "") -> M
         raise FedkdError(str(error["ctx"]["error"]))
     message = error["msg"][0].lower() + error["msg"][1:]
     raise FedkdError(f"{key} = {error['input']!r} is not allowed: {message}")
+
+
+def _written(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """``location`` without what pydantic adds for the alternatives of a type."""
+    parts = []
+    for part in location:
+        parts.append(str(part))
+        field = model.model_fields.get(str(part))
+        if field is None or not isinstance(field.annotation, type):
+            break
+        if not issubclass(field.annotation, BaseModel):
+            break
+        model = field.annotation
+    return parts
 
 
 def _keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:

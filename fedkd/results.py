@@ -196,17 +196,38 @@ class Run:
 
 
 def spread(values: Sequence[float], name: str) -> dict[str, float]:
-    """Mean, standard deviation, mean of the worst tenth and minimum of a metric over clients.
+    """Mean, standard deviation, mean of the worst tenth, minimum and Jain's index over clients.
 
     The standard deviation is the population's (the clients are all there are); the worst tenth is
-    ceil(N / 10) clients.
+    ceil(N / 10) clients; Jain's index is (sum x)^2 / (N sum x^2), 1 where all are alike (Jain, Chiu
+    & Hawe 1984).
     """
     array = np.sort(np.asarray(values, dtype=np.float64))
     if array.size == 0:
         return {}
     worst = array[: math.ceil(array.size / 10)]
-    numbers = {"mean": array.mean(), "std": array.std(), "worst10": worst.mean(), "min": array[0]}
+    squares = array.size * np.square(array).sum()
+    numbers = {
+        "mean": array.mean(),
+        "std": array.std(),
+        "worst10": worst.mean(),
+        "min": array[0],
+        "jain": array.sum() ** 2 / squares if squares else 1.0,
+    }
     return {f"{name}_{key}": float(value) for key, value in numbers.items()}
+
+
+def reached(run: Run, target: float) -> dict[str, float | None]:
+    """Rounds and bytes until the mean own accuracy was first at least ``target``; None if never.
+
+    Bytes are those of all clients, up and down, to the end of that round.
+    """
+    spent = 0
+    for line in run.rounds:
+        spent += line["bytes_up"] + line["bytes_down"]
+        if line.get("own_accuracy_mean", -1.0) >= target:
+            return {"rounds_to_target": line["round"], "bytes_to_target": spent}
+    return {"rounds_to_target": None, "bytes_to_target": None}
 
 
 def by_seed(runs: Sequence[Run]) -> list[list[Run]]:

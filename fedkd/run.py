@@ -12,7 +12,7 @@ from fedkd import registry
 from fedkd.data import partitions
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
-from fedkd.results import CHECKPOINT, Run
+from fedkd.results import CHECKPOINT, Run, reached
 
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
@@ -143,7 +143,8 @@ def serve(
     """
     begin = time.perf_counter() if begin is None else begin
     counts = data.label_counts()
-    strategy = registry.load("strategies", experiment.strategy.name)(experiment, data.task, counts)
+    method = registry.load("strategies", experiment.strategy.name)
+    strategy = method(experiment, data.task, counts, data.transfer().inputs)
     first, spent = 1, 0.0
     if resume and worker is not None:
         saved = _read_checkpoint(taken)
@@ -211,6 +212,9 @@ def summarise(taken: Run, seconds: float) -> dict[str, Any]:
         for name, value in last.get("local", {}).items()
         if name.startswith(prefixes)
     }
+    target = experiment.target_accuracy
+    if target is not None:
+        summary |= {"target_accuracy": target, **reached(taken, target)}
     return {
         "strategy": experiment.strategy.name,
         "seed": experiment.seed,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import torch
@@ -15,8 +15,8 @@ from fedkd.distillation.calibration import expected_calibration_error
 from fedkd.distillation.objectives import Objective, traits
 from fedkd.errors import FedkdError
 from fedkd.experiment import TrainingTable
-from fedkd.students import part_names
-from fedkd.work import CrossEntropy, Proximal, Samples, Soft, Term
+from fedkd.students import cut_index, part_names
+from fedkd.work import CrossEntropy, Prototype, Proximal, Samples, Soft, Term
 
 EVALUATION_BATCH = 512
 Augment = Callable[[Tensor, torch.Generator], Tensor]
@@ -70,18 +70,25 @@ def fit(
     min_steps = training.min_steps if min_steps is None else min_steps
     steps = max(math.ceil(epochs * batches.per_epoch - 1e-9), min_steps)
     learning = _learning(student, part)
-    losses = [_Loss(student, term, samples, learning) for term in terms]
     others = {
-        term.on: _Batches(_source(sources, term.on), training.batch_size, generator, augment)
+        on: _Batches(_source(sources, on), training.batch_size, generator, augment)
         for term in terms
-        if not isinstance(term, Proximal) and term.on is not None
+        if (on := _source_of(term)) is not None
     }
+    losses = [
+        _Loss(student, term, samples if on is None else others[on].samples, learning)
+        for term in terms
+        for on in [_source_of(term)]
+    ]
+    cuts = {loss.cut for loss in losses if loss.cut}
     optimiser = _optimiser(list(learning.values()), training, lr or training.lr)
     total = torch.zeros((), device=samples.inputs.device)
-    student.train()
+    for block in student.children():
+        # Statistics of a block that does not learn stay as they are, too.
+        block.train(any(parameter.requires_grad for parameter in block.parameters()))
     for step in range(steps):
-        batch = batches.draw(student)
-        drawn = {on: source.draw(student) for on, source in others.items()}
+        batch = batches.draw(student, cuts)
+        drawn = {on: source.draw(student, cuts) for on, source in others.items()}
         optimiser.zero_grad(set_to_none=True)
         value = torch.zeros((), device=total.device)
         bounded = []
@@ -113,6 +120,27 @@ def predict(student: nn.Sequential, inputs: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
+def represent(student: nn.Sequential, inputs: Tensor, cut: str) -> tuple[Tensor, Tensor]:
+    """Representations ``(K, ...)`` at ``cut`` of inputs ``(K, ...)``, and the logits ``(K, C)``."""
+    student.eval()
+    index = cut_index(student, cut)
+    base, rest = student[:index], student[index:]
+    pairs = [
+        (held, rest(held))
+        for piece in _pieces(len(inputs), inputs.device)
+        for held in [base(take(inputs, piece))]
+    ]
+    return torch.cat([held for held, _ in pairs]), torch.cat([logits for _, logits in pairs])
+
+
+def class_means(values: Tensor, labels: Tensor, classes: int) -> dict[str, Tensor]:
+    """``mean`` ``(C, d)`` of rows ``(K, d)`` by class, 0 where none, and ``count`` ``(C,)``."""
+    count = labels.bincount(minlength=classes)
+    total = values.new_zeros(classes, values.shape[1]).index_add_(0, labels, values)
+    return {"mean": total / count.clamp_min(1)[:, None], "count": count}
+
+
+@torch.inference_mode()
 def evaluate(student: nn.Sequential, samples: Samples) -> dict[str, float]:
     """Accuracy, mean cross-entropy in nats, and expected calibration error on ``samples``."""
     if samples.labels is None or not len(samples.labels):
@@ -140,11 +168,15 @@ def _pieces(count: int, device: torch.device) -> Iterator[Tensor]:
 
 @dataclass(frozen=True)
 class _Batch:
-    """``index`` (B,) into the source, ``labels`` (B,) where there are, ``logits`` (B, C)."""
+    """``index`` (B,) into the source, ``labels`` (B,) where there are, ``logits`` (B, C).
+
+    ``held`` has the representations at the cuts that a term asks for.
+    """
 
     index: Tensor
     labels: Tensor | None
     logits: Tensor
+    held: dict[str, Tensor]
 
 
 class _Batches:
@@ -161,7 +193,7 @@ class _Batches:
         self.per_epoch = max(1, math.ceil(count / size) - (count % size == 1))
         self._queue: list[Tensor] = []
 
-    def draw(self, student: nn.Sequential) -> _Batch:
+    def draw(self, student: nn.Sequential, cuts: Set[str]) -> _Batch:
         if not self._queue:
             order = torch.randperm(len(self.samples.inputs), generator=self.generator)
             order = order.to(self.samples.inputs.device)
@@ -171,7 +203,12 @@ class _Batches:
         if self.augment is not None and inputs.dim() == 4:
             inputs = self.augment(inputs, self.generator)
         labels = self.samples.labels
-        return _Batch(index, None if labels is None else labels[index], student(inputs))
+        held = {}
+        for name, block in student.named_children():
+            inputs = block(inputs)
+            if name in cuts:
+                held[name] = inputs
+        return _Batch(index, None if labels is None else labels[index], inputs, held)
 
 
 class _Loss:
@@ -185,19 +222,34 @@ class _Loss:
         learning: dict[str, nn.Parameter],
     ) -> None:
         self.term = term
-        self.on = None if isinstance(term, Proximal) else term.on
+        self.on = _source_of(term)
         self.reach: list[nn.Parameter] | None = None
+        self.cut = term.cut if isinstance(term, Prototype) else None
         device = samples.inputs.device
+        if isinstance(term, CrossEntropy | Soft) and term.through is not None:
+            self.cut = term.through.cut
+            # Copies: batch statistics among them are written to.
+            given = term.through.parameters.items()
+            self.head = {name: value.to(device, copy=True) for name, value in given}
+        if self.cut is not None:
+            self.above = student[cut_index(student, self.cut) :]
+        if isinstance(term, CrossEntropy | Soft) and term.through is not None:
+            missing = self.above.state_dict().keys() ^ self.head.keys()
+            if missing:
+                raise FedkdError(
+                    f"Head: its parameters are not those of the blocks above {self.cut!r}: "
+                    f"{min(missing)} is in one of them only"
+                )
         if isinstance(term, Soft):
+            if isinstance(term.targets, str):
+                raise FedkdError(
+                    f"Soft: the student {term.targets!r} was not asked for its targets"
+                )
             self.objective: Objective = registry.load("objectives", term.objective)
             squared = term.tau_squared and traits(self.objective).tau_squared
             self.scale = term.weight * (term.temperature**2 if squared else 1)
             self.targets = term.targets.to(device)
-            if (
-                term.per == "sample"
-                and self.on is None
-                and len(self.targets) != len(samples.inputs)
-            ):
+            if term.per == "sample" and len(self.targets) != len(samples.inputs):
                 raise FedkdError(
                     f"Soft: {len(self.targets)} targets for {len(samples.inputs)} samples; "
                     "one row a sample is needed"
@@ -205,6 +257,8 @@ class _Loss:
             if term.reach:
                 names = part_names(student, term.reach)
                 self.reach = [learning[name] for name in names if name in learning]
+        elif isinstance(term, Prototype):
+            self.targets = term.targets.to(device)
         elif isinstance(term, Proximal):
             self.held = list(learning.values())
             anchor = term.anchor or {}
@@ -212,6 +266,8 @@ class _Loss:
                 anchor.get(name, parameter).detach().to(device, copy=True)
                 for name, parameter in learning.items()
             ]
+        if isinstance(term, Soft | Prototype):
+            self.partial = bool(self.targets[:, 0].isnan().any())
 
     def __call__(self, batch: _Batch) -> Tensor:
         term = self.term
@@ -220,17 +276,39 @@ class _Loss:
             return (
                 term.weight / 2 * sum(((p - a).square().sum() for p, a in pairs), torch.zeros(()))
             )
+        if isinstance(term, Prototype):
+            given = batch.held[term.cut].flatten(1)
+            targets, given = self._with_targets(self.targets[_labels(batch, "Prototype")], given)
+            return term.weight * (given - targets).square().mean(1).sum() / len(batch.index)
+        logits = batch.logits
+        if term.through is not None:
+            logits = torch.func.functional_call(
+                self.above, self.head, (batch.held[term.through.cut],)
+            )
         if isinstance(term, CrossEntropy):
-            return term.weight * F.cross_entropy(batch.logits, _labels(batch, "CrossEntropy"))
+            return term.weight * F.cross_entropy(logits, _labels(batch, "CrossEntropy"))
         rows = batch.index if term.per == "sample" else _labels(batch, "Soft per class")
-        pieces = self.objective(batch.logits, self.targets[rows], term.temperature)
-        return self.scale * pieces.mean()
+        targets, logits = self._with_targets(self.targets[rows], logits)
+        pieces = self.objective(logits, targets, term.temperature)
+        return self.scale * pieces.sum() / len(batch.index)
+
+    def _with_targets(self, targets: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
+        """Only the rows that have a target; the others count as samples without a loss."""
+        if not self.partial:
+            return targets, given
+        there = ~targets[:, 0].isnan()
+        return targets[there], given[there]
 
 
 def _labels(batch: _Batch, term: str) -> Tensor:
     if batch.labels is None:
         raise FedkdError(f"{term}: the samples have no labels (the transfer set never has)")
     return batch.labels
+
+
+def _source_of(term: Term) -> str | None:
+    """Where a term draws its own mini-batches from; None: with the step."""
+    return None if isinstance(term, Proximal) else term.on
 
 
 def _source(sources: Mapping[str, Callable[[], Samples]] | None, on: str) -> Samples:

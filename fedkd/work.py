@@ -44,14 +44,27 @@ Source = str | Samples
 
 
 @dataclass(frozen=True)
+class Head:
+    """A frozen head that takes the place of the student's own blocks above ``cut``.
+
+    ``parameters`` are named as those blocks' own are in the student.
+    """
+
+    cut: str
+    parameters: Parameters
+
+
+@dataclass(frozen=True)
 class CrossEntropy:
     """Cross-entropy with hard labels.
 
-    ``on`` draws the term's mini-batches from another source than the step's own.
+    ``on`` draws the term's mini-batches from another source than the step's own; ``through`` puts
+    a frozen head in the place of the student's own.
     """
 
     weight: float = 1.0
     on: str | None = None
+    through: Head | None = None
 
 
 @dataclass(frozen=True)
@@ -59,20 +72,38 @@ class Soft:
     """Distillation towards soft targets.
 
     ``targets`` holds one row a sample of the source ``(K, C)``, or with ``per="class"`` one row a
-    class ``(C, C)`` picked by the sample's label. They are what the objective expects:
-    probabilities, or logits for ``mse_logits``. ``temperature`` divides the student's logits;
+    class ``(C, C)`` picked by the sample's label; a row that begins with NaN is no target and its
+    samples are passed over. They are what the objective expects: probabilities, or logits for
+    ``mse_logits``. The name of a student of the same client stands for what that student says, at
+    ``temperature``, when the step begins. ``temperature`` divides the student's logits;
     ``tau_squared`` multiplies by its square, which keeps gradients of the same size (Hinton,
     Vinyals & Dean 2015, section 2.1). ``reach`` names the blocks that the term's gradient may
     touch; empty means all.
     """
 
-    targets: torch.Tensor
+    targets: torch.Tensor | str
     objective: str = "forward_kl"
     temperature: float = 1.0
     weight: float = 1.0
     tau_squared: bool = True
     per: Literal["sample", "class"] = "sample"
     reach: tuple[str, ...] = ()
+    on: str | None = None
+    through: Head | None = None
+
+
+@dataclass(frozen=True)
+class Prototype:
+    """Representations near per-class means (FedProto: Tan et al. 2022).
+
+    Mean squared difference, over features and samples, between the representation at ``cut`` and
+    the row of ``targets`` ``(C, d)`` that the sample's label picks; a row that begins with NaN is
+    no target and its samples are passed over.
+    """
+
+    targets: torch.Tensor
+    cut: str
+    weight: float = 1.0
     on: str | None = None
 
 
@@ -87,7 +118,7 @@ class Proximal:
     anchor: Parameters | None = None
 
 
-Term = CrossEntropy | Soft | Proximal
+Term = CrossEntropy | Soft | Prototype | Proximal
 
 # --- the steps ------------------------------------------------------------------------------
 
@@ -115,14 +146,48 @@ class Fit:
 class Predict:
     """Soft labels on a source: ``softmax(logits / temperature)``, or the logits themselves.
 
-    Replies with the array ``key`` of shape ``(M, C)``.
+    Replies with the array ``key`` of shape ``(M, C)``. With ``per="class"``: with the named arrays
+    ``key``, ``mean`` ``(C, C)``, the mean over the samples of each class (0 where there are none),
+    and ``count`` ``(C,)``.
     """
 
     on: Source = "transfer"
     temperature: float = 1.0
     output: Literal["probabilities", "logits"] = "probabilities"
+    per: Literal["sample", "class"] = "sample"
     key: str = "soft_labels"
     student: str = "own"
+
+
+@dataclass(frozen=True)
+class Represent:
+    """The representation that block ``cut`` gives of a source.
+
+    Replies with the named arrays ``key``: ``inputs`` ``(K, ...)``, with them ``soft_labels``
+    ``(K, C)`` of the whole student at ``temperature`` and ``labels`` ``(K,)``. ``pool`` averages a
+    feature map over its places first. With ``per="class"``: ``mean`` ``(C, d)``, the mean flattened
+    representation of each class (0 where there are no samples), and ``count`` ``(C,)``.
+    """
+
+    cut: str
+    on: Source = "private"
+    temperature: float = 1.0
+    pool: bool = False
+    per: Literal["sample", "class"] = "sample"
+    key: str = "representation"
+    student: str = "own"
+
+
+@dataclass(frozen=True)
+class Hold:
+    """Have a student called ``student`` from here on; one that the client has stays as it is.
+
+    ``model`` is its architecture; empty: that of the client's own. It starts from the same weights
+    on every client.
+    """
+
+    student: str
+    model: str = ""
 
 
 @dataclass(frozen=True)
@@ -158,11 +223,14 @@ class Evaluate:
     student: str = "own"
 
 
-Step = Fit | Predict | Load | Share | Evaluate
+Step = Fit | Predict | Represent | Hold | Load | Share | Evaluate
 
 KINDS: dict[str, type] = {
     kind.__name__: kind
-    for kind in (Samples, CrossEntropy, Soft, Proximal, Fit, Predict, Load, Share, Evaluate)
+    for kind in (
+        *(Samples, Head, CrossEntropy, Soft, Prototype, Proximal),
+        *(Fit, Predict, Represent, Hold, Load, Share, Evaluate),
+    )
 }
 
 # --- what travels ---------------------------------------------------------------------------
@@ -199,14 +267,15 @@ class Reply:
 
 
 def nbytes(thing: Any) -> int:
-    """Bytes of all arrays in a step, a sequence of steps or a reply's values.
+    """Bytes of all arrays in a step, a sequence of steps or a reply's values, each array once.
 
     This is what the knowledge itself takes on the wire; Flower's framing (about 200 bytes an
     array) and the few hundred bytes that name the steps are not counted.
     """
     arrays: dict[str, Any] = {}
     _flatten(thing, "", {}, arrays)
-    return sum(tensor.nbytes for group in arrays.values() for tensor in group.values())
+    distinct = {id(tensor): tensor for group in arrays.values() for tensor in group.values()}
+    return sum(tensor.nbytes for tensor in distinct.values())
 
 
 class Codec:

@@ -33,8 +33,9 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p", "<", ">")
 LINES: tuple[Any, ...] = ("-", "--", "-.", (0, (1, 1)))
 
 PLACES = (
-    *("knfu", "fedmd", "dsfl", "uniform", "fedavg", "local", "fedprox", "fd"),
+    *("knfu", "fedmd", "dsfl", "uniform", "fedavg", "local", "fedprox", "feddistill"),
     *("fedd2s", "fedgkt", "fml", "feddf", "fedproto", "ditto", "swing"),
+    *("fedavg-ft", "fedper", "fedrep", "ktpfl"),
 )
 """Only ever add at the end: a name's place is its look in all figures."""
 

@@ -364,15 +364,29 @@ def _first_comment(file: Path) -> str:
 # --- fedkd compare ------------------------------------------------------------------------------
 
 
-@app.command(epilog=examples("fedkd compare runs/*", "fedkd compare runs/knfu-* runs/local-*"))
-def compare(runs: Annotated[list[Path], typer.Argument(show_default=False)]) -> None:
+@app.command(
+    epilog=examples(
+        "fedkd compare runs/*",
+        "fedkd compare runs/knfu-* runs/local-*",
+        "fedkd compare runs/* --target 60  [dim]and what it took to reach 60 %[/dim]",
+    )
+)
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", show_default=False)],
+    target: Annotated[
+        float | None,
+        typer.Option(
+            metavar="PERCENT", min=1, max=100, help="Own accuracy to count rounds and bytes up to."
+        ),
+    ] = None,
+) -> None:
     """Put finished runs side by side, as a Markdown table.
 
-    RUNS are folders; those that differ only in their seed are one row, mean ± standard deviation.
+    RUN... are folders; those that differ only in their seed are one row, mean ± standard deviation.
     """
     from simulations.compare import table
 
-    print(table([Run.open(folder) for folder in runs]))
+    print(table([Run.open(folder) for folder in runs], target))
 
 
 # --- fedkd plot ---------------------------------------------------------------------------------
@@ -423,6 +437,36 @@ def partition(run: Annotated[Path, typer.Argument(metavar="RUN")], out: Stem = N
 
     opened = Run.open(run)
     _written(save(draw(opened), out or opened.folder / "plots" / "partition"))
+
+
+@plot.command(
+    epilog=examples(
+        "fedkd plot fairness runs/*",
+        "fedkd plot fairness runs/fedd2s-* runs/fedavg-* --out figures/fairness",
+    )
+)
+def fairness(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...")], out: Stem = None
+) -> None:
+    """Every client's own accuracy at the end: a column per method, with the clients of all seeds.
+
+    RUN... are folders of runs.
+    """
+    from plots.fairness import draw
+    from plots.style import save
+
+    opened = [Run.open(folder) for folder in runs]
+    _written(save(draw(opened), out or opened[0].folder / "plots" / "fairness"))
+
+
+@plot.command(epilog=examples("fedkd plot cuts runs/fedd2s-0a1b2c3d"))
+def cuts(run: Annotated[Path, typer.Argument(metavar="RUN")], out: Stem = None) -> None:
+    """Accuracies and bytes against rounds, and where the cut moves, of the run in folder RUN."""
+    from plots.cuts import draw
+    from plots.style import save
+
+    opened = Run.open(run)
+    _written(save(draw(opened), out or opened.folder / "plots" / "cuts"))
 
 
 def _written(files: Sequence[Path]) -> None:

@@ -7,23 +7,28 @@ from collections.abc import Sequence
 import numpy as np
 
 from fedkd.errors import FedkdError
-from fedkd.results import Run, by_seed, labels
+from fedkd.results import Run, by_seed, labels, reached
 
 ACCURACIES = {
     "own, fused": "own_accuracy_mean",
     "own, local": "own_accuracy_mean_local",
     "own worst 10 %": "own_accuracy_worst10",
+    "own std": "own_accuracy_std",
     "common, fused": "common_accuracy_mean",
     "common, local": "common_accuracy_mean_local",
 }
+JAIN = "own_accuracy_jain"
 
 
-def table(runs: Sequence[Run]) -> str:
+def table(runs: Sequence[Run], target: float | None = None) -> str:
     """A row for all runs that differ only in their seed.
 
     Accuracies in percent, at the end of the last round with the fused knowledge ("fused") and
-    after that round's local training ("local"); ± is the standard deviation over seeds (n - 1),
-    left out for one seed. MB up and down, and seconds, are means a run.
+    after that round's local training ("local"); "own std" is the standard deviation of own
+    accuracy over clients, "own Jain" its Jain's index where any run has it; ± is the standard
+    deviation over seeds (n - 1), left out for one seed. MB up and down, and seconds, are means a
+    run. With ``target``, a mean own accuracy in percent: rounds, and MB both ways, until it was
+    first reached, means over the runs that did, with how many where others did not.
 
     Raises
     ------
@@ -31,25 +36,59 @@ def table(runs: Sequence[Run]) -> str:
         A run has not finished.
     """
     groups = by_seed(runs)
-    heads = ["run", "seeds", *ACCURACIES, "MB up", "MB down", "seconds"]
-    rows = [heads, ["---", *["---:"] * (len(heads) - 1)]]
-    for title, group in zip(labels([group[0] for group in groups]), groups, strict=True):
-        found = []
-        for run in group:
-            if run.summary is None:
-                raise FedkdError(f"{run.folder} has not finished; go on with fedkd run --resume")
-            found.append(run.summary)
+    summaries = [[_summary(run) for run in group] for group in groups]
+    jain = any(JAIN in one for found in summaries for one in found)
+    heads = ["run", "seeds", *ACCURACIES, *["own Jain"] * jain, "MB up", "MB down", "seconds"]
+    if target is not None:
+        heads += [f"{what} to {target:g} %" for what in ("rounds", "MB")]
+    rows = [heads]
+    for title, group, found in zip(
+        labels([group[0] for group in groups]), groups, summaries, strict=True
+    ):
         row = [title, str(len({run.experiment.seed for run in group}))]
         for key in ACCURACIES.values():
             row.append(_spread([100 * one[key] for one in found if key in one]))
+        if jain:
+            row.append(_spread([one[JAIN] for one in found if JAIN in one], digits=3))
         for key in ("bytes_up", "bytes_down"):
             row.append(f"{np.mean([one[key] for one in found]) / 1e6:.2f}")
-        rows.append([*row, f"{np.mean([one['seconds'] for one in found]):.0f}"])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+        row.append(f"{np.mean([one['seconds'] for one in found]):.0f}")
+        rows.append([*row, *(_to_target(group, target) if target is not None else [])])
+    return _markdown(rows)
 
 
-def _spread(values: list[float]) -> str:
+def _summary(run: Run) -> dict[str, float]:
+    if run.summary is None:
+        raise FedkdError(f"{run.folder} has not finished; go on with fedkd run --resume")
+    return run.summary
+
+
+def _spread(values: list[float], digits: int = 1) -> str:
     if not values:
         return "-"
-    deviation = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.1f}{deviation}"
+    deviation = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{deviation}"
+
+
+def _to_target(group: Sequence[Run], target: float) -> list[str]:
+    """Mean rounds and MB until ``target`` percent, over the runs that reached it."""
+    took = [reached(run, target / 100) for run in group]
+    cells = []
+    for key, unit, digits in (("rounds_to_target", 1.0, 1), ("bytes_to_target", 1e6, 2)):
+        values = [value / unit for one in took if (value := one[key]) is not None]
+        few = f" ({len(values)} of {len(group)})" if len(values) < len(group) else ""
+        # A whole number of rounds is written as one.
+        digits = 0 if unit == 1 and sum(values) % max(len(values), 1) == 0 else digits
+        cells.append(f"{np.mean(values):.{digits}f}{few}" if values else "-")
+    return cells
+
+
+def _markdown(rows: list[list[str]]) -> str:
+    """A Markdown table whose columns also line up as plain text; the first row is the heads."""
+    widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    padded = [
+        [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:]))]
+        for row in rows
+    ]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [padded[0], rule, *padded[1:]])

@@ -11,7 +11,7 @@ FOLDER = Path(__file__).parent
 
 def shipped() -> dict[str, Path]:
     """The shipped experiment files, by name."""
-    return {file.stem: file for file in sorted(FOLDER.glob("*.toml"))}
+    return {file.stem: file for file in sorted(FOLDER.glob("*.toml"), key=lambda file: file.stem)}
 
 
 def experiment_text(experiment: str) -> str:

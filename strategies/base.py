@@ -25,6 +25,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from pydantic import Field
+from torch import nn
 
 from fedkd import students
 from fedkd.data.federated import Task
@@ -33,6 +34,7 @@ from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment, Table, validated
 from fedkd.random import generator, key
 from fedkd.results import spread
+from fedkd.server import ServerStudents
 from fedkd.work import (
     Assignment,
     Codec,
@@ -41,6 +43,7 @@ from fedkd.work import (
     Parameters,
     Predict,
     Reply,
+    Represent,
     Share,
     Step,
     decode,
@@ -85,6 +88,11 @@ class Replies:
         """The array ``key`` of all clients: ``(N, ...)``, e.g. soft labels ``(N, M, C)``."""
         return torch.stack([cast(torch.Tensor, reply.values[key]) for reply in self.replies])
 
+    def of(self, client: int, key: str) -> Parameters:
+        """The named arrays ``key`` of one client; empty if it sent none."""
+        (reply,) = (reply for reply in self.replies if reply.client == client)
+        return cast(Parameters, reply.values.get(key, {}))
+
     def parameters(self, key: str = "parameters") -> list[Parameters]:
         """The named arrays ``key`` of each client."""
         return [cast(Parameters, reply.values[key]) for reply in self.replies]
@@ -106,8 +114,12 @@ class KnowledgeStrategy(Strategy):
         Private training samples of each client and class, ``(N, C)``. A server would not know
         them: they are given to :meth:`record` alone, for diagnostics.
 
-    Whatever a subclass stores on itself after ``__init__`` is its state: it goes into checkpoints,
-    and must be tensors, numbers, strings, or lists and dictionaries of them.
+    transfer
+        The transfer set's inputs ``(M, ...)``, known to all.
+
+    Whatever a subclass stores on itself, from :meth:`setup` on, is its state: it goes into
+    checkpoints, and must be tensors, numbers, strings, or lists and dictionaries of them. Students
+    that the server trains are in :attr:`server` and go there too.
     """
 
     Options: ClassVar[type[StrategyOptions]] = StrategyOptions
@@ -116,11 +128,19 @@ class KnowledgeStrategy(Strategy):
     needs_transfer_set: ClassVar[bool] = False
     """Whether clients exchange knowledge on a transfer set."""
 
-    def __init__(self, experiment: Experiment, task: Task, label_counts: torch.Tensor) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        task: Task,
+        label_counts: torch.Tensor,
+        transfer: torch.Tensor | None = None,
+    ) -> None:
         self.check(experiment)
         self.experiment = experiment
         self.task = task
         self.options: Any = self.read_options(experiment)
+        self.transfer = torch.empty(0) if transfer is None else transfer
+        self.server = ServerStudents(experiment)
         self._label_counts = label_counts
         self._nodes: dict[int, int] = {}
         self._assigned: dict[int, Assignment] = {}
@@ -130,8 +150,16 @@ class KnowledgeStrategy(Strategy):
         self.latest: dict[int, dict[str, float]] = {}
         self.changed: list[int] = []
         self._fixed = {*vars(self), "_fixed"} - {"latest", "changed"}
+        self.setup_server()
+        self.setup()
 
     # --- hooks ------------------------------------------------------------------------------
+
+    def setup(self) -> None:
+        """Set what the strategy keeps between rounds."""
+
+    def setup_server(self) -> None:
+        """Add the students that the server trains: at the beginning, and when a run is resumed."""
 
     def select(self, round: int) -> list[int]:
         """Clients that take part: ceil(participation N) of them, drawn without replacement."""
@@ -155,6 +183,13 @@ class KnowledgeStrategy(Strategy):
         """Steps, undone afterwards, that make the student that any client is tested with."""
         return []
 
+    def measure(self, round: int, client: int) -> Sequence[Step]:
+        """Steps, undone afterwards, whose values :meth:`record` needs, in rounds that are measured.
+
+        Their keys begin with ``measure_``: no method would send them, and their bytes do not count.
+        """
+        return []
+
     def record(self, round: int, replies: Replies, label_counts: torch.Tensor) -> Line:
         """Numbers for the round's line. The only place that sees the true label counts (N, C)."""
         return {}
@@ -171,17 +206,20 @@ class KnowledgeStrategy(Strategy):
             self._warned.add(about)
             self._line.setdefault("warnings", []).append(message)
 
-    def initial_parameters(self) -> Parameters:
-        """Parameters of a fresh student, keyed by the seed alone."""
-        architecture = self.experiment.student.models[0]
-        student = students.build(
-            architecture,
-            self.task.shape,
-            self.task.classes,
-            self.experiment.student,
-            key(self.experiment.seed, "student", architecture, "all"),
-        )
-        return {name: value.contiguous() for name, value in student.state_dict().items()}
+    def initial_student(self, model: str = "") -> nn.Sequential:
+        """A fresh student of an architecture, the clients' first unless named.
+
+        It depends on the seed alone, and is what clients begin with where ``Hold`` makes one.
+        """
+        model = model or self.experiment.student.models[0]
+        seed = key(self.experiment.seed, "student", model, "all")
+        shape, classes = self.task.shape, self.task.classes
+        return students.build(model, shape, classes, self.experiment.student, seed)
+
+    def initial_parameters(self, model: str = "") -> Parameters:
+        """The parameters of :meth:`initial_student`."""
+        tensors = self.initial_student(model).state_dict()
+        return {name: value.contiguous() for name, value in tensors.items()}
 
     # --- checks and state -------------------------------------------------------------------
 
@@ -221,12 +259,15 @@ class KnowledgeStrategy(Strategy):
     def state(self) -> dict[str, Any]:
         """All that later rounds depend on, for a checkpoint."""
         kept = {name: value for name, value in vars(self).items() if name not in self._fixed}
-        return kept | {"_warned": sorted(self._warned)}
+        return kept | {"_warned": sorted(self._warned), "_server": self.server.state()}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take in what :meth:`state` gave."""
+        state = dict(state)
+        self._warned = set(state.pop("_warned"))
+        self.server.restore(state.pop("_server"))
         vars(self).update(state)
-        self._warned = set(state["_warned"])
+        self.setup_server()
 
     # --- Flower's two phases ----------------------------------------------------------------
 
@@ -235,14 +276,18 @@ class KnowledgeStrategy(Strategy):
     ) -> Iterable[Message]:
         """Messages with ``learn`` for those who take part."""
         trial = self._tests() if self._due(server_round) else ()
+        staying, gone = self._drop_out(server_round, self.select(server_round))
+        if self.experiment.dropout:
+            self._line["dropped_out"] = gone
         return self._messages(
             grid,
             "train",
             server_round,
             [
-                Assignment(client, server_round, "learn", tuple(steps), trial)
-                for client in self.select(server_round)
+                Assignment(client, server_round, "learn", tuple(steps), (*trial, *measure))
+                for client in staying
                 for steps in [self.learn(server_round, client)]
+                for measure in [self.measure(server_round, client) if trial else ()]
             ],
         )
 
@@ -360,6 +405,15 @@ class KnowledgeStrategy(Strategy):
 
     # --- inside -----------------------------------------------------------------------------
 
+    def _drop_out(self, round: int, selected: list[int]) -> tuple[list[int], list[int]]:
+        """Who of the selected stays and who drops out; one at least stays."""
+        draw = generator(self.experiment.seed, "dropout", round)
+        fate = torch.rand(self.experiment.data.clients, generator=draw)
+        gone = [client for client in selected if fate[client] < self.experiment.dropout]
+        if len(gone) == len(selected):
+            gone.remove(max(gone, key=lambda client: float(fate[client])))
+        return [client for client in selected if client not in gone], gone
+
     def _due(self, round: int) -> bool:
         return round % self.experiment.evaluate_every == 0 or round == self.experiment.rounds
 
@@ -391,7 +445,8 @@ class KnowledgeStrategy(Strategy):
                 raise FedkdError(reply.error)
             answered.add(reply.client)
             self._line["seconds_clients"] += reply.metrics.pop("seconds", 0.0)
-            self._line["bytes_up"] += nbytes(reply.values)
+            sent = {k: value for k, value in reply.values.items() if not k.startswith("measure_")}
+            self._line["bytes_up"] += nbytes(sent)
             self._measured[stage][reply.client] = reply.metrics
             if unfit := self._unfit(reply):
                 step, reason = unfit
@@ -411,9 +466,13 @@ class KnowledgeStrategy(Strategy):
             name = type(step).__name__
             if isinstance(step, Fit) and not math.isfinite(reply.metrics[step.key]):
                 return name, f"{step.key} is {reply.metrics[step.key]}"
-            if isinstance(step, Predict | Share):
+            if isinstance(step, Predict | Represent | Share):
                 value = reply.values[step.key]
-                if isinstance(step, Predict) and step.output == "probabilities":
+                if (
+                    isinstance(step, Predict)
+                    and step.per == "sample"
+                    and step.output == "probabilities"
+                ):
                     reason = check_probabilities(value, step.key)  # type: ignore[arg-type]
                 else:
                     reason = _not_finite(value, step.key)

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 
 import torch
 
-from fedkd.data.federated import Task
-from fedkd.experiment import Experiment
 from fedkd.work import Fit, Load, Parameters, Share, Step
 from strategies.base import KnowledgeStrategy, Replies
 
@@ -17,8 +15,8 @@ class FedAvg(KnowledgeStrategy):
 
     one_architecture = True
 
-    def __init__(self, experiment: Experiment, task: Task, label_counts: torch.Tensor) -> None:
-        super().__init__(experiment, task, label_counts)
+    def setup(self) -> None:
+        """The global student, freshly initialised."""
         self.parameters = self.initial_parameters()
 
     def learn(self, round: int, client: int) -> Sequence[Step]:

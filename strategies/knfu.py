@@ -23,7 +23,6 @@ from pydantic import Field
 from torch import Tensor
 
 from fedkd import registry
-from fedkd.data.federated import Task
 from fedkd.distillation.divergences import DIVERGENCES
 from fedkd.distillation.objectives import traits
 from fedkd.distillation.targets import mix, retemper
@@ -67,8 +66,8 @@ class KnFu(KnowledgeStrategy):
 
     needs_transfer_set = True
 
-    def __init__(self, experiment: Experiment, task: Task, label_counts: Tensor) -> None:
-        super().__init__(experiment, task, label_counts)
+    def setup(self) -> None:
+        """Targets, beliefs and weights, none yet."""
         self.fused: dict[int, Tensor] = {}
         self.epds: dict[int, Tensor] = {}
         self.weights = torch.zeros(0, 0)

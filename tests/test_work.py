@@ -106,9 +106,14 @@ def test_an_array_sent_to_many_is_encoded_once():
 
 
 def test_bytes_are_those_of_the_arrays():
-    arrays = 4 * (2 * 9) + 8 + (4 * 8 + 8 * 4) + 4 * 12 + 4 * 18 + 8
+    arrays = (4 * 18 + 8) + (4 * 8 + 8 * 4) + 4 * 12  # the parameters stand there twice
     assert nbytes(ASSIGNMENT.steps) == arrays
     assert nbytes(Reply(0, values={"soft_labels": torch.rand(7, 10)}).values) == 280
+
+
+def test_an_array_that_stands_twice_travels_once():
+    twice = (Load(PARAMETERS), Load(PARAMETERS, student="global"), Proximal(1.0, PARAMETERS))
+    assert nbytes(twice) == nbytes(PARAMETERS)
 
 
 def test_flower_adds_little_to_the_bytes():

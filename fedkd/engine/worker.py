@@ -5,34 +5,43 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from fedkd import students
+from fedkd import registry, students
 from fedkd.data.augment import augment
 from fedkd.data.federated import FederatedData, load
+from fedkd.distillation.objectives import traits
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
 from fedkd.random import generator, key
-from fedkd.training import evaluate, fit, predict
+from fedkd.training import class_means, evaluate, fit, predict, represent
 from fedkd.work import (
     Assignment,
     Evaluate,
     Fit,
+    Hold,
     Load,
     Parameters,
     Predict,
     Reply,
+    Represent,
     Samples,
     Share,
+    Soft,
     Source,
     Step,
+    Term,
 )
 
 State = dict[str, Parameters]
-"""What a client keeps between assignments: the parameters and buffers of its named students."""
+"""What a client keeps between assignments: the parameters and buffers of its named students.
+
+A student of another architecture than the client's own is kept as ``name:architecture``.
+"""
 
 
 class Worker:
@@ -63,7 +72,11 @@ class Worker:
         session = _Session(self, assignment)
         session.run(assignment.steps, assignment.phase)
         session.keep()
+        state = self.state(assignment.client)
+        kept = set(state)
         session.run(assignment.trial, f"{assignment.phase} trial")
+        for name in state.keys() - kept:
+            del state[name]
         session.metrics["seconds"] = time.perf_counter() - start
         samples = self._sizes[assignment.client]
         return Reply(assignment.client, samples, session.values, session.metrics)
@@ -71,31 +84,45 @@ class Worker:
     def state(self, client: int) -> State:
         """What ``client`` keeps; its initial students if it has not worked yet."""
         if client not in self.states:
-            own = _tensors(self._build(client))
+            whose = client if self.experiment.student.init == "own" else "all"
+            own = _tensors(self._build(self.experiment.architecture(client), whose))
             self.states[client] = {"own": {name: value.clone() for name, value in own.items()}}
         return self.states[client]
 
     def module(self, client: int, student: str) -> nn.Sequential:
         """The client's student, its parameters in place; valid until the next call."""
-        architecture = self.experiment.architecture(client)
-        held = self.state(client).get(student)
-        if held is None:
-            raise FedkdError(
-                f"student {student!r} is not known; known: {', '.join(self.state(client))}"
-            )
+        state = self.state(client)
+        key = self.key(client, student)
+        if key is None:
+            known = ", ".join(name.partition(":")[0] for name in state)
+            raise FedkdError(f"student {student!r} is not known; known: {known}")
+        architecture = key.partition(":")[2] or self.experiment.architecture(client)
         if (architecture, student) not in self._modules:
-            self._modules[architecture, student] = self._build(client).to(self.device)
+            self._modules[architecture, student] = self._build(architecture, "all").to(self.device)
         module = self._modules[architecture, student]
         with torch.no_grad():
             for name, tensor in _tensors(module).items():
-                tensor.copy_(held[name])
+                tensor.copy_(state[key][name])
         return module
 
-    def _build(self, client: int) -> nn.Sequential:
-        table, seed = self.experiment.student, self.experiment.seed
-        architecture = self.experiment.architecture(client)
-        whose = client if table.init == "own" else "all"
-        task = self.data.task
+    def key(self, client: int, student: str) -> str | None:
+        """What ``student`` is kept as in the client's state; None if there is none."""
+        names = self.state(client)
+        return next((name for name in names if name.partition(":")[0] == student), None)
+
+    def hold(self, client: int, student: str, model: str) -> None:
+        """Give ``client`` a student of this name, unless it has one."""
+        if ":" in student:
+            raise FedkdError(f"Hold: student = {student!r} is not allowed: a name has no colon")
+        if self.key(client, student) is not None:
+            return
+        own = self.experiment.architecture(client)
+        fresh = _tensors(self._build(model or own, "all"))
+        name = student if model in ("", own) else f"{student}:{model}"
+        self.state(client)[name] = {key: value.clone() for key, value in fresh.items()}
+
+    def _build(self, architecture: str, whose: int | str) -> nn.Sequential:
+        table, seed, task = self.experiment.student, self.experiment.seed, self.data.task
         return students.build(
             architecture, task.shape, task.classes, table, key(seed, "student", architecture, whose)
         )
@@ -130,19 +157,21 @@ class _Session:
         self.changed: set[str] = set()
 
     def run(self, steps: tuple[Step, ...], phase: str) -> None:
-        fits: Counter[str] = Counter()
+        fits: Counter[tuple[str, str]] = Counter()
         for step in steps:
-            if step.student not in self.students:
-                self.students[step.student] = self.worker.module(
-                    self.assignment.client, step.student
-                )
-            student = self.students[step.student]
+            if isinstance(step, Hold):
+                self.worker.hold(self.assignment.client, step.student, step.model)
+                continue
+            student = self.student(step.student)
             if isinstance(step, Fit):
                 on = step.on if isinstance(step.on, str) else "samples"
-                self.fit(step, student, f"{phase} {on} {fits[on]}")
-                fits[on] += 1
+                purpose = f"{phase} {on} {fits[on, step.student]}"
+                fits[on, step.student] += 1
+                self.fit(step, student, purpose)
             elif isinstance(step, Predict):
                 self.predict(step, student)
+            elif isinstance(step, Represent):
+                self.represent(step, student)
             elif isinstance(step, Load):
                 self.load(step, student)
             elif isinstance(step, Share):
@@ -153,13 +182,20 @@ class _Session:
                 found = evaluate(student, self.samples(step.on))
                 self.metrics |= {f"{step.key}_{name}": value for name, value in found.items()}
 
+    def student(self, name: str) -> nn.Sequential:
+        """The client's student of this name, as it is by now."""
+        if name not in self.students:
+            self.students[name] = self.worker.module(self.assignment.client, name)
+        return self.students[name]
+
     def keep(self) -> None:
         """Make the students, as they are now, the client's own."""
         state = self.worker.state(self.assignment.client)
         with torch.no_grad():
             for name in self.changed:
+                kept = state[self.worker.key(self.assignment.client, name) or name]
                 for key, tensor in _tensors(self.students[name]).items():
-                    state[name][key].copy_(tensor)
+                    kept[key].copy_(tensor)
 
     def samples(self, on: Source) -> Samples:
         return self.worker.samples(self.assignment.client, on)
@@ -167,10 +203,11 @@ class _Session:
     def fit(self, step: Fit, student: nn.Sequential, purpose: str) -> None:
         experiment, assignment = self.worker.experiment, self.assignment
         self.changed.add(step.student)
+        samples = self.samples(step.on)
         self.metrics[step.key] = fit(
             student,
-            self.samples(step.on),
-            step.terms,
+            samples,
+            [self.resolved(term, samples) for term in step.terms],
             experiment.training,
             generator(experiment.seed, "fit", assignment.client, assignment.round, purpose),
             epochs=step.epochs,
@@ -181,11 +218,42 @@ class _Session:
             augment=self.worker.augment,
         )
 
+    def resolved(self, term: Term, samples: Samples) -> Term:
+        """``term`` with what another student says in the place of that student's name."""
+        if not isinstance(term, Soft) or not isinstance(term.targets, str):
+            return term
+        source = samples if term.on is None else self.samples(term.on)
+        logits = predict(self.student(term.targets), source.inputs).clone()
+        if traits(registry.load("objectives", term.objective)).targets == "probabilities":
+            logits = (logits / term.temperature).softmax(1)
+        return replace(term, targets=logits)
+
     def predict(self, step: Predict, student: nn.Sequential) -> None:
-        logits = predict(student, self.samples(step.on).inputs)
+        samples = self.samples(step.on)
+        given = predict(student, samples.inputs).clone()
         if step.output == "probabilities":
-            logits = (logits / step.temperature).softmax(1)
-        self.values[step.key] = logits.cpu().clone()
+            given = (given / step.temperature).softmax(1)
+        self.values[step.key] = (
+            given.cpu() if step.per == "sample" else self.class_means(given, samples)
+        )
+
+    def represent(self, step: Represent, student: nn.Sequential) -> None:
+        samples = self.samples(step.on)
+        held, logits = (found.clone() for found in represent(student, samples.inputs, step.cut))
+        if step.pool and held.dim() == 4:
+            held = held.mean((2, 3))
+        if step.per == "class":
+            self.values[step.key] = self.class_means(held.flatten(1), samples)
+            return
+        labels = {} if samples.labels is None else {"labels": samples.labels.cpu()}
+        soft_labels = (logits / step.temperature).softmax(1).cpu()
+        self.values[step.key] = {"inputs": held.cpu(), "soft_labels": soft_labels, **labels}
+
+    def class_means(self, values: Tensor, samples: Samples) -> Parameters:
+        if samples.labels is None:
+            raise FedkdError("per class: the samples have no labels (the transfer set never has)")
+        means = class_means(values, samples.labels, self.worker.data.task.classes)
+        return {name: value.cpu() for name, value in means.items()}
 
     def load(self, step: Load, student: nn.Sequential) -> None:
         self.changed.add(step.student)

@@ -4,6 +4,13 @@
 ``"block.…"``; the last block is the head, all others are the body.
 """
 
-from fedkd.students.build import blocks, build, count_parameters, part_names, selected
+from fedkd.students.build import (
+    blocks,
+    build,
+    count_parameters,
+    cut_index,
+    part_names,
+    selected,
+)
 
-__all__ = ["blocks", "build", "count_parameters", "part_names", "selected"]
+__all__ = ["blocks", "build", "count_parameters", "cut_index", "part_names", "selected"]

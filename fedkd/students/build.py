@@ -73,6 +73,25 @@ def selected(student: nn.Sequential, part: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(name for name in names if not part or name in wanted)
 
 
+def cut_index(student: nn.Sequential, cut: str) -> int:
+    """Number of blocks below ``cut``, which is named by the last of them.
+
+    ``student[:index]`` gives the representation and ``student[index:]`` makes logits of it.
+
+    Raises
+    ------
+    FedkdError
+        If there is no such cut; the line names the cuts that the student has.
+    """
+    cuts = blocks(student)[:-1]
+    if cut not in cuts:
+        raise FedkdError(
+            f"cut {cut!r} is not a cut of this student{nearest(cut, list(cuts))}; "
+            f"its cuts, named by the block below: {', '.join(cuts)}"
+        )
+    return cuts.index(cut) + 1
+
+
 def part_names(student: nn.Sequential, part: tuple[str, ...] = ()) -> list[str]:
     """Names of the parameters and buffers in the blocks that ``part`` names, as in the state."""
     wanted = set(selected(student, part))

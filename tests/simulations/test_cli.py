@@ -19,7 +19,8 @@ ROOT = Path(cli.__file__).parent.parent
 SLOW = ("torch", "torchvision", "matplotlib", "flwr", "sklearn", "ray")
 HELP = (
     *("--help", "run --help", "list --help", "plot --help"),
-    *("plot curves --help", "plot partition --help"),
+    *("plot curves --help", "plot partition --help", "plot fairness --help", "plot cuts --help"),
+    "compare --help",
 )
 BAD = {
     "rum": "rum",

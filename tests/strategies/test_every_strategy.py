@@ -11,8 +11,10 @@ from fedkd.work import Fit
 from strategies.base import KnowledgeStrategy
 
 ALL = registry.names("strategies")
-NEED_TRANSFER = ["dsfl", "fedmd", "knfu", "uniform"]
-AVERAGE_PARAMETERS = ["fedavg", "fedprox"]
+SEND_LABELS = ["dsfl", "fedmd", "knfu", "ktpfl", "uniform"]
+NEED_TRANSFER = [*SEND_LABELS, "feddf"]
+AVERAGE_PARAMETERS = ["fedavg", "fedavg-ft", "feddf", "fedprox"]
+ONE_ARCHITECTURE = [*AVERAGE_PARAMETERS, "ditto", "fedper", "fedrep"]
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -60,7 +62,7 @@ def test_another_seed_gives_other_numbers(name, small, tmp_path):
     assert measured(runs[0]) != measured(runs[1])
 
 
-@pytest.mark.parametrize("name", NEED_TRANSFER)
+@pytest.mark.parametrize("name", SEND_LABELS)
 def test_soft_labels_are_what_is_counted_as_bytes(name, small, tmp_path):
     done = run(small(f"strategy.name={name}", "rounds=1"), tmp_path / "run")
     labels = 4 * 80 * 10 * 4  # clients, transfer samples, classes, bytes of a float32
@@ -79,14 +81,14 @@ def test_local_training_sends_nothing(small, tmp_path):
     assert (summary["bytes_up"], summary["bytes_down"]) == (0, 0)
 
 
-@pytest.mark.parametrize("name", NEED_TRANSFER)
+@pytest.mark.parametrize("name", SEND_LABELS)
 def test_architectures_may_differ_where_soft_labels_are_exchanged(name, small, tmp_path):
     experiment = small(f"strategy.name={name}", "student.models=['cnn2', 'mlp']", "rounds=1")
     done = run(experiment, tmp_path / "run")
     assert [client["student"] for client in done.partition["clients"]] == ["cnn2", "mlp"] * 2
 
 
-@pytest.mark.parametrize("name", AVERAGE_PARAMETERS)
+@pytest.mark.parametrize("name", ONE_ARCHITECTURE)
 def test_architectures_must_agree_where_parameters_are_averaged(name, small):
     with pytest.raises(FedkdError, match=r"student\.models = \['cnn2', 'mlp'\] is not allowed"):
         check(small(f"strategy.name={name}", "student.models=['cnn2', 'mlp']"))

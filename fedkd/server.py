@@ -1,0 +1,119 @@
+"""Students that the server trains, with the same loop as the clients."""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fedkd import students
+from fedkd.data.federated import Task
+from fedkd.engine.worker import device
+from fedkd.experiment import Experiment
+from fedkd.random import generator, key
+from fedkd.training import fit, predict
+from fedkd.work import Parameters, Samples, Term
+
+
+class ServerStudents:
+    """Students on the server, by name: a global student, heads on uploaded representations.
+
+    Their parameters are part of a strategy's state, so a resumed run goes on with them.
+    """
+
+    def __init__(self, experiment: Experiment) -> None:
+        self._experiment = experiment
+        self._device = device(experiment.engine.device)
+        self._students: dict[str, nn.Sequential] = {}
+        self._saved: dict[str, Parameters] = {}
+        self._fits: Counter[tuple[str, int]] = Counter()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._students or name in self._saved
+
+    def add(self, name: str, make: Callable[[], nn.Sequential]) -> None:
+        """Have a student called ``name``, made by ``make`` unless it is there already."""
+        if name in self._students:
+            return
+        student = make().to(self._device)
+        if name in self._saved:
+            student.load_state_dict(self._saved.pop(name))
+        self._students[name] = student
+
+    def fit(
+        self,
+        name: str,
+        round: int,
+        samples: Samples,
+        terms: Sequence[Term],
+        epochs: float,
+        *,
+        min_steps: int = 0,
+        lr: float | None = None,
+        batch_size: int | None = None,
+    ) -> float:
+        """Train the student ``name`` on ``samples``; the mean loss of the last pass."""
+        self._fits[name, round] += 1
+        training = self._experiment.training
+        if batch_size is not None:
+            training = training.model_copy(update={"batch_size": batch_size})
+        purpose = ("server", name, round, self._fits[name, round])
+        labels = None if samples.labels is None else samples.labels.to(self._device)
+        return fit(
+            self._students[name],
+            Samples(samples.inputs.to(self._device), labels),
+            terms,
+            training,
+            generator(self._experiment.seed, "fit", *purpose),
+            epochs=epochs,
+            min_steps=min_steps,
+            lr=lr,
+        )
+
+    def predict(self, name: str, inputs: Tensor) -> Tensor:
+        """Logits ``(K, C)``."""
+        return predict(self._students[name], inputs.to(self._device)).clone().cpu()
+
+    def load(self, name: str, parameters: Parameters) -> None:
+        """Give the student these parameters."""
+        with torch.no_grad():
+            for key, tensor in self._students[name].state_dict().items():
+                tensor.copy_(parameters[key])
+
+    def parameters(self, name: str) -> Parameters:
+        """A copy of its parameters and buffers."""
+        tensors = self._students[name].state_dict()
+        return {name: tensor.cpu().clone() for name, tensor in tensors.items()}
+
+    def state(self) -> dict[str, Parameters]:
+        """All students' parameters, for a checkpoint."""
+        return self._saved | {name: self.parameters(name) for name in self._students}
+
+    def restore(self, state: dict[str, Parameters]) -> None:
+        """Take in what :meth:`state` gave; students take it when they are added again."""
+        self._students.clear()
+        self._saved = dict(state)
+
+
+def blocks_above(experiment: Experiment, task: Task, model: str, cut: str) -> nn.Sequential:
+    """A fresh head with the shape of ``model``'s blocks above ``cut``, named as they are there."""
+    seed = key(experiment.seed, "head", model, cut)
+    student = students.build(model, task.shape, task.classes, experiment.student, seed)
+    return student[students.cut_index(student, cut) :]
+
+
+def small_head(
+    experiment: Experiment, task: Task, shape: tuple[int, ...], hidden: int, name: str
+) -> nn.Sequential:
+    """A fresh head of one hidden layer on representations of ``shape``, whatever the student."""
+    inputs = torch.Size(shape).numel()
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(key(experiment.seed, "head", name))
+        return nn.Sequential(
+            OrderedDict(
+                fc1=nn.Sequential(nn.Flatten(), nn.Linear(inputs, hidden), nn.ReLU()),
+                head=nn.Linear(hidden, task.classes),
+            )
+        )

@@ -1,0 +1,66 @@
+"""FedDF: Lin, Kong, Stich & Jaggi, 2020 (arXiv 2006.07242), algorithm 1.
+
+The average of the clients' students is only where the server starts: it then distils their
+ensemble on the unlabelled transfer set, with x over its samples::
+
+    client n   w_n = training on private data, from the global w                    sent
+    server     w   = sum_n samples_n / samples * w_n
+               minimise KL(softmax(mean_n f(w_n; x)) || softmax(f(w; x)))           over w
+
+Departures: a fixed number of epochs and a constant learning rate in the place of early stopping on
+validation data and cosine annealing; the server uses the optimiser of ``[training]``. Prototypes of
+several architectures (the paper's algorithm 3) are left out.
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+
+from fedkd.work import Samples, Soft
+from strategies.base import Replies, StrategyOptions
+from strategies.fedavg import FedAvg
+
+
+class FedDF(FedAvg):
+    """FedAvg, then the server distils the clients' ensemble into the average (Lin et al. 2020)."""
+
+    class Options(StrategyOptions):
+        """Keys of ``[strategy]``."""
+
+        server_epochs: float = Field(5.0, ge=0)
+        """Passes over the transfer set in which the server distils, a round; 0 is FedAvg."""
+        server_lr: float = Field(1e-3, gt=0)
+        """Learning rate of the distillation."""
+        server_batch_size: int = Field(128, ge=1)
+        """Samples a step of the distillation."""
+
+    needs_transfer_set = True
+
+    def setup_server(self) -> None:
+        """One student: through it go the uploaded parameters, and then the average."""
+        self.server.add("global", self.initial_student)
+
+    def fuse(self, round: int, replies: Replies) -> None:
+        """Average, then distil the ensemble of what was uploaded."""
+        super().fuse(round, replies)
+        options, ensemble = self.options, Soft(self.ensemble(replies))
+        self.server.load("global", self.parameters)
+        self.server.fit(
+            "global",
+            round,
+            Samples(self.transfer),
+            [ensemble],
+            options.server_epochs,
+            lr=options.server_lr,
+            batch_size=options.server_batch_size,
+        )
+        self.parameters = self.server.parameters("global")
+
+    def ensemble(self, replies: Replies) -> torch.Tensor:
+        """``softmax(mean_n f_n)`` on the transfer set, (M, C)."""
+        total = torch.zeros(len(self.transfer), self.task.classes)
+        for parameters in replies.parameters():
+            self.server.load("global", parameters)
+            total += self.server.predict("global", self.transfer)
+        return (total / len(replies)).softmax(1)

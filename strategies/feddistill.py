@@ -1,0 +1,83 @@
+"""FD: Jeong, Oh, Kim, Park, Bennis & Kim, 2018 (arXiv 1811.11479), federated distillation.
+
+Clients exchange one mean output a class, measured on their private samples. A round, with C
+classes::
+
+    client n   minimise CE + gamma * loss(f_n(x), G_n[y]) on private data, with G of last round
+               F_n[c] = mean of f_n(x) over its samples of class c        (C, C), sent with counts
+    server     G_n[c] = mean of F_m[c] over the other clients m != n that hold class c
+
+Departures: outputs are averaged as logits, by the trained student, instead of as softmax outputs
+while it trains; they are approached by mean squared error, or by KL(softmax(G_n / tau) || student)
+with ``objective = "forward_kl"``; gamma is not known from the paper.
+
+The server keeps the last means of every client, so those who do not take part still teach. A class
+that no other client holds has no target (a row of NaN).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from fedkd.distillation.targets import soften
+from fedkd.work import CrossEntropy, Fit, Predict, Soft, Step, Term
+from strategies.base import KnowledgeStrategy, Replies, StrategyOptions
+from strategies.fedproto import mean_by_class
+
+
+class FedDistill(KnowledgeStrategy):
+    """Exchanges mean logits a class; a client learns from the others' (Jeong et al. 2018)."""
+
+    class Options(StrategyOptions):
+        """Keys of ``[strategy]``."""
+
+        gamma: float = Field(1.0, ge=0)
+        """Weight of distillation."""
+        objective: Literal["mse_logits", "forward_kl"] = "mse_logits"
+        """Approach the mean logits, or their softened probabilities."""
+        tau: float = Field(1.0, gt=0)
+        """Temperature of ``forward_kl``."""
+
+    def setup(self) -> None:
+        """Last means (C, C) of each client, and the classes (C,) that it holds; none yet."""
+        self.means: dict[int, Tensor] = {}
+        self.holds: dict[int, Tensor] = {}
+
+    def learn(self, round: int, client: int) -> Sequence[Step]:
+        """Train towards the others' means, then send one's own."""
+        terms: tuple[Term, ...] = (CrossEntropy(),)
+        if self.options.gamma and self.means.keys() - {client}:
+            terms += (self.towards(self.target(client)),)
+        own = Predict("private", output="logits", per="class", key="class_logits")
+        return [Fit(terms=terms), own]
+
+    def fuse(self, round: int, replies: Replies) -> None:
+        """Remember what was sent."""
+        for client, sent in zip(replies.clients, replies.parameters("class_logits"), strict=True):
+            self.means[client], self.holds[client] = sent["mean"], sent["count"] > 0
+
+    def target(self, client: int) -> Tensor:
+        """``G_n``, (C, C) logits; a row of NaN where no other client holds the class."""
+        others = sorted(self.means.keys() - {client})
+        return mean_by_class(
+            torch.stack([self.means[other] for other in others]),
+            torch.stack([self.holds[other] for other in others]),
+        )
+
+    def towards(self, target: Tensor) -> Soft:
+        """The distillation term."""
+        options = self.options
+        if options.objective == "forward_kl":
+            target = soften(target, options.tau)
+        return Soft(
+            target,
+            objective=options.objective,
+            temperature=options.tau,
+            weight=options.gamma,
+            per="class",
+        )

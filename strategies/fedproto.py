@@ -1,0 +1,96 @@
+"""FedProto: Tan, Long, Liu, Zhou, Lu, Jiang & Zhang, AAAI 2022 (arXiv 2105.00243).
+
+Clients exchange nothing but class means of their representations, the prototypes. A round::
+
+    client n   minimise CE + weight * mean (h_n(x) - P[y])^2 on private data, with P of last round
+               P_n[c] = mean of h_n(x) over its samples of class c, count n_n[c];  both sent
+    server     P[c]   = sum_n n_n[c] P_n[c] / sum_n n_n[c],  over the clients that hold c
+
+Departures: a client predicts with its own head (the paper takes the nearest prototype); the mean is
+weighted by counts, without the further division by the number of holders in the paper's equation;
+the distance is the mean over features of the squared difference.
+
+A round's prototypes come from those who took part in it; a class that none of them holds keeps its
+last one, and a class that nobody ever held has none (a row of NaN).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from fedkd import students
+from fedkd.errors import FedkdError
+from fedkd.training import represent
+from fedkd.work import CrossEntropy, Fit, Prototype, Represent, Step, Term
+from strategies.base import KnowledgeStrategy, Replies, StrategyOptions
+
+
+class FedProto(KnowledgeStrategy):
+    """Averages class means of representations; no model travels (Tan et al. 2022)."""
+
+    class Options(StrategyOptions):
+        """Keys of ``[strategy]``."""
+
+        weight: float = Field(1.0, ge=0)
+        """Of the distance to the prototypes; lambda in the paper."""
+        cut: str = ""
+        """Block whose output is the representation; empty: the last one below the head."""
+
+    def setup(self) -> None:
+        """The cut of each architecture; no prototypes yet: (C, d) of NaN."""
+        models = sorted(set(self.experiment.student.models))
+        found = {model: cut_of(self, model, self.options.cut, last=1) for model in models}
+        self.cuts = {model: cut for model, (cut, _) in found.items()}
+        sizes = {model: shape.numel() for model, (_, shape) in found.items()}
+        if len(set(sizes.values())) > 1:
+            given = ", ".join(f"{sizes[model]} ({model} at {self.cuts[model]})" for model in models)
+            raise FedkdError(
+                f"student.models = {models} is not allowed with strategy.name = 'fedproto': it "
+                f"averages representations of one size, and theirs have {given}"
+            )
+        self.prototypes = torch.full((self.task.classes, sizes[models[0]]), torch.nan)
+
+    def learn(self, round: int, client: int) -> Sequence[Step]:
+        """Train near the prototypes, then send class means of the representation."""
+        cut = self.cuts[self.experiment.architecture(client)]
+        terms: tuple[Term, ...] = (CrossEntropy(),)
+        if self.options.weight and not bool(self.prototypes.isnan().all()):
+            terms += (Prototype(self.prototypes, cut, self.options.weight),)
+        return [Fit(terms=terms), Represent(cut, per="class", key="prototypes")]
+
+    def fuse(self, round: int, replies: Replies) -> None:
+        """``P``, (C, d)."""
+        sent = replies.parameters("prototypes")
+        means, counts = (torch.stack([one[key] for one in sent]) for key in ("mean", "count"))
+        fresh = mean_by_class(means, counts)
+        self.prototypes = torch.where(fresh.isnan(), self.prototypes, fresh)
+
+
+def mean_by_class(means: Tensor, weights: Tensor) -> Tensor:
+    """Weighted mean over clients of their rows a class; NaN where no client has a weight.
+
+    ``means`` is (N, C, d), ``weights`` (N, C), the result (C, d).
+    """
+    weights = weights.double()[..., None]
+    return ((weights * means).sum(0) / weights.sum(0)).to(means.dtype)
+
+
+def cut_of(strategy: KnowledgeStrategy, model: str, cut: str, last: int) -> tuple[str, torch.Size]:
+    """A cut of ``model`` and the shape of a sample's representation there.
+
+    An empty ``cut`` is the ``last`` one counted from the head, or the deepest that there is.
+
+    Raises
+    ------
+    FedkdError
+        The student has no such cut; the line names those it has.
+    """
+    task = strategy.task
+    student = students.build(model, task.shape, task.classes, strategy.experiment.student, 0)
+    cuts = students.blocks(student)[:-1]
+    cut = cut or cuts[-min(last, len(cuts))]
+    return cut, represent(student, torch.zeros(1, *task.shape), cut)[0].shape[1:]

@@ -1,0 +1,44 @@
+"""FedRep: Collins, Hassani, Mokhtari & Shakkottai, 2021 (arXiv 2102.07078), algorithm 1.
+
+As FedPer shares a representation below personal heads, but learns the two one after the other::
+
+    client n   h_n   many updates of the head, the received representation held fixed
+               phi_n updates of the representation, that head held fixed;  phi_n, sent
+    server     phi = mean of the phi_n
+
+Departures: the mean is weighted by samples, as in the other methods that average here; each of the
+two parts begins with a fresh optimiser; with ``student.norm = "batch"`` the statistics of blocks
+that are held fixed still follow the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import Field
+
+from fedkd.work import Fit
+from strategies.base import StrategyOptions
+from strategies.fedper import FedPer
+
+
+class FedRep(FedPer):
+    """Shares a representation: first the personal head learns, then the body (Collins 2021)."""
+
+    class Options(StrategyOptions):
+        """Keys of ``[strategy]``."""
+
+        personal_blocks: int = Field(1, ge=1)
+        """Number of last blocks that stay personal; 1 is the head alone."""
+        head_epochs: float = Field(10.0, ge=0)
+        """Passes over the private data in which the personal blocks learn, a round."""
+        body_epochs: float = Field(1.0, ge=0)
+        """Passes in which the shared blocks learn, after them."""
+
+    def local_fits(self) -> Sequence[Fit]:
+        """The head on the received body, then the body below that head."""
+        options = self.options
+        return [
+            Fit(epochs=options.head_epochs, part=self.personal, key="head_loss"),
+            Fit(epochs=options.body_epochs, part=self.base),
+        ]
