@@ -1,9 +1,11 @@
 """Small experiments that take a second."""
 
 import pytest
+import torch
 
 from fedkd import registry
 from fedkd.experiment import Experiment
+from fedkd.work import Samples
 
 SMALL = """
 name = "small"
@@ -27,6 +29,15 @@ batch_size = 16
 def small():
     """A function that makes a small experiment on digits with ``key=value`` overrides."""
     return lambda *overrides: Experiment.from_toml(SMALL, overrides)
+
+
+@pytest.fixture
+def samples():
+    """Forty labelled feature vectors of four classes."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(40) % 4
+    inputs = torch.randn(40, 6, generator=generator) + 2 * torch.eye(6)[labels]
+    return Samples(inputs, labels)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -1,4 +1,19 @@
-"""What two runs must agree in."""
+"""What tests of whole runs share."""
+
+from fedkd import Observer
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing in fedkd catches it."""
+
+
+class KilledAfter(Observer):
+    def __init__(self, round):
+        self.round = round
+
+    def round_done(self, line):
+        if line["round"] == self.round:
+            raise Killed
 
 
 def measured(run):

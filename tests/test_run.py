@@ -6,25 +6,12 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
-from lines import measured
+from lines import Killed, KilledAfter, measured
 from torch import nn
 
-from fedkd import FedkdError, Observer, Run, registry, run
+from fedkd import FedkdError, Run, registry, run
 from fedkd.engine.worker import Worker
 from fedkd.training import fit
-
-
-class Killed(BaseException):
-    """Stands for a kill: nothing in fedkd catches it."""
-
-
-class KilledAfter(Observer):
-    def __init__(self, round):
-        self.round = round
-
-    def round_done(self, line):
-        if line["round"] == self.round:
-            raise Killed
 
 
 @pytest.mark.parametrize("name", registry.names("strategies"))

@@ -13,14 +13,6 @@ from fedkd.work import CrossEntropy, Proximal, Samples, Soft
 SGD = TrainingTable(optimiser="sgd", lr=0.1, batch_size=8, local_epochs=1)
 
 
-@pytest.fixture
-def samples():
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(40) % 4
-    inputs = torch.randn(40, 6, generator=generator) + 2 * torch.eye(6)[labels]
-    return Samples(inputs, labels)
-
-
 def student(seed=0, name="mlp", shape=(6,)):
     return build(name, shape, 4, StudentTable(width=0.1), seed)
 

@@ -41,14 +41,6 @@ STEP = TrainingTable(optimiser="sgd", lr=0.1, batch_size=40, local_epochs=1)
 
 
 @pytest.fixture
-def samples():
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(40) % 4
-    inputs = torch.randn(40, 6, generator=generator) + 2 * torch.eye(6)[labels]
-    return Samples(inputs, labels)
-
-
-@pytest.fixture
 def worker(small):
     """A worker of the small experiment, with narrow students."""
     return lambda *overrides: Worker(small("student.width=0.1", *overrides))

@@ -5,24 +5,10 @@ import torch
 from lines import measured
 
 from fedkd import run
-from fedkd.data.federated import load
 from fedkd.distillation.targets import sharpen
-from fedkd.registry import load as find
 from fedkd.work import CrossEntropy, Proximal, Reply, Soft
 from strategies.base import Replies
 from strategies.fedavg import average
-
-
-@pytest.fixture
-def made(small):
-    """A function that makes a strategy for the small experiment."""
-
-    def make(name, *overrides):
-        experiment = small(f"strategy.name={name}", *overrides)
-        data = load(experiment)
-        return find("strategies", name)(experiment, data.task, data.label_counts())
-
-    return make
 
 
 def replies(key, *arrays):

@@ -4,13 +4,11 @@ import math
 
 import pytest
 import torch
-from lines import measured
+from lines import Killed, KilledAfter, measured
 
-from fedkd import FedkdError, Observer, run
-from fedkd.data.federated import load
+from fedkd import FedkdError, run
 from fedkd.distillation.targets import soften
 from fedkd.engine.worker import Worker
-from fedkd.registry import load as find
 from fedkd.work import Assignment, CrossEntropy, Predict, Prototype, Reply, Represent, Soft
 from strategies.base import Replies
 from strategies.fedproto import mean_by_class
@@ -23,18 +21,6 @@ OFF = {
 }
 NONE = "data.transfer.size=0"
 NAN = [math.nan] * 2
-
-
-@pytest.fixture
-def made(small):
-    """A function that makes a strategy for the small experiment."""
-
-    def make(name, *overrides):
-        experiment = small(f"strategy.name={name}", *overrides)
-        data = load(experiment)
-        return find("strategies", name)(experiment, data.task, data.label_counts())
-
-    return make
 
 
 def replies(key, sent):
@@ -304,19 +290,6 @@ MODELS = {
     "fedgkt": ("cnn2", "mlp"),
     "fedproto": ("cnn2", "cnn3"),
 }
-
-
-class Killed(BaseException):
-    """Stands for a kill: nothing in fedkd catches it."""
-
-
-class KilledAfter(Observer):
-    def __init__(self, round):
-        self.round = round
-
-    def round_done(self, line):
-        if line["round"] == self.round:
-            raise Killed
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from lines import measured
+from lines import Killed, KilledAfter, measured
 
-from fedkd import FedkdError, Observer, check, run, students
+from fedkd import FedkdError, check, run, students
 from fedkd.data.federated import load
 from fedkd.distillation.targets import mix
 from fedkd.engine.worker import Worker
@@ -419,16 +419,6 @@ def test_students_may_differ_where_parameters_of_the_own_are_not_averaged(name, 
     assert done.rounds[-1]["left_out"] == []
 
 
-class Killed(BaseException):
-    """Stands for a kill: nothing in fedkd catches it."""
-
-
-class KilledAfterTwo(Observer):
-    def round_done(self, line):
-        if line["round"] == 2:
-            raise Killed
-
-
 @pytest.mark.parametrize("name", ["ditto", "fml", "feddf", "ktpfl"])
 def test_a_resumed_run_ends_with_the_numbers_it_would_have_had(name, small, tmp_path):
     model = ["strategy.shared_model=cnn2"] if name == "fml" else []
@@ -436,5 +426,5 @@ def test_a_resumed_run_ends_with_the_numbers_it_would_have_had(name, small, tmp_
     experiment = small(f"strategy.name={name}", *some)
     whole = measured(run(experiment, tmp_path / "whole"))
     with pytest.raises(Killed):
-        run(experiment, tmp_path / "killed", observer=KilledAfterTwo())
+        run(experiment, tmp_path / "killed", observer=KilledAfter(2))
     assert measured(run(experiment, tmp_path / "killed", resume=True)) == whole
