@@ -113,7 +113,6 @@ class KnowledgeStrategy(Strategy):
     label_counts
         Private training samples of each client and class, ``(N, C)``. A server would not know
         them: they are given to :meth:`record` alone, for diagnostics.
-
     transfer
         The transfer set's inputs ``(M, ...)``, known to all.
 
