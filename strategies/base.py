@@ -46,6 +46,7 @@ from fedkd.work import (
     Represent,
     Share,
     Step,
+    Term,
     decode,
     nbytes,
 )
@@ -205,6 +206,11 @@ class KnowledgeStrategy(Strategy):
             self._warned.add(about)
             self._line.setdefault("warnings", []).append(message)
 
+    def distil(self, *terms: Term) -> Fit:
+        """Training on the transfer set, as long as :class:`DistillOptions` says."""
+        epochs = self.options.distill_epochs
+        return Fit("transfer", terms, epochs=epochs, min_steps=0, key="distill_loss")
+
     def initial_student(self, model: str = "") -> nn.Sequential:
         """A fresh student of an architecture, the clients' first unless named.
 
@@ -332,7 +338,8 @@ class KnowledgeStrategy(Strategy):
         """Gather the measurements of the round."""
         self._collect(replies, "fused")
         if not self._due(server_round):
-            self.changed = sorted({*self.changed, *self._line["participants"]})
+            left_out = [entry["client"] for entry in self._line["left_out"]]
+            self.changed = sorted({*self.changed, *self._line["participants"], *left_out})
             return None
         # A client whose student did not change since it was last measured is as it was then.
         self.changed = []

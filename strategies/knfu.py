@@ -111,15 +111,7 @@ class KnFu(KnowledgeStrategy):
         soft = Soft(self.fused[client], objective=options.objective, temperature=options.tau)
         private = CrossEntropy(options.private_weight, on="private")
         terms = (soft, private) if options.private_weight else (soft,)
-        return [
-            Fit(
-                "transfer",
-                terms,
-                epochs=options.distill_epochs,
-                min_steps=0,
-                key="distill_loss",
-            )
-        ]
+        return [self.distil(*terms)]
 
     def record(self, round: int, replies: Replies, label_counts: Tensor) -> dict[str, Any]:
         """Weights (N, N) over those who took part, and what they amount to."""

@@ -75,15 +75,7 @@ class KTpFL(KnowledgeStrategy):
 
     def receive(self, round: int, client: int) -> Sequence[Step]:
         """Distil the client's own target."""
-        return [
-            Fit(
-                "transfer",
-                (Soft(self.fused[client], temperature=self.options.tau),),
-                epochs=self.options.distill_epochs,
-                min_steps=0,
-                key="distill_loss",
-            )
-        ]
+        return [self.distil(Soft(self.fused[client], temperature=self.options.tau))]
 
     def record(self, round: int, replies: Replies, label_counts: Tensor) -> dict[str, Any]:
         """Coefficients (N, N) over those who took part, and what they amount to."""

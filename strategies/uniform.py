@@ -29,13 +29,3 @@ class Uniform(KnowledgeStrategy):
     def receive(self, round: int, client: int) -> Sequence[Step]:
         """Fine-tune on the fused soft labels."""
         return [self.distil(Soft(self.fused))]
-
-    def distil(self, soft: Soft) -> Fit:
-        """Training on the transfer set towards ``soft``."""
-        return Fit(
-            "transfer",
-            (soft,),
-            epochs=self.options.distill_epochs,
-            min_steps=0,
-            key="distill_loss",
-        )
