@@ -30,9 +30,6 @@ class ServerStudents:
         self._saved: dict[str, Parameters] = {}
         self._fits: Counter[tuple[str, int]] = Counter()
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._students or name in self._saved
-
     def add(self, name: str, make: Callable[[], nn.Sequential]) -> None:
         """Have a student called ``name``, made by ``make`` unless it is there already."""
         if name in self._students:

@@ -16,6 +16,7 @@ samples do leave the client; ``bytes_up`` shows how much.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -26,7 +27,6 @@ from torch import Tensor
 from fedkd import students
 from fedkd.distillation.objectives import forward_kl
 from fedkd.errors import FedkdError
-from fedkd.random import key
 from fedkd.server import blocks_above, small_head
 from fedkd.work import (
     CrossEntropy,
@@ -90,8 +90,11 @@ class FedD2S(KnowledgeStrategy):
         self.fused: dict[int, dict[str, Tensor]] = {}
         self.seen: dict[str, int] = {}
         self.found: dict[str, float] = {}
+        self.blocks: dict[str, tuple[str, ...]] = {}
         for model in sorted(set(self.experiment.student.models)):
-            self._check_cuts(model)
+            student = self.initial_student(model)
+            self.blocks[model] = students.blocks(student)
+            self._check_cuts(model, student)
         options = self.options
         if options.head == "same" and options.pool:
             raise FedkdError(
@@ -170,7 +173,7 @@ class FedD2S(KnowledgeStrategy):
         """The dropping set of an architecture, deepest first."""
         if self.options.cuts:
             return self.options.cuts
-        return tuple(students.blocks(self._fresh(model))[:-1][::-1][:DROPPING_SET])
+        return self.blocks[model][:-1][::-1][:DROPPING_SET]
 
     def _active(self, round: int, model: str) -> tuple[str, ...]:
         cuts, q = self.cuts(model), self.options.rounds_per_drop
@@ -179,8 +182,7 @@ class FedD2S(KnowledgeStrategy):
         place = cut_at(round, len(cuts), None if q == "never" else q)
         return cuts[place:] if self.options.active == "all" else cuts[place : place + 1]
 
-    def _check_cuts(self, model: str) -> None:
-        student = self._fresh(model)
+    def _check_cuts(self, model: str, student: torch.nn.Sequential) -> None:
         places = []
         for cut in self.cuts(model):
             try:
@@ -191,14 +193,10 @@ class FedD2S(KnowledgeStrategy):
             raise FedkdError(
                 f"strategy.cuts = {list(self.cuts(model))} is not allowed: the dropping set goes "
                 f"from deep to shallow, each cut once; student {model!r} has, from shallow to "
-                f"deep: {', '.join(students.blocks(student)[:-1])}"
+                f"deep: {', '.join(self.blocks[model][:-1])}"
             )
 
     # --- inside -----------------------------------------------------------------------------
-
-    def _fresh(self, model: str) -> torch.nn.Sequential:
-        shape, classes, table = self.task.shape, self.task.classes, self.experiment.student
-        return students.build(model, shape, classes, table, key(0, "shape"))
 
     def _represent(self, round: int, client: int, on: str, prefix: str) -> list[Step]:
         options, model = self.options, self.experiment.architecture(client)
@@ -234,6 +232,12 @@ class FedD2S(KnowledgeStrategy):
             options.server_epochs,
             batch_size=options.server_batch_size,
         )
+        if not math.isfinite(loss):  # rows of NaN are no targets: clients train without
+            self.warn_once(
+                name,
+                f"FedD2S: the server's head at {cut} of {model} diverged (loss {loss:g}) and "
+                f"teaches nobody; lower training.lr = {self.experiment.training.lr:g}",
+            )
         hits, apart, count = 0.0, 0.0, 0
         for client, upload in uploads.items():
             logits = self.server.predict(name, upload["inputs"])
@@ -250,7 +254,7 @@ class FedD2S(KnowledgeStrategy):
         if options.student == "full":
             return [Soft(targets, **soft)]
         if options.student == "base":
-            blocks = students.blocks(self._fresh(model))
+            blocks = self.blocks[model]
             return [Soft(targets, reach=blocks[: blocks.index(cut) + 1], **soft)]
         head = Head(cut, self.server.parameters(f"{model}:{cut}"))
         # Its KL begins at zero, as g is what this very head says: labels give it a direction.

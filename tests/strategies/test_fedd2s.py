@@ -192,15 +192,22 @@ CHOICES = [
 ]
 
 
-def test_every_choice_runs_and_changes_the_numbers(small, tmp_path):
-    def loss(number, *choice):
-        rate = ("rounds=3", "strategy.rounds_per_drop=1")
-        done = run(small(*D2S, *rate, *choice), tmp_path / str(number))
-        return done.rounds[-1]["own_loss_mean"]
+def test_every_choice_runs_and_changes_the_numbers(each_changes_the_numbers):
+    each_changes_the_numbers((*D2S, "rounds=3", "strategy.rounds_per_drop=1"), CHOICES)
 
-    plain = loss("plain")
-    for number, choice in enumerate(CHOICES):
-        assert loss(number, choice) != plain, choice
+
+def test_a_head_that_diverges_is_warned_of_once_and_teaches_nobody(made):
+    strategy = made("strategy.rounds_per_drop=never")
+    upload = {
+        "inputs": torch.full((50, 200), torch.inf),
+        "soft_labels": torch.full((50, 10), 0.1),
+        "labels": torch.arange(50) % 10,
+    }
+    for round in (1, 2):
+        strategy.fuse(round, Replies([Reply(0, 50, {"fc2": upload})]))
+    assert len(strategy._line["warnings"]) == 1
+    assert "diverged" in strategy._line["warnings"][0]
+    assert bool(strategy.fused[0]["fc2"].isnan().all())
 
 
 def test_weighting_by_clients_matters_where_sizes_differ(small, tmp_path):
