@@ -45,6 +45,17 @@ class TransferSet(Table):
     """``train``: taken out of the training part before it is partitioned; or another data set."""
 
 
+class TextTable(Table):
+    """``[data.text]``: how text becomes tokens, for data sets of text."""
+
+    tokens: Literal["word", "char"] = "word"
+    """Words (and single digits and punctuation marks), or characters."""
+    vocabulary: int = Field(2000, ge=32)
+    """Most tokens V; rarer ones become ``<unk>``."""
+    context: int = Field(32, ge=4)
+    """Tokens T of a row; lines are packed into rows and never split where they fit."""
+
+
 class DataTable(Table):
     """``[data]``: the data set and how it is spread over clients."""
 
@@ -78,6 +89,7 @@ class DataTable(Table):
     """Random crops, and horizontal flips of colour images, on training batches."""
     test: TestSets = TestSets()
     transfer: TransferSet = TransferSet()
+    text: TextTable = TextTable()
 
 
 class StudentTable(Table):
@@ -89,8 +101,20 @@ class StudentTable(Table):
     """Normalisation layers; ``group`` has no statistics that could mix between clients."""
     width: float = Field(1.0, gt=0)
     """Factor on every hidden width."""
-    init: Literal["own", "same"] = "own"
-    """Whether clients start from weights of their own or, one architecture one set, the same."""
+    init: Literal["own", "same", "public"] = "own"
+    """Whether clients start from weights of their own; or, one architecture one set, the same; or
+    from the model of the public corpus (``[public]``; text)."""
+
+
+class PrivateTraining(Table):
+    """``[training.dp]``: DP-SGD (Abadi et al. 2016) on private samples, by Opacus."""
+
+    noise_multiplier: float = Field(0.0, ge=0)
+    """Standard deviation of the noise in units of the clipping norm; 0 for ordinary training."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """L2 norm that each sample's gradient is clipped to."""
+    delta: float = Field(1e-5, gt=0, lt=1)
+    """Delta that epsilon is stated at."""
 
 
 class TrainingTable(Table):
@@ -110,6 +134,7 @@ class TrainingTable(Table):
     """Passes over the private training samples a round; fractions allowed."""
     min_steps: int = Field(0, ge=0)
     """Fewest local steps a round, for clients with few samples."""
+    dp: PrivateTraining = PrivateTraining()
 
 
 class StrategyTable(Table):
@@ -126,6 +151,92 @@ class StrategyTable(Table):
         return self.model_extra or {}
 
 
+class ReleaseTable(Table):
+    """``[release]``: what happens to soft labels on the transfer set as they leave a client."""
+
+    temperature: float | None = Field(None, gt=0)
+    """Temperature of an item with privacy score 0, in place of the method's own."""
+    tau_max: float | None = Field(None, gt=0)
+    """Temperature of an item with privacy score 1: swing-style release; none: one temperature."""
+    curve: Literal["linear", "geometric"] = "linear"
+    """How the temperature goes from the one to the other with the score."""
+    scores: Literal["rarity", "rules", "max", "oracle", "shuffled", "constant"] = "max"
+    """Privacy score of an item: how unlikely a public model finds it; a rule (digits and
+    identifier-like tokens, and where the public model expects them); the larger of both; the true
+    canaries, which nobody would know; the larger of both, shuffled over items; 1 everywhere."""
+    clip: float | None = Field(None, gt=0)
+    """Range c that logits are clipped to, ``max(z - max z, -c)``, before the temperature."""
+    candidates: int = Field(0, ge=0)
+    """Release over the public model's k likeliest classes, the true next token where it is public,
+    and one bucket for all others; 0 for all classes."""
+    mix: float = Field(0.0, ge=0, le=1)
+    """Share of ``mix_with`` in what is released."""
+    mix_with: Literal["uniform", "public", "entropy"] = "uniform"
+    """The uniform law, the public model's, or the uniform law in the share (in place of ``mix``)
+    that gives each item the entropy it would have at its swing temperature."""
+    mechanism: Literal["none", "gaussian", "laplace", "sample", "argmax"] = "none"
+    """Noise on the probabilities, projected to the simplex; labels drawn from them; the likeliest
+    class."""
+    scale: float = Field(0.0, ge=0)
+    """Standard deviation of ``gaussian`` noise, scale b of ``laplace`` noise."""
+    draws: int = Field(1, ge=1)
+    """Labels drawn for each item (``sample``)."""
+    cache: bool = True
+    """Whether noise is drawn once for each item and state of the student; else at every release."""
+    delta: float = Field(1e-5, gt=0, lt=1)
+    """Delta that epsilon is stated at."""
+
+    @property
+    def active(self) -> bool:
+        """Whether anything but ``delta`` and ``cache`` differs from a plain release."""
+        plain = ReleaseTable(delta=self.delta, cache=self.cache)
+        return self != plain
+
+
+class PublicTable(Table):
+    """``[public]``: the model of the public corpus, trained on the transfer set of a text."""
+
+    model: str = ""
+    """Its architecture; empty: the first of ``student.models``."""
+    epochs: float = Field(5.0, ge=0)
+    """Passes over the transfer set."""
+    lr: float | None = Field(None, gt=0)
+    """Learning rate; that of ``[training]`` when not given."""
+
+
+class CanaryTable(Table):
+    """``[canary]``: secrets planted in clients' training samples, to measure what leaks."""
+
+    secrets: int = Field(0, ge=0)
+    """Secrets of each holder at each level of repeats; 0 for no canaries."""
+    repeats: tuple[int, ...] = (1, 4, 16, 64)
+    """Levels of repeats: how often a secret stands in the training samples."""
+    template: str = "my id is _ _ _ _ _ _"
+    """Text: a line that ends in slots ``_``, one token each, filled with the secret's symbols."""
+    symbols: tuple[str, ...] = tuple("0123456789")
+    """Text: what a slot is filled with; a secret is drawn uniformly."""
+    length: int = Field(6, ge=1)
+    """Images: unlike any other, known to all; the secret is the sequence of their labels."""
+    clients: tuple[int, ...] = ()
+    """Clients that hold secrets of their own; empty: all of them."""
+    spread: int = Field(1, ge=1)
+    """Clients that the repeats of each secret are dealt out to: the holder and those after it."""
+    public: Literal["none", "prefix", "exact"] = "none"
+    """What of canaries the transfer set has: nothing; lines with their prefix and other secrets;
+    every canary once (images: ``exact`` or ``none``)."""
+    public_share: float = Field(0.01, gt=0, lt=1)
+    """Share of the lines of the transfer set that ``prefix`` makes up."""
+    control: bool = False
+    """Plant nothing in training samples: what exposure comes from the transfer set alone?"""
+    estimator: Literal["exact", "interpolation", "extrapolation"] = "exact"
+    """Exposure by the secret's rank in its whole space; among ``references``; or in a skew-normal
+    law fitted to these (Carlini et al. 2019)."""
+    references: int = Field(10_000, ge=100)
+    """Sequences drawn to compare a secret with, unless ``exact``."""
+    every: int = Field(0, ge=0)
+    """Measure exposure every so many rounds; 0: in the last round."""
+
+
 class EngineTable(Table):
     """``[engine]``: where clients' work runs. No setting here changes a number on a CPU."""
 
@@ -137,6 +248,9 @@ class EngineTable(Table):
     """``cpu``, ``cuda``, ``cuda:1`` … or ``auto``: CUDA where there is one."""
     gpus_per_worker: float = Field(0.0, ge=0)
     """Share of a GPU that each worker takes (``flower``)."""
+    remember: bool = False
+    """Keep the outcome of plain training on private samples, and exposures, on disk: another run
+    with the same start, data and settings takes it from there. Timings then mean little."""
     threads: int = Field(1, ge=1)
     """Torch threads a worker. Another number sums in another order: last digits may differ."""
 
@@ -165,6 +279,9 @@ class Experiment(Table):
     student: StudentTable = StudentTable()
     training: TrainingTable = TrainingTable()
     strategy: StrategyTable = StrategyTable()
+    release: ReleaseTable = ReleaseTable()
+    public: PublicTable = PublicTable()
+    canary: CanaryTable = CanaryTable()
     engine: EngineTable = EngineTable()
 
     @classmethod

@@ -7,9 +7,13 @@ any order of completion.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import torch
 
 
@@ -28,3 +32,59 @@ def generator(seed: int, *purpose: str | int) -> torch.Generator:
     import torch
 
     return torch.Generator().manual_seed(key(seed, *purpose))
+
+
+def noise(seed: int, *purpose: str | int) -> np.random.Generator:
+    """A generator for privacy noise, keyed by 128 bits (Philox; Salmon et al. 2011)."""
+    import numpy as np
+
+    text = repr((seed, "noise", *purpose)).encode()
+    digest = hashlib.blake2b(text, digest_size=16).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
+
+
+def noise_generator(seed: int, *purpose: str | int, device: str = "cpu") -> torch.Generator:
+    """A torch generator for privacy noise: its streams do not meet, as those of 32 bits would.
+
+    On a CPU all 19,937 bits of the Mersenne Twister's state (Matsumoto & Nishimura 1998) come from
+    SHAKE-256 of seed and purpose; on a GPU the 63 bits of :func:`key` are Philox's own key. Who
+    knows the seed knows the noise: right for a simulation, and never for a deployment.
+    """
+    import torch
+
+    found = torch.Generator(device).manual_seed(key(seed, "noise", *purpose))
+    if found.device.type != "cpu":
+        return found
+    state = found.get_state()
+    # 24 bytes of seed and position, fresh after seeding; then a 64-bit word for each of 32 bits.
+    words = torch.from_numpy(_words(seed, "noise", *purpose).astype("int64"))
+    state[_TORCH_WORDS] = words.view(torch.uint8)
+    found.set_state(state)
+    return found
+
+
+@contextmanager
+def numpy_noise(seed: int, *purpose: str | int) -> Iterator[None]:
+    """Have numpy's global generator draw the noise of one purpose, then be as it was.
+
+    For libraries that draw from no other. Its whole state comes from SHAKE-256 of seed and purpose.
+    """
+    import numpy as np
+
+    before = np.random.get_state()
+    np.random.set_state(("MT19937", _words(seed, "numpy noise", *purpose), 624, 0, 0.0))
+    try:
+        yield
+    finally:
+        np.random.set_state(before)
+
+
+_TORCH_WORDS = slice(24, 24 + 624 * 8)
+
+
+def _words(seed: int, *purpose: str | int) -> npt.NDArray[np.uint32]:
+    """624 words of 32 bits, ``(624,)`` uint32."""
+    import numpy as np
+
+    stream = hashlib.shake_256(repr((seed, *purpose)).encode()).digest(624 * 4)
+    return np.frombuffer(stream, np.dtype("<u4")).astype(np.uint32)

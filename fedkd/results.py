@@ -8,6 +8,10 @@
     rounds.jsonl        a line a round, written when the round ends
     clients.jsonl       a line a round, client and stage ("local": after local training;
                         "fused": at the end of the round, with the fused knowledge)
+    releases.jsonl      a line a round, client and step that sent something: the privacy ledger
+    canaries.json       planted secrets, where there are any
+    exposures.jsonl     a line a secret, place and measured round
+    audit.json          what ``fedkd audit`` found
     checkpoint/         state to resume from
     summary.json        written when the run ends
 
@@ -27,22 +31,25 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
 
+if TYPE_CHECKING:
+    from fedkd.privacy.exposure import Estimate
+
 EXPERIMENT, ENVIRONMENT, PARTITION = "experiment.toml", "environment.json", "partition.json"
-ROUNDS, CLIENTS, SUMMARY, CHECKPOINT = (
-    "rounds.jsonl",
-    "clients.jsonl",
-    "summary.json",
-    "checkpoint",
-)
+ROUNDS, SUMMARY, CHECKPOINT = "rounds.jsonl", "summary.json", "checkpoint"
+CLIENTS, RELEASES, EXPOSURES = "clients.jsonl", "releases.jsonl", "exposures.jsonl"
+CANARIES, AUDIT = "canaries.json", "audit.json"
 UNLABELLED = {"name", "seed", "rounds", "evaluate_every", "checkpoint_every", "engine"}
 LONGEST_LABEL = 40
+PLACES = ("teacher", "released", "fused", "student")
+"""Where exposure is measured, on a secret's way out of its client."""
+Line = Mapping[str, Any]
 PACKAGES = ("fedkd", "torch", "torchvision", "flwr", "flwr-datasets", "ray", "numpy")
 
 
@@ -80,7 +87,8 @@ class Run:
 
     def begin(self, experiment: Experiment) -> Run:
         """Make the folder, or empty it of an earlier run of the same experiment."""
-        for name in (ROUNDS, CLIENTS, SUMMARY, PARTITION, ENVIRONMENT):
+        lines = (ROUNDS, CLIENTS, RELEASES, EXPOSURES)
+        for name in (*lines, SUMMARY, PARTITION, ENVIRONMENT, CANARIES, AUDIT):
             (self.folder / name).unlink(missing_ok=True)
         self.drop_checkpoint()
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -115,23 +123,44 @@ class Run:
         ]
         self._write(PARTITION, json.dumps({"classes": list(classes), "clients": clients}))
 
-    def append_round(self, line: Mapping[str, Any], clients: Iterable[Mapping[str, Any]]) -> None:
-        """Add a round's line and its clients' lines, on disk when this returns."""
-        for name, lines in ((CLIENTS, list(clients)), (ROUNDS, [line])):
+    def append_round(
+        self,
+        line: Line,
+        clients: Iterable[Line] = (),
+        releases: Iterable[Line] = (),
+        exposures: Iterable[Line] = (),
+    ) -> None:
+        """Add a round's line, after what belongs to it, on disk when this returns."""
+        files = {CLIENTS: clients, RELEASES: releases, EXPOSURES: exposures, ROUNDS: [line]}
+        for name, lines in files.items():
+            text = "".join(json.dumps(finite(entry)) + "\n" for entry in lines)
+            if not text:
+                continue
             with (self.folder / name).open("a") as file:
-                file.writelines(json.dumps(_finite(entry)) + "\n" for entry in lines)
+                file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
 
     def cut_after(self, round: int) -> None:
         """Drop the lines of later rounds: a resumed run does these again."""
-        for name, lines in ((ROUNDS, self.rounds), (CLIENTS, self.clients)):
-            kept = [line for line in lines if line["round"] <= round]
-            self._write(name, "".join(json.dumps(line) + "\n" for line in kept))
+        for name in (ROUNDS, CLIENTS, RELEASES, EXPOSURES):
+            kept = [line for line in self._lines(name) if line["round"] <= round]
+            if kept:
+                self._write(name, "".join(json.dumps(line) + "\n" for line in kept))
+            else:
+                (self.folder / name).unlink(missing_ok=True)
+
+    def write_canaries(self, canaries: Mapping[str, Any]) -> None:
+        """Record the secrets that were planted."""
+        self._write(CANARIES, json.dumps(canaries))
+
+    def write_audit(self, audit: Mapping[str, Any]) -> None:
+        """Record what an audit found."""
+        self._write(AUDIT, json.dumps(finite(audit), indent=1))
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """End the run."""
-        self._write(SUMMARY, json.dumps(_finite(summary), indent=1))
+        self._write(SUMMARY, json.dumps(finite(summary), indent=1))
 
     def drop_checkpoint(self) -> None:
         """Remove the checkpoint: a finished run has nothing to go on with."""
@@ -173,6 +202,30 @@ class Run:
     def clients(self) -> list[dict[str, Any]]:
         """The lines of ``clients.jsonl``."""
         return self._lines(CLIENTS)
+
+    @property
+    def releases(self) -> list[dict[str, Any]]:
+        """The lines of ``releases.jsonl``."""
+        return self._lines(RELEASES)
+
+    @property
+    def exposures(self) -> list[dict[str, Any]]:
+        """The lines of ``exposures.jsonl``.
+
+        Each has ``round``, ``place`` (of :data:`PLACES`), ``observer`` (a client; none where it is
+        everybody), ``secret``, ``repeats``, ``holders``, and ``exposure`` in bits.
+        """
+        return self._lines(EXPOSURES)
+
+    @property
+    def canaries(self) -> dict[str, Any] | None:
+        """The secrets that were planted, or None."""
+        return self._json(CANARIES)
+
+    @property
+    def audit(self) -> dict[str, Any] | None:
+        """What ``fedkd audit`` found, or None."""
+        return self._json(AUDIT)
 
     @property
     def partition(self) -> dict[str, Any]:
@@ -228,6 +281,75 @@ def reached(run: Run, target: float) -> dict[str, float | None]:
         if line.get("own_accuracy_mean", -1.0) >= target:
             return {"rounds_to_target": line["round"], "bytes_to_target": spent}
     return {"rounds_to_target": None, "bytes_to_target": None}
+
+
+def exposures(
+    runs: Iterable[Run], place: str, repeats: int | None = None
+) -> tuple[list[float], list[str]]:
+    """Exposure in bits of each secret at ``place`` in the last measured round, and its cluster.
+
+    Parameters
+    ----------
+    runs
+        Runs that differ in their seed.
+    place
+        One of :data:`PLACES`. Where several observers have a secret, the mean over them counts;
+        a model that diverged has no exposure and does not.
+    repeats
+        Secrets repeated so often; all of them when not given.
+
+    Returns
+    -------
+    tuple
+        Values, and beside each the name of the model that it depends on with others: a teacher and
+        its labels are one client's, the student and fused labels are one of all secrets of a run.
+    """
+    values, clusters = [], []
+    for run in runs:
+        seed = run.experiment.seed
+        lines = [line for line in run.exposures if line["place"] == place]
+        last = max((line["round"] for line in lines), default=0)
+        found: dict[int, list[float]] = {}
+        holders = {}
+        for line in lines:
+            wanted = line["round"] == last and repeats in (None, line["repeats"])
+            if wanted and line["exposure"] is not None:
+                found.setdefault(line["secret"], []).append(line["exposure"])
+                holders[line["secret"]] = line["holders"][0]
+        for secret, seen in found.items():
+            own = f" {holders[secret]}" if place in ("teacher", "released") else ""
+            values.append(float(np.mean(seen)))
+            clusters.append(f"{seed}{own}")
+    return values, clusters
+
+
+def exposure(runs: Iterable[Run], place: str, repeats: int | None = None) -> Estimate | None:
+    """Mean exposure at ``place`` and its 95 % interval, in bits; None where it was not measured."""
+    from fedkd.privacy.exposure import interval
+
+    values, clusters = exposures(runs, place, repeats)
+    return interval(values, clusters) if values else None
+
+
+def utility_name(run: Run) -> str:
+    """What runs are compared at: ``perplexity`` of text, ``accuracy`` of images."""
+    text = any(f"{tests}_perplexity_mean" in (run.summary or {}) for tests in ("common", "own"))
+    return "perplexity" if text else "accuracy"
+
+
+def utility(run: Run) -> float:
+    """Perplexity or accuracy at the end, on the common test set or else on clients' own.
+
+    Raises
+    ------
+    FedkdError
+        Neither was measured.
+    """
+    summary, name = run.summary or {}, utility_name(run)
+    for tests in ("common", "own"):
+        if (value := summary.get(f"{tests}_{name}_mean")) is not None:
+            return float(value)
+    raise FedkdError(f"{run.folder} has no {name}: it has not ended, or measures nothing")
 
 
 def by_seed(runs: Sequence[Run]) -> list[list[Run]]:
@@ -326,12 +448,12 @@ def _git() -> dict[str, Any] | None:
         return None
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """``value`` with numbers that JSON does not have (NaN, infinity) as None."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return value

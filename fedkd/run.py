@@ -118,9 +118,12 @@ def check(experiment: Experiment) -> None:
     FedkdError
         One line naming the key, its value and what is allowed.
     """
+    from fedkd.privacy.dpsgd import check_norm
+
     partitions.named(experiment.data.partition)
     for model in experiment.student.models:
         registry.load("students", model)
+    check_norm(experiment.student, experiment.training.dp)
     registry.load("strategies", experiment.strategy.name).check(experiment)
 
 
@@ -141,10 +144,15 @@ def serve(
     ``grid_of`` makes the grid, given what to call whenever a client has replied. ``worker`` is the
     one whose clients' students belong into checkpoints; without it none are written.
     """
+    from fedkd.privacy.public import Public
+
     begin = time.perf_counter() if begin is None else begin
     counts = data.label_counts()
     method = registry.load("strategies", experiment.strategy.name)
-    strategy = method(experiment, data.task, counts, data.transfer().inputs)
+    public = Public.of(experiment, data) if worker is None else worker.public
+    strategy = method(
+        experiment, data.task, counts, data.transfer().inputs, public=public, canaries=data.canaries
+    )
     first, spent = 1, 0.0
     if resume and worker is not None:
         saved = _read_checkpoint(taken)
@@ -160,10 +168,12 @@ def serve(
             [len(data.own(client).inputs) for client in clients],
             [experiment.architecture(client) for client in clients],
         )
+    if data.canaries is not None:
+        taken.write_canaries(data.canaries.to_json())
     observer.started(taken, first, experiment.rounds, plan)
 
-    def on_round(line: dict[str, Any], clients: list[dict[str, Any]]) -> None:
-        taken.append_round(line, clients)
+    def on_round(line: dict[str, Any], details: dict[str, list[dict[str, Any]]]) -> None:
+        taken.append_round(line, **details)
         every, round = experiment.checkpoint_every, line["round"]
         if worker is not None and every and round % every == 0 and round < experiment.rounds:
             _write_checkpoint(

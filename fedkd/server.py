@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from fedkd import students
 from fedkd.data.federated import Task
 from fedkd.engine.worker import device
 from fedkd.experiment import Experiment
+from fedkd.privacy.public import Public
 from fedkd.random import generator, key
 from fedkd.training import fit, predict
 from fedkd.work import Parameters, Samples, Term
@@ -23,8 +25,8 @@ class ServerStudents:
     Their parameters are part of a strategy's state, so a resumed run goes on with them.
     """
 
-    def __init__(self, experiment: Experiment) -> None:
-        self._experiment = experiment
+    def __init__(self, experiment: Experiment, public: Public | None = None) -> None:
+        self._experiment, self._public = experiment, public
         self._device = device(experiment.engine.device)
         self._students: dict[str, nn.Sequential] = {}
         self._saved: dict[str, Parameters] = {}
@@ -51,23 +53,31 @@ class ServerStudents:
         lr: float | None = None,
         batch_size: int | None = None,
     ) -> float:
-        """Train the student ``name`` on ``samples``; the mean loss of the last pass."""
+        """Train the student ``name`` on ``samples``; the mean loss of the last pass.
+
+        A term with ``on="public"`` draws from the transfer set as it was before canaries.
+        """
         self._fits[name, round] += 1
         training = self._experiment.training
         if batch_size is not None:
             training = training.model_copy(update={"batch_size": batch_size})
         purpose = ("server", name, round, self._fits[name, round])
-        labels = None if samples.labels is None else samples.labels.to(self._device)
+        public = Samples(torch.empty(0)) if self._public is None else self._public.samples
         return fit(
             self._students[name],
-            Samples(samples.inputs.to(self._device), labels),
+            self._on_device(samples),
             terms,
             training,
             generator(self._experiment.seed, "fit", *purpose),
             epochs=epochs,
             min_steps=min_steps,
             lr=lr,
+            sources={"public": partial(self._on_device, public)},
         )
+
+    def _on_device(self, samples: Samples) -> Samples:
+        labels = None if samples.labels is None else samples.labels.to(self._device)
+        return Samples(samples.inputs.to(self._device), labels)
 
     def predict(self, name: str, inputs: Tensor) -> Tensor:
         """Logits ``(K, C)``."""
@@ -97,7 +107,9 @@ class ServerStudents:
 def blocks_above(experiment: Experiment, task: Task, model: str, cut: str) -> nn.Sequential:
     """A fresh head with the shape of ``model``'s blocks above ``cut``, named as they are there."""
     seed = key(experiment.seed, "head", model, cut)
-    student = students.build(model, task.shape, task.classes, experiment.student, seed)
+    student = students.build(
+        model, task.shape, task.classes, experiment.student, seed, tokens=task.tokens
+    )
     return student[students.cut_index(student, cut) :]
 
 

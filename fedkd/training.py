@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -11,14 +12,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedkd import registry
-from fedkd.distillation.calibration import expected_calibration_error
+from fedkd.data.language import PAD
+from fedkd.distillation.calibration import calibration_error, expected_calibration_error
 from fedkd.distillation.objectives import Objective, traits
+from fedkd.distillation.targets import among_logs
 from fedkd.errors import FedkdError
 from fedkd.experiment import TrainingTable
+from fedkd.privacy.dpsgd import DPSGD, copied, is_private, quietly
 from fedkd.students import cut_index, part_names
 from fedkd.work import CrossEntropy, Prototype, Proximal, Samples, Soft, Term
 
+NO_LABEL = -1
 EVALUATION_BATCH = 512
+EVALUATION_TOKENS = 4096
+"""Tokens of text at a time, each of which takes a row as long as the vocabulary."""
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 
@@ -35,13 +42,14 @@ def fit(
     part: tuple[str, ...] = (),
     sources: Mapping[str, Callable[[], Samples]] | None = None,
     augment: Augment | None = None,
+    dp: DPSGD | None = None,
 ) -> float:
     """Minimise the sum of ``terms`` over ``samples``, changing ``student`` in place.
 
     Parameters
     ----------
     samples
-        Inputs ``(K, ...)`` and labels ``(K,)`` on the student's device.
+        Inputs ``(K, ...)`` and labels ``(K,)`` on the student's device; of text ``(K, T)`` both.
     terms
         What the loss is made of. A term with ``on`` draws mini-batches of its own from there.
     training
@@ -52,6 +60,8 @@ def fit(
         Names of the blocks that learn; empty means all.
     sources
         Where terms with ``on`` draw from.
+    dp
+        Makes what private samples contribute DP-SGD's.
 
     Returns
     -------
@@ -61,17 +71,25 @@ def fit(
     Raises
     ------
     FedkdError
-        A term needs labels that the samples do not have, or targets of another length.
+        A term needs labels that the samples do not have, or targets of another length; or what
+        ``dp`` cannot do is asked for.
     """
     if not len(samples.inputs):
         return 0.0
-    batches = _Batches(samples, training.batch_size, generator, augment)
+    covered = [dp is not None and dp.covers(term) for term in terms]
+    dp = dp if any(covered) else None
+    kept, student = student, student if dp is None else copied(student)
+    own = dp if dp is not None and dp.own else None
+    batches = _Batches(samples, training.batch_size, generator, augment, own)
     epochs = training.local_epochs if epochs is None else epochs
     min_steps = training.min_steps if min_steps is None else min_steps
     steps = max(math.ceil(epochs * batches.per_epoch - 1e-9), min_steps)
     learning = _learning(student, part)
     others = {
-        on: _Batches(_source(sources, on), training.batch_size, generator, augment)
+        on: _Batches(
+            *(_source(sources, on), training.batch_size, generator, augment),
+            dp if is_private(on) else None,
+        )
         for term in terms
         if (on := _source_of(term)) is not None
     }
@@ -82,6 +100,8 @@ def fit(
     ]
     cuts = {loss.cut for loss in losses if loss.cut}
     optimiser = _optimiser(list(learning.values()), training, lr or training.lr)
+    if dp is not None:
+        optimiser = dp.attach(student, optimiser)
     total = torch.zeros((), device=samples.inputs.device)
     for block in student.children():
         # Statistics of a block that does not learn stay as they are, too.
@@ -92,19 +112,35 @@ def fit(
         optimiser.zero_grad(set_to_none=True)
         value = torch.zeros((), device=total.device)
         bounded = []
-        for loss in losses:
-            piece = loss(drawn[loss.on] if loss.on is not None else batch)
-            if loss.reach is None:
+        clipped, count = torch.zeros_like(value), 0
+        for loss, private in zip(losses, covered, strict=True):
+            source = drawn[loss.on] if loss.on is not None else batch
+            if private and not source.drawn:
+                continue
+            piece = loss(source)
+            if private:
+                # What the terms do not reach, as a head above a prototype, has gradients of zero.
+                reached = clipped if count else 0 * source.logits.sum()
+                clipped, count = reached + piece, source.drawn
+            elif loss.reach is None:
                 value = value + piece
             else:
                 bounded.append((piece, loss.reach))
-        if value.requires_grad:
-            value.backward(retain_graph=bool(bounded))
-        for index, (piece, reach) in enumerate(bounded):
-            _backward_into(piece, reach, keep=index + 1 < len(bounded))
+        with nullcontext() if dp is None else quietly():
+            if value.requires_grad:
+                value.backward(retain_graph=bool(bounded))
+            for index, (piece, reach) in enumerate(bounded):
+                _backward_into(piece, reach, keep=index + 1 < len(bounded))
+        if dp is not None:
+            with dp.per_sample(count):
+                if count:
+                    clipped.backward()
+            value = value + clipped.detach() * dp.share(count)
         optimiser.step()
         if step >= steps - batches.per_epoch:
             total += value.detach() + sum(piece.detach() for piece, _ in bounded)
+    if dp is not None:
+        dp.finish(kept, learning)
     for parameter in student.parameters():
         parameter.requires_grad_(True)
         parameter.grad = None
@@ -113,28 +149,42 @@ def fit(
 
 @torch.inference_mode()
 def predict(student: nn.Sequential, inputs: Tensor) -> Tensor:
-    """Logits ``(K, C)`` of inputs ``(K, ...)``, without training anything."""
+    """Logits ``(K, C)`` of inputs ``(K, ...)``, without training anything.
+
+    Of token ids ``(K, T)``: logits ``(M, V)`` at the M positions that are not padding, row by row.
+    """
     student.eval()
-    pieces = [student(take(inputs, piece)) for piece in _pieces(len(inputs), inputs.device)]
+    if not inputs.is_floating_point():
+        return _gathered(len(items(inputs)), (logits for _, logits in _of_tokens(student, inputs)))
+    pieces = [student(take(inputs, piece)) for piece in _pieces(inputs)]
     return torch.cat(pieces) if pieces else inputs.new_zeros((0, 0))
 
 
 @torch.inference_mode()
 def represent(student: nn.Sequential, inputs: Tensor, cut: str) -> tuple[Tensor, Tensor]:
-    """Representations ``(K, ...)`` at ``cut`` of inputs ``(K, ...)``, and the logits ``(K, C)``."""
+    """Representations ``(K, ...)`` at ``cut`` of inputs ``(K, ...)``, and the logits ``(K, C)``.
+
+    Of token ids ``(K, T)``: a row for each of the positions that are not padding.
+    """
     student.eval()
     index = cut_index(student, cut)
     base, rest = student[:index], student[index:]
-    pairs = [
-        (held, rest(held))
-        for piece in _pieces(len(inputs), inputs.device)
-        for held in [base(take(inputs, piece))]
-    ]
+    pairs = []
+    for piece in _pieces(inputs):
+        given = take(inputs, piece)
+        held = base(given)
+        chosen = None if given.is_floating_point() else items(given)
+        pairs.append((_chosen(held, chosen), _chosen(rest(held), chosen)))
     return torch.cat([held for held, _ in pairs]), torch.cat([logits for _, logits in pairs])
 
 
 def class_means(values: Tensor, labels: Tensor, classes: int) -> dict[str, Tensor]:
-    """``mean`` ``(C, d)`` of rows ``(K, d)`` by class, 0 where none, and ``count`` ``(C,)``."""
+    """``mean`` ``(C, d)`` of rows ``(K, d)`` by class, 0 where none, and ``count`` ``(C,)``.
+
+    ``labels`` is ``(K,)``; a row with the label -1 is of no class.
+    """
+    if bool((labels < 0).any()):
+        values, labels = values[labels >= 0], labels[labels >= 0]
     count = labels.bincount(minlength=classes)
     total = values.new_zeros(classes, values.shape[1]).index_add_(0, labels, values)
     return {"mean": total / count.clamp_min(1)[:, None], "count": count}
@@ -142,9 +192,14 @@ def class_means(values: Tensor, labels: Tensor, classes: int) -> dict[str, Tenso
 
 @torch.inference_mode()
 def evaluate(student: nn.Sequential, samples: Samples) -> dict[str, float]:
-    """Accuracy, mean cross-entropy in nats, and expected calibration error on ``samples``."""
+    """Accuracy, mean cross-entropy in nats, and expected calibration error on ``samples``.
+
+    On text, of the next token wherever there is one, and perplexity: the exponential of the loss.
+    """
     if samples.labels is None or not len(samples.labels):
         return {}
+    if samples.labels.dim() == 2:
+        return _evaluate_tokens(student, samples.inputs, samples.labels)
     logits = predict(student, samples.inputs)
     hits = logits.argmax(1) == samples.labels
     return {
@@ -154,6 +209,74 @@ def evaluate(student: nn.Sequential, samples: Samples) -> dict[str, float]:
     }
 
 
+def _evaluate_tokens(student: nn.Sequential, inputs: Tensor, labels: Tensor) -> dict[str, float]:
+    student.eval()
+    hits, losses, confidences = [], [], []
+    for piece, logits in _of_tokens(student, inputs):
+        said = labels[piece].flatten()[items(inputs[piece])]
+        there = said >= 0
+        logits, said = logits[there], said[there]
+        norms = logits.logsumexp(1)
+        best, predicted = logits.max(1)
+        hits.append(predicted == said)
+        losses.append(norms - logits.gather(1, said[:, None])[:, 0])
+        confidences.append((best - norms).exp())
+    hit = torch.cat(hits)
+    loss = torch.cat(losses).double().mean()
+    return {
+        "accuracy": float(hit.double().mean()),
+        "loss": float(loss),
+        "ece": float(calibration_error(torch.cat(confidences), hit)),
+        "perplexity": float(loss.exp()),
+    }
+
+
+def items(inputs: Tensor) -> Tensor:
+    """Places ``(M,)`` of the tokens of ``(K, T)`` that are not padding, in ``inputs.flatten()``."""
+    return (inputs != PAD).flatten().nonzero()[:, 0]
+
+
+def item_labels(samples: Samples) -> Tensor | None:
+    """A label for each row that :func:`predict` gives: ``(K,)``; of text ``(M,)``, -1 for none."""
+    if samples.labels is None or samples.labels.dim() == 1:
+        return samples.labels
+    return samples.labels.flatten()[items(samples.inputs)]
+
+
+def said(term: Soft, logits: Tensor) -> Tensor:
+    """Targets of ``term`` that a student with ``logits`` ``(K, C)`` gives in its place."""
+    if traits(registry.load("objectives", term.objective)).targets == "logits":
+        return logits
+    tau = term.temperature
+    logits = logits / (tau.to(logits)[:, None] if isinstance(tau, Tensor) else tau)
+    if term.among is None:
+        return logits.softmax(1)
+    return among_logs(F.log_softmax(logits, 1), term.among.to(logits.device)).exp()
+
+
+def _chosen(given: Tensor, chosen: Tensor | None) -> Tensor:
+    """Rows of ``(B, T, ...)`` at places ``chosen`` ``(M,)``, or all of it without."""
+    return given if chosen is None else given.flatten(0, 1).index_select(0, chosen)
+
+
+def _of_tokens(student: nn.Sequential, inputs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Some rows at a time, and the logits ``(m, V)`` at their tokens."""
+    for piece in _pieces(inputs):
+        given = inputs.index_select(0, piece)
+        yield piece, _chosen(student(given), items(given))
+
+
+def _gathered(count: int, pieces: Iterator[Tensor]) -> Tensor:
+    """``torch.cat`` that never holds everything twice."""
+    whole, start = torch.zeros(0, 0), 0
+    for piece in pieces:
+        if not start:
+            whole = piece.new_empty(count, piece.shape[1])
+        whole[start : start + len(piece)] = piece
+        start += len(piece)
+    return whole
+
+
 def take(inputs: Tensor, index: Tensor) -> Tensor:
     """``inputs[index]``, keeping images channels-last in memory."""
     if inputs.dim() != 4:
@@ -161,54 +284,87 @@ def take(inputs: Tensor, index: Tensor) -> Tensor:
     return inputs.permute(0, 2, 3, 1).index_select(0, index).permute(0, 3, 1, 2)
 
 
-def _pieces(count: int, device: torch.device) -> Iterator[Tensor]:
-    for start in range(0, count, EVALUATION_BATCH):
-        yield torch.arange(start, min(start + EVALUATION_BATCH, count), device=device)
+def _pieces(inputs: Tensor) -> Iterator[Tensor]:
+    count, size = len(inputs), EVALUATION_BATCH
+    if not inputs.is_floating_point():
+        size = max(1, EVALUATION_TOKENS // inputs.shape[1])
+    for start in range(0, count, size):
+        yield torch.arange(start, min(start + size, count), device=inputs.device)
 
 
 @dataclass(frozen=True)
 class _Batch:
     """``index`` (B,) into the source, ``labels`` (B,) where there are, ``logits`` (B, C).
 
-    ``held`` has the representations at the cuts that a term asks for.
+    ``held`` has the representations at the cuts that a term asks for. Of text, B is the number of
+    tokens, ``index`` counts the tokens of the source, and ``chosen`` (B,) is their places in what
+    the blocks give, as in ``held``; a label may be -1. ``drawn`` is the number of samples, and
+    ``over`` what sums of losses are divided by if that may not depend on them.
     """
 
     index: Tensor
     labels: Tensor | None
     logits: Tensor
     held: dict[str, Tensor]
+    chosen: Tensor | None = None
+    drawn: int = 0
+    over: int | None = None
 
 
 class _Batches:
     """Mini-batches of a source without end, in a new order every pass.
 
-    A last batch of one sample is left out where there are others: batch statistics need two.
+    A last batch of one sample is left out where there are others: batch statistics need two. With
+    ``dp`` every sample is drawn, or not, by itself.
     """
 
     def __init__(
-        self, samples: Samples, size: int, generator: torch.Generator, augment: Augment | None
+        self,
+        samples: Samples,
+        size: int,
+        generator: torch.Generator,
+        augment: Augment | None,
+        dp: DPSGD | None = None,
     ) -> None:
         self.samples, self.size, self.generator, self.augment = samples, size, generator, augment
         count = len(samples.inputs)
         self.per_epoch = max(1, math.ceil(count / size) - (count % size == 1))
         self._queue: list[Tensor] = []
+        self._numbers: Tensor | None = None
+        if not samples.inputs.is_floating_point():
+            there = samples.inputs != PAD
+            self._numbers = there.flatten().cumsum(0).view_as(there) - 1
+        self.dp = dp
+        if dp is not None:
+            self.per_epoch, self._drawn = dp.batches(count, size)
 
     def draw(self, student: nn.Sequential, cuts: Set[str]) -> _Batch:
+        if self.dp is not None:
+            self._queue = [next(self._drawn).to(self.samples.inputs.device)]
         if not self._queue:
             order = torch.randperm(len(self.samples.inputs), generator=self.generator)
             order = order.to(self.samples.inputs.device)
             self._queue = list(order.split(self.size))[: self.per_epoch][::-1]
         index = self._queue.pop()
         inputs = take(self.samples.inputs, index)
+        drawn, tokens = len(index), 1 if inputs.is_floating_point() else inputs.shape[1]
+        over = None if self.dp is None else drawn * tokens
         if self.augment is not None and inputs.dim() == 4:
             inputs = self.augment(inputs, self.generator)
-        labels = self.samples.labels
+        labels = None if self.samples.labels is None else self.samples.labels[index]
+        chosen = None
+        if self._numbers is not None:
+            chosen = items(inputs)
+            index = self._numbers[index].flatten()[chosen]
+            labels = None if labels is None else labels.flatten()[chosen]
         held = {}
-        for name, block in student.named_children():
-            inputs = block(inputs)
-            if name in cuts:
-                held[name] = inputs
-        return _Batch(index, None if labels is None else labels[index], inputs, held)
+        with nullcontext() if self.dp is None else self.dp.recording():
+            for name, block in student.named_children() if drawn else ():
+                inputs = block(inputs)
+                if name in cuts:
+                    held[name] = inputs
+            logits = _chosen(inputs, chosen) if drawn else inputs
+        return _Batch(index, labels, logits, held, chosen, drawn, over)
 
 
 class _Loss:
@@ -246,14 +402,14 @@ class _Loss:
                     f"Soft: the student {term.targets!r} was not asked for its targets"
                 )
             self.objective: Objective = registry.load("objectives", term.objective)
-            squared = term.tau_squared and traits(self.objective).tau_squared
-            self.scale = term.weight * (term.temperature**2 if squared else 1)
             self.targets = term.targets.to(device)
-            if term.per == "sample" and len(self.targets) != len(samples.inputs):
-                raise FedkdError(
-                    f"Soft: {len(self.targets)} targets for {len(samples.inputs)} samples; "
-                    "one row a sample is needed"
-                )
+            self._check(term, samples)
+            self.tau: float | Tensor = term.temperature
+            if isinstance(self.tau, Tensor):
+                self.tau = self.tau.to(device)[:, None]
+            self.among = None if term.among is None else term.among.to(device)
+            self.weights = None if term.row_weights is None else term.row_weights.to(device)
+            self.squared = term.tau_squared and traits(self.objective).tau_squared
             if term.reach:
                 names = part_names(student, term.reach)
                 self.reach = [learning[name] for name in names if name in learning]
@@ -268,6 +424,9 @@ class _Loss:
             ]
         if isinstance(term, Soft | Prototype):
             self.partial = bool(self.targets[:, 0].isnan().any())
+            # Labels of text may be -1; those of images never are.
+            by_class = isinstance(term, Prototype) or term.per == "class"
+            self.by_label = by_class and not samples.inputs.is_floating_point()
 
     def __call__(self, batch: _Batch) -> Tensor:
         term = self.term
@@ -277,27 +436,85 @@ class _Loss:
                 term.weight / 2 * sum(((p - a).square().sum() for p, a in pairs), torch.zeros(()))
             )
         if isinstance(term, Prototype):
-            given = batch.held[term.cut].flatten(1)
-            targets, given = self._with_targets(self.targets[_labels(batch, "Prototype")], given)
-            return term.weight * (given - targets).square().mean(1).sum() / len(batch.index)
+            given = _chosen(batch.held[term.cut], batch.chosen).flatten(1)
+            targets, given, _ = self._with_targets(_labels(batch, "Prototype"), given)
+            over = batch.over or len(batch.index)
+            return term.weight * (given - targets).square().mean(1).sum() / over
         logits = batch.logits
         if term.through is not None:
             logits = torch.func.functional_call(
                 self.above, self.head, (batch.held[term.through.cut],)
             )
+            logits = _chosen(logits, batch.chosen)
         if isinstance(term, CrossEntropy):
-            return term.weight * F.cross_entropy(logits, _labels(batch, "CrossEntropy"))
+            labels = _labels(batch, "CrossEntropy")
+            how = "sum" if batch.over else "mean"
+            loss = F.cross_entropy(logits, labels, ignore_index=NO_LABEL, reduction=how)
+            return term.weight * loss / (batch.over or 1)
         rows = batch.index if term.per == "sample" else _labels(batch, "Soft per class")
-        targets, logits = self._with_targets(self.targets[rows], logits)
-        pieces = self.objective(logits, targets, term.temperature)
-        return self.scale * pieces.sum() / len(batch.index)
+        targets, logits, rows = self._with_targets(rows, logits)
+        tau = self.tau[rows] if isinstance(self.tau, Tensor) else self.tau
+        if self.among is None:
+            pieces = self.objective(logits, targets, tau)
+        else:
+            logs = among_logs(F.log_softmax(logits / tau, 1), self.among[rows])
+            pieces = self.objective(logs, targets, 1.0)
+        if self.weights is not None:
+            pieces = self.weights[rows] * pieces
+        scale = term.weight
+        if self.squared and isinstance(tau, Tensor):
+            pieces = tau[:, 0] ** 2 * pieces
+        elif self.squared and isinstance(tau, float | int):
+            scale *= tau**2
+        return scale * pieces.sum() / (batch.over or len(batch.index))
 
-    def _with_targets(self, targets: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
-        """Only the rows that have a target; the others count as samples without a loss."""
+    def _with_targets(self, rows: Tensor, given: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Targets at ``rows``, and what is given, but only where there is a target.
+
+        Samples without one count as samples without a loss.
+        """
+        if self.by_label:
+            there = rows >= 0
+            rows, given = rows[there], given[there]
+        targets = self.targets[rows]
         if not self.partial:
-            return targets, given
+            return targets, given, rows
         there = ~targets[:, 0].isnan()
-        return targets[there], given[there]
+        return targets[there], given[there], rows[there]
+
+    def _check(self, term: Soft, samples: Samples) -> None:
+        """Refuse targets, temperatures and candidates that do not fit together."""
+        tokens = not samples.inputs.is_floating_point()
+        count = len(items(samples.inputs)) if tokens else len(samples.inputs)
+        targets = self.targets
+        if term.per == "sample" and len(targets) != count:
+            one = "token of the inputs" if tokens else "sample"
+            raise FedkdError(
+                f"Soft: {len(targets)} targets for {count} {'tokens' if tokens else 'samples'}; "
+                f"one row a {one} is needed"
+            )
+        tau, among, weights = term.temperature, term.among, term.row_weights
+        for what, given in (("temperatures", tau), ("row_weights", weights)):
+            if isinstance(given, Tensor) and given.shape != (len(targets),):
+                raise FedkdError(
+                    f"Soft: {what} of shape {tuple(given.shape)} for {len(targets)} targets; one a "
+                    "row of targets is needed"
+                )
+        if among is None:
+            return
+        if traits(self.objective).targets != "probabilities":
+            raise FedkdError(
+                f"Soft: objective = {term.objective!r} is not allowed with candidates: it takes "
+                "logits, and all other classes together have none"
+            )
+        if among.shape != (len(targets), targets.shape[1] - 1):
+            raise FedkdError(
+                f"Soft: candidates of shape {tuple(among.shape)} for targets of shape "
+                f"{tuple(targets.shape)}; one candidate a column of targets but the last is needed"
+            )
+        ordered = among.sort(1).values
+        if bool(((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any()):
+            raise FedkdError("Soft: a row of candidates names a class twice; each once is needed")
 
 
 def _labels(batch: _Batch, term: str) -> Tensor:

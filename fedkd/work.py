@@ -29,7 +29,11 @@ Parameters: TypeAlias = "dict[str, torch.Tensor]"
 class Samples:
     """Samples sent along with a step.
 
-    ``inputs`` is ``(K, ...)``: normalised images or representations; ``labels`` is ``(K,)``.
+    ``inputs`` is ``(K, ...)``: normalised images or representations; ``labels`` is ``(K,)``. Of
+    text, ``inputs`` is ``(K, T)`` token ids and ``labels`` ``(K, T)`` the next ones, -1 for none.
+
+    What steps speak of as a row a sample is, of text, a row a token: the positions of the inputs
+    that are not padding, row after row.
     """
 
     inputs: torch.Tensor
@@ -75,21 +79,28 @@ class Soft:
     class ``(C, C)`` picked by the sample's label; a row that begins with NaN is no target and its
     samples are passed over. They are what the objective expects: probabilities, or logits for
     ``mse_logits``. The name of a student of the same client stands for what that student says, at
-    ``temperature``, when the step begins. ``temperature`` divides the student's logits;
-    ``tau_squared`` multiplies by its square, which keeps gradients of the same size (Hinton,
-    Vinyals & Dean 2015, section 2.1). ``reach`` names the blocks that the term's gradient may
-    touch; empty means all.
+    ``temperature``, when the step begins. ``temperature``, one number or ``(K,)``, one a row of
+    targets, divides the student's logits; ``tau_squared`` multiplies by its square, which keeps
+    gradients of the same size (Hinton, Vinyals & Dean 2015, section 2.1). ``reach`` names the
+    blocks that the term's gradient may touch; empty means all.
+
+    ``among`` ``(K, k)`` holds candidate classes, distinct in a row, -1 for none: the targets are
+    then the probabilities ``(K, k + 1)`` of these and, last, of all other classes together, and
+    the student's are put together in the same way. ``row_weights`` ``(K,)`` multiply the losses at
+    the rows of targets.
     """
 
     targets: torch.Tensor | str
     objective: str = "forward_kl"
-    temperature: float = 1.0
+    temperature: float | torch.Tensor = 1.0
     weight: float = 1.0
     tau_squared: bool = True
     per: Literal["sample", "class"] = "sample"
     reach: tuple[str, ...] = ()
     on: str | None = None
     through: Head | None = None
+    among: torch.Tensor | None = None
+    row_weights: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -215,7 +226,8 @@ class Share:
 class Evaluate:
     """Accuracy, loss (nats) and expected calibration error on a source.
 
-    Replies with the metrics ``{key}_accuracy``, ``{key}_loss`` and ``{key}_ece``.
+    Replies with the metrics ``{key}_accuracy``, ``{key}_loss`` and ``{key}_ece``; on text, of the
+    next token, with ``{key}_perplexity`` too, the exponential of the loss.
     """
 
     on: Source = "own"
@@ -223,13 +235,24 @@ class Evaluate:
     student: str = "own"
 
 
-Step = Fit | Predict | Represent | Hold | Load | Share | Evaluate
+@dataclass(frozen=True)
+class Expose:
+    """How exposed every planted secret is by a student: a measurement, never sent by a method.
+
+    Replies with the array ``key`` of shape ``(S,)``, in bits; see ``fedkd.privacy.exposure``.
+    """
+
+    key: str = "measure_exposure"
+    student: str = "own"
+
+
+Step = Fit | Predict | Represent | Hold | Load | Share | Evaluate | Expose
 
 KINDS: dict[str, type] = {
     kind.__name__: kind
     for kind in (
         *(Samples, Head, CrossEntropy, Soft, Prototype, Proximal),
-        *(Fit, Predict, Represent, Hold, Load, Share, Evaluate),
+        *(Fit, Predict, Represent, Hold, Load, Share, Evaluate, Expose),
     )
 }
 

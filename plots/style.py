@@ -1,8 +1,9 @@
 """What all figures share: widths, fonts, the look of a method, how a figure is written.
 
 A method's look depends on its name alone, so it is the same in every figure, whatever else is
-drawn. Methods of the field have places of their own in ``PLACES``; any other name gets a place
-from its hash, with a hollow marker, so that it never looks like one of these.
+drawn. Methods of the field have places of their own in ``PLACES``, and arms of the canary study in
+``ARMS``; any other name gets a place from its hash, with a hollow marker, so that it never looks
+like one of these.
 """
 
 from __future__ import annotations
@@ -38,6 +39,37 @@ PLACES = (
     *("fedavg-ft", "fedper", "fedrep", "ktpfl"),
 )
 """Only ever add at the end: a name's place is its look in all figures."""
+
+ARMS = {
+    "fkd": (5, 0),
+    "fkd-1": (7, 0),
+    "fkd-2": (7, 2),
+    "fkd-4": (7, 4),
+    "fkd-10": (7, 6),
+    "fkd-20": (7, 8),
+    "swing": (6, 4),
+    "shuffled": (6, 1),
+    "oracle": (6, 3),
+    "constant": (6, 5),
+    "mixing": (6, 7),
+    "same": (6, 9),
+    "same-squared": (6, 8),
+    "noise": (1, 2),
+    "swing-noise": (1, 0),
+    "own": (1, 4),
+    "argmax": (2, 1),
+    "sample": (2, 3),
+    "top-k": (2, 7),
+    "dp-sgd": (3, 0),
+    "clean": (4, 1),
+    "fedavg": (4, 4),
+}
+"""Colour and marker of what ``fedkd canary`` calls its arms, in the order that figures show them.
+
+Arms of a kind share a colour: plain labels at another temperature, temperatures by score, noise,
+a single answer. Methods' numbers are both even or both odd; these are not, so that no arm looks
+like a method, but for the two that are one.
+"""
 
 RC: Any = {
     "font.family": "sans-serif",
@@ -77,6 +109,8 @@ def look(method: str, variant: int = 0) -> dict[str, Any]:
     if method in PLACES:
         colour = marker = PLACES.index(method)
         line, hollow = colour // len(COLOURS), False
+    elif method in ARMS:
+        (colour, marker), line, hollow = ARMS[method], 0, False
     else:
         digest = int.from_bytes(hashlib.blake2b(method.encode(), digest_size=8).digest())
         digest, colour = divmod(digest, len(COLOURS))

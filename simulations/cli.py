@@ -1,4 +1,4 @@
-"""The command line: ``fedkd run``, ``fedkd list``, ``fedkd plot``.
+"""The command line: ``fedkd run``, ``list``, ``compare``, ``canary``, ``audit``, ``plot``.
 
 torch, matplotlib and the like are imported inside the function that needs them, so that help and
 wrong input answer at once.
@@ -20,7 +20,8 @@ import typer
 from fedkd import registry
 from fedkd.errors import FedkdError, nearest
 from fedkd.experiment import Experiment
-from fedkd.results import CHECKPOINT, Run
+from fedkd.results import CHECKPOINT, PLACES, Run
+from fedkd.results import exposure as exposure_at
 from fedkd.run import Observer
 from fedkd.run import run as simulate
 from simulations.shipped import experiment_text, shipped
@@ -287,20 +288,28 @@ def _report(run: Run) -> None:
     rounds, summary, console = run.rounds, run.summary or {}, _console(stderr=False)
     last: dict[str, Any] = next((line for line in reversed(rounds) if "local" in line), {})
     table = Table(f"round {last.get('round', 0)}, {run.experiment.strategy.name}")
-    for name in ("own accuracy", "worst 10 %", "common accuracy"):
-        table.add_column(name, justify="right")
+    perplexity = [name for name in ("own", "common") if f"{name}_perplexity_mean" in last]
+    heads = ["own accuracy", *["worst 10 %"] * (not perplexity), "common accuracy"]
+    for head in (*heads, *(f"{name} ppl" for name in perplexity)):
+        table.add_column(head, justify="right")
     stages = {"after local training": last.get("local", {}), "after fusion": last}
     for title, measured in stages.items():
         if "own_accuracy_mean" in measured or "common_accuracy_mean" in measured:
             std = measured.get("own_accuracy_std", 0.0)
             own = _percent(measured.get("own_accuracy_mean"), f" ± {100 * std:.1f}")
             worst = _percent(measured.get("own_accuracy_worst10"))
-            table.add_row(title, own, worst, _percent(measured.get("common_accuracy_mean")))
+            common = _percent(measured.get("common_accuracy_mean"))
+            of_text = [_number(measured.get(f"{name}_perplexity_mean")) for name in perplexity]
+            table.add_row(title, own, *[worst] * (not perplexity), common, *of_text)
     if table.row_count:
         console.print(table)
     sent = f"{_size(summary.get('bytes_up', 0))} up, {_size(summary.get('bytes_down', 0))} down"
     seconds = summary.get("seconds", sum(line.get("seconds", 0) for line in rounds))
     console.print(f"{len(rounds)} rounds, {seconds:.1f} s, {sent}")
+    exposed = {place: exposure_at([run], place) for place in PLACES} if run.canaries else {}
+    bits = [f"{place} {found.mean:.1f}" for place, found in exposed.items() if found is not None]
+    if bits:
+        console.print(f"exposure of secrets, in bits (null 1.4): {', '.join(bits)}", soft_wrap=True)
     out: dict[int, list[str]] = {}
     for line in rounds:
         for entry in line.get("left_out", []):
@@ -314,6 +323,10 @@ def _report(run: Run) -> None:
 
 def _percent(share: float | None, after: str = "") -> str:
     return "-" if share is None else f"{100 * share:.1f}{after} %"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
 
 
 def _size(count: float) -> str:
@@ -387,6 +400,102 @@ def compare(
     from simulations.compare import table
 
     print(table([Run.open(folder) for folder in runs], target))
+
+
+# --- fedkd canary, fedkd audit -----------------------------------------------------------------
+
+
+@app.command(
+    epilog=examples(
+        "fedkd canary swing  [dim]on the embedded text, some minutes[/dim]",
+        "fedkd canary swing --arms fkd,swing,shuffled --seeds 0,1,2 --jobs 2",
+        "fedkd canary swing --set canary.public=prefix --repeats 16 --out runs/p1",
+    )
+)
+def canary(
+    experiment: Annotated[str, typer.Argument(show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Set a key of the experiment; repeatable."),
+    ] = None,
+    arms: Annotated[
+        str | None, typer.Option(metavar="A,B,…", help="Arms to run; all that fit when not given.")
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option(metavar="S,T,…", help="Seeds; the experiment's when not given.")
+    ] = None,
+    repeats: Annotated[
+        int | None, typer.Option(help="Level of repeats in the table; the highest when not given.")
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Runs at the same time; a core each when not given.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Folder of all runs; runs/canary-NAME-HASH if none."),
+    ] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Where data sets lie: data.data_dir, else FEDKD_DATA."),
+    ] = None,
+) -> None:
+    """Run an experiment under many releases and print what each of them leaks.
+
+    EXPERIMENT plants canaries. Its own release is one arm; the others take it apart, or put
+    something else in its place. Finished runs are not repeated.
+    """
+    from simulations import canary as study
+
+    extra = [f"data.data_dir={json.dumps(str(data_dir))}"] if data_dir else []
+    chosen = Experiment.from_toml(experiment_text(experiment), [*(overrides or []), *extra])
+    _check_names(chosen)
+    try:
+        study.main(chosen, _listed(arms), _seeds(seeds, chosen), repeats, jobs, out)
+    except KeyboardInterrupt:
+        print("fedkd: interrupted; the same command goes on with what is missing", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+def _listed(text: str | None) -> list[str] | None:
+    return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _seeds(text: str | None, experiment: Experiment) -> list[int]:
+    try:
+        found = [int(part) for part in _listed(text) or [str(experiment.seed)]]
+    except ValueError as error:
+        raise FedkdError(f"--seeds {text!r} is not allowed: numbers, as in 0,1,2") from error
+    return list(dict.fromkeys(found))
+
+
+@app.command(
+    epilog=examples(
+        "fedkd audit runs/quickstart",
+        "fedkd audit runs/swing --shadows 0  [dim]the ledger and what it guarantees alone[/dim]",
+    )
+)
+def audit(
+    run: Annotated[Path, typer.Argument(metavar="RUN", show_default=False)],
+    shadows: Annotated[
+        int, typer.Option(min=0, help="Runs that membership inference compares; 0: no attack.")
+    ] = 16,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Where data sets lie, if not where they were."),
+    ] = None,
+) -> None:
+    """Say what a finished run's releases guarantee, and attack what its clients sent.
+
+    Attacks run the experiment of folder RUN again: once for label distributions, and with random
+    halves of every client's data, as often as --shadows says, for membership.
+    """
+    from simulations.audit import main as attack
+
+    try:
+        attack(Run.open(run), shadows, data_dir)
+    except KeyboardInterrupt:
+        print("fedkd: interrupted; nothing was written", file=sys.stderr)
+        raise typer.Exit(130) from None
 
 
 # --- fedkd plot ---------------------------------------------------------------------------------
@@ -467,6 +576,54 @@ def cuts(run: Annotated[Path, typer.Argument(metavar="RUN")], out: Stem = None) 
 
     opened = Run.open(run)
     _written(save(draw(opened), out or opened.folder / "plots" / "cuts"))
+
+
+@plot.command(
+    epilog=examples(
+        "fedkd plot exposure runs/canary-*/*/*",
+        "fedkd plot exposure runs/canary-*/fkd/* runs/canary-*/swing/* --out figures/exposure",
+    )
+)
+def exposure(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...")], out: Stem = None
+) -> None:
+    """Exposure of planted secrets against their repeats: a panel an arm, a line a place.
+
+    RUN... are folders of finished runs with canaries; those that differ only in their seed are one.
+    """
+    from plots.exposure import draw
+    from plots.style import save
+
+    opened = [Run.open(folder) for folder in runs]
+    _written(save(draw(opened), out or opened[0].folder / "plots" / "exposure"))
+
+
+@plot.command(
+    epilog=examples(
+        "fedkd plot tradeoff runs/canary-*/*/*",
+        "fedkd plot tradeoff runs/canary-*/*/* --place released --repeats 16",
+    )
+)
+def tradeoff(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...")],
+    out: Stem = None,
+    place: Annotated[
+        str, typer.Option(help="Where exposure is measured: teacher, released, fused, student.")
+    ] = "student",
+    repeats: Annotated[
+        int | None, typer.Option(help="Level of repeats; the highest there is when not given.")
+    ] = None,
+) -> None:
+    """Perplexity or accuracy against excess exposure of planted secrets: a point an arm.
+
+    RUN... are folders of finished runs with canaries; those that differ only in their seed are one.
+    """
+    from plots.style import save
+    from plots.tradeoff import draw
+
+    opened = [Run.open(folder) for folder in runs]
+    figure = draw(opened, place, repeats)
+    _written(save(figure, out or opened[0].folder / "plots" / "tradeoff"))
 
 
 def _written(files: Sequence[Path]) -> None:

@@ -17,6 +17,10 @@ ACCURACIES = {
     "common, fused": "common_accuracy_mean",
     "common, local": "common_accuracy_mean_local",
 }
+PERPLEXITIES = {
+    "own perplexity": "own_perplexity_mean",
+    "common perplexity": "common_perplexity_mean",
+}
 JAIN = "own_accuracy_jain"
 
 
@@ -25,10 +29,11 @@ def table(runs: Sequence[Run], target: float | None = None) -> str:
 
     Accuracies in percent, at the end of the last round with the fused knowledge ("fused") and
     after that round's local training ("local"); "own std" is the standard deviation of own
-    accuracy over clients, "own Jain" its Jain's index where any run has it; ± is the standard
-    deviation over seeds (n - 1), left out for one seed. MB up and down, and seconds, are means a
-    run. With ``target``, a mean own accuracy in percent: rounds, and MB both ways, until it was
-    first reached, means over the runs that did, with how many where others did not.
+    accuracy over clients, "own Jain" its Jain's index where any run has it, perplexities where any
+    run is of text; ± is the standard deviation over seeds (n - 1), left out for one seed. MB up and
+    down, and seconds, are means a run. With ``target``, a mean own accuracy in percent: rounds, and
+    MB both ways, until it was first reached, means over the runs that did, with how many where
+    others did not.
 
     Raises
     ------
@@ -38,7 +43,13 @@ def table(runs: Sequence[Run], target: float | None = None) -> str:
     groups = by_seed(runs)
     summaries = [[_summary(run) for run in group] for group in groups]
     jain = any(JAIN in one for found in summaries for one in found)
-    heads = ["run", "seeds", *ACCURACIES, *["own Jain"] * jain, "MB up", "MB down", "seconds"]
+    text = {
+        name: key
+        for name, key in PERPLEXITIES.items()
+        if any(key in one for f in summaries for one in f)
+    }
+    sizes = ["MB up", "MB down", "seconds"]
+    heads = ["run", "seeds", *ACCURACIES, *["own Jain"] * jain, *text, *sizes]
     if target is not None:
         heads += [f"{what} to {target:g} %" for what in ("rounds", "MB")]
     rows = [heads]
@@ -50,6 +61,8 @@ def table(runs: Sequence[Run], target: float | None = None) -> str:
             row.append(_spread([100 * one[key] for one in found if key in one]))
         if jain:
             row.append(_spread([one[JAIN] for one in found if JAIN in one], digits=3))
+        for key in text.values():
+            row.append(_spread([one[key] for one in found if key in one]))
         for key in ("bytes_up", "bytes_down"):
             row.append(f"{np.mean([one[key] for one in found]) / 1e6:.2f}")
         row.append(f"{np.mean([one['seconds'] for one in found]):.0f}")

@@ -15,10 +15,12 @@ method looks best.
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ClassVar, cast
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -27,11 +29,15 @@ from flwr.serverapp.strategy import Result, Strategy
 from pydantic import Field
 from torch import nn
 
-from fedkd import students
+from fedkd import registry, students
 from fedkd.data.federated import Task
+from fedkd.distillation.objectives import traits
 from fedkd.distillation.targets import check_probabilities
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment, Table, validated
+from fedkd.privacy.public import Public
+from fedkd.privacy.release import over_classes
+from fedkd.privacy.watch import Watch
 from fedkd.random import generator, key
 from fedkd.results import spread
 from fedkd.server import ServerStudents
@@ -39,23 +45,29 @@ from fedkd.work import (
     Assignment,
     Codec,
     Evaluate,
+    Expose,
     Fit,
     Parameters,
     Predict,
     Reply,
     Represent,
+    Samples,
     Share,
+    Soft,
     Step,
     Term,
     decode,
     nbytes,
 )
 
+if TYPE_CHECKING:
+    from fedkd.privacy.canary import Canaries
+
 NODES_COME_WITHIN = 20.0
 """Seconds to wait for as many nodes as there are clients."""
 
 Line = dict[str, Any]
-OnRound = Callable[[Line, list[Line]], None]
+OnRound = Callable[[Line, dict[str, list[Line]]], None]
 
 
 class StrategyOptions(Table):
@@ -115,7 +127,11 @@ class KnowledgeStrategy(Strategy):
         Private training samples of each client and class, ``(N, C)``. A server would not know
         them: they are given to :meth:`record` alone, for diagnostics.
     transfer
-        The transfer set's inputs ``(M, ...)``, known to all.
+        The transfer set's inputs, known to all.
+    public
+        What else is known to all: candidate classes, privacy scores.
+    canaries
+        Secrets planted to measure what leaks; no method sees them.
 
     Whatever a subclass stores on itself, from :meth:`setup` on, is its state: it goes into
     checkpoints, and must be tensors, numbers, strings, or lists and dictionaries of them. Students
@@ -127,6 +143,8 @@ class KnowledgeStrategy(Strategy):
     """Whether all clients must have the same student, as where parameters are averaged."""
     needs_transfer_set: ClassVar[bool] = False
     """Whether clients exchange knowledge on a transfer set."""
+    sends_soft_labels: ClassVar[bool] = False
+    """Whether clients send nothing but soft labels on the transfer set."""
 
     def __init__(
         self,
@@ -134,13 +152,18 @@ class KnowledgeStrategy(Strategy):
         task: Task,
         label_counts: torch.Tensor,
         transfer: torch.Tensor | None = None,
+        *,
+        public: Public | None = None,
+        canaries: Canaries | None = None,
     ) -> None:
         self.check(experiment)
         self.experiment = experiment
         self.task = task
         self.options: Any = self.read_options(experiment)
         self.transfer = torch.empty(0) if transfer is None else transfer
-        self.server = ServerStudents(experiment)
+        self.public = public or Public(Samples(self.transfer))
+        self.server = ServerStudents(experiment, self.public)
+        self._privacy = Watch(experiment, self.public, canaries, self.transfer, task.classes)
         self._label_counts = label_counts
         self._nodes: dict[int, int] = {}
         self._assigned: dict[int, Assignment] = {}
@@ -190,6 +213,18 @@ class KnowledgeStrategy(Strategy):
         """
         return []
 
+    def fused_labels(self, client: int, steps: Sequence[Step]) -> torch.Tensor | None:
+        """The fused soft labels ``(M, C)`` that leave the server, to measure what they expose.
+
+        Those that ``client`` distils in ``steps``, unless a method keeps them on the server.
+        """
+        for step in steps:
+            for term in step.terms if isinstance(step, Fit) and step.on == "transfer" else ():
+                if isinstance(term, Soft) and isinstance(term.targets, torch.Tensor):
+                    logits = traits(registry.load("objectives", term.objective)).targets == "logits"
+                    return term.targets.softmax(1) if logits else term.targets
+        return None
+
     def record(self, round: int, replies: Replies, label_counts: torch.Tensor) -> Line:
         """Numbers for the round's line. The only place that sees the true label counts (N, C)."""
         return {}
@@ -208,18 +243,33 @@ class KnowledgeStrategy(Strategy):
 
     def distil(self, *terms: Term) -> Fit:
         """Training on the transfer set, as long as :class:`DistillOptions` says."""
-        epochs = self.options.distill_epochs
+        epochs, among = self.options.distill_epochs, self.public.among
+        terms = tuple(
+            replace(term, among=among) if isinstance(term, Soft) and among is not None else term
+            for term in terms
+        )
         return Fit("transfer", terms, epochs=epochs, min_steps=0, key="distill_loss")
 
-    def initial_student(self, model: str = "") -> nn.Sequential:
-        """A fresh student of an architecture, the clients' first unless named.
+    def over_classes(self, labels: torch.Tensor) -> torch.Tensor:
+        """Soft labels ``(M, C)`` over all classes, whether or not they came over candidates."""
+        among = self.public.among
+        return labels if among is None else over_classes(labels, among, self.task.classes)
 
-        It depends on the seed alone, and is what clients begin with where ``Hold`` makes one.
+    def initial_student(self, model: str = "", init: str = "") -> nn.Sequential:
+        """The student that a global model begins as, the clients' first architecture unless named.
+
+        It depends on the seed alone, and is what clients begin with where ``Hold`` makes one; with
+        ``init = "public"`` (``student.init`` when not given) it is the model of the public corpus.
         """
         model = model or self.experiment.student.models[0]
+        public = (init or self.experiment.student.init) == "public"
+        if public and self.public.model is not None and model in self.experiment.student.models:
+            return copy.deepcopy(self.public.model)
         seed = key(self.experiment.seed, "student", model, "all")
         shape, classes = self.task.shape, self.task.classes
-        return students.build(model, shape, classes, self.experiment.student, seed)
+        return students.build(
+            model, shape, classes, self.experiment.student, seed, tokens=self.task.tokens
+        )
 
     def initial_parameters(self, model: str = "") -> Parameters:
         """The parameters of :meth:`initial_student`."""
@@ -253,7 +303,12 @@ class KnowledgeStrategy(Strategy):
         if cls.one_architecture and len(models) > 1:
             raise FedkdError(
                 f"student.models = {models} is not allowed with strategy.name = {name!r}: "
-                "it averages parameters, so all clients need the same student"
+                "it gives clients the same parameters, so all need the same student"
+            )
+        if experiment.release.active and not cls.sends_soft_labels:
+            raise FedkdError(
+                f"[release] is not allowed with strategy.name = {name!r}: it is for methods that "
+                "send soft labels on the transfer set and nothing else"
             )
         if cls.needs_transfer_set and experiment.data.transfer.size == 0:
             raise FedkdError(
@@ -264,12 +319,14 @@ class KnowledgeStrategy(Strategy):
     def state(self) -> dict[str, Any]:
         """All that later rounds depend on, for a checkpoint."""
         kept = {name: value for name, value in vars(self).items() if name not in self._fixed}
-        return kept | {"_warned": sorted(self._warned), "_server": self.server.state()}
+        kept |= {"_warned": sorted(self._warned), "_privacy": self._privacy.state()}
+        return kept | {"_server": self.server.state()}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take in what :meth:`state` gave."""
         state = dict(state)
         self._warned = set(state.pop("_warned"))
+        self._privacy.restore(state.pop("_privacy"))
         self.server.restore(state.pop("_server"))
         vars(self).update(state)
         self.setup_server()
@@ -281,6 +338,7 @@ class KnowledgeStrategy(Strategy):
     ) -> Iterable[Message]:
         """Messages with ``learn`` for those who take part."""
         trial = self._tests() if self._due(server_round) else ()
+        expose = (Expose(),) if self._privacy.due(server_round) else ()
         staying, gone = self._drop_out(server_round, self.select(server_round))
         if self.experiment.dropout:
             self._line["dropped_out"] = gone
@@ -289,7 +347,7 @@ class KnowledgeStrategy(Strategy):
             "train",
             server_round,
             [
-                Assignment(client, server_round, "learn", tuple(steps), (*trial, *measure))
+                Assignment(client, server_round, "learn", tuple(steps), (*trial, *measure, *expose))
                 for client in staying
                 for steps in [self.learn(server_round, client)]
                 for measure in [self.measure(server_round, client) if trial else ()]
@@ -319,17 +377,26 @@ class KnowledgeStrategy(Strategy):
         """Messages with ``receive`` for those who took part and, when due, tests for all."""
         assignments = []
         taking_part = set(self._line["participants"])
+        exposing = self._privacy.due(server_round)
+        fused: dict[int, torch.Tensor] = {}
         for client in range(self.experiment.data.clients):
             steps = tuple(self.receive(server_round, client)) if client in taking_part else ()
             trial: tuple[Step, ...] = ()
-            if self._due(server_round):
+            due = self._due(server_round)
+            if due or exposing:
                 trial = tuple(self.deploy(server_round, client))
                 just_tested = client in self._measured["local"]
                 known = client in self.latest and client not in self.changed
-                if steps or trial or not (just_tested or known):
+                if due and (steps or trial or not (just_tested or known)):
                     trial = (*trial, *self._tests())
+                if exposing:
+                    trial = (*trial, Expose())
+            if exposing and client in taking_part:
+                labels = self.fused_labels(client, steps)
+                fused |= {} if labels is None else {client: labels}
             if steps or trial:
                 assignments.append(Assignment(client, server_round, "receive", steps, trial))
+        self._privacy.fused(fused)
         return self._messages(grid, "evaluate", server_round, assignments)
 
     def aggregate_evaluate(
@@ -370,7 +437,8 @@ class KnowledgeStrategy(Strategy):
     ) -> Result:
         """Run the rounds, as Flower's ``Strategy.start`` does, from ``first_round`` on.
 
-        ``on_round`` gets the round's line and its clients' lines when a round has ended.
+        ``on_round`` gets, when a round has ended, its line and the lines on its ``clients``,
+        ``releases`` and ``exposures``.
 
         Raises
         ------
@@ -384,6 +452,7 @@ class KnowledgeStrategy(Strategy):
             self._line = {"round": round, "left_out": [], "bytes_up": 0, "bytes_down": 0}
             self._line["seconds_clients"] = 0.0
             self._measured = {"local": {}, "fused": {}}
+            self._privacy.begin(round)
             messages = list(self.configure_train(round, nothing, config, grid))
             self.aggregate_train(round, grid.send_and_receive(messages, timeout=timeout))
             messages = list(self.configure_evaluate(round, nothing, config, grid))
@@ -398,7 +467,8 @@ class KnowledgeStrategy(Strategy):
             self._line |= {"train_loss_mean": sum(losses) / len(losses)} if losses else {}
             self._line["seconds"] = time.perf_counter() - begin
             if on_round is not None:
-                on_round(self._line, self._client_lines(round))
+                clients = self._client_lines(round)
+                on_round(self._line, {"clients": clients, **self._privacy.lines()})
             if self.stop(round):
                 break
         return result
@@ -453,6 +523,9 @@ class KnowledgeStrategy(Strategy):
             self._line["seconds_clients"] += reply.metrics.pop("seconds", 0.0)
             sent = {k: value for k, value in reply.values.items() if not k.startswith("measure_")}
             self._line["bytes_up"] += nbytes(sent)
+            assignment = self._assigned[reply.client]
+            self._privacy.enter(assignment, reply)
+            self._privacy.measured(assignment, reply)
             self._measured[stage][reply.client] = reply.metrics
             if unfit := self._unfit(reply):
                 step, reason = unfit
@@ -514,6 +587,7 @@ class KnowledgeStrategy(Strategy):
             {"round": round, "client": client, "stage": stage, **metrics}
             for stage, measured in self._measured.items()
             for client, metrics in sorted(measured.items())
+            if metrics
         ]
 
 

@@ -18,14 +18,14 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from fedkd.work import CrossEntropy, Fit, Hold, Load, Proximal, Share, Step
-from strategies.base import Replies, StrategyOptions
-from strategies.fedavg import FedAvg
+from strategies.base import Replies
+from strategies.fedavg import AverageOptions, FedAvg
 
 
 class Ditto(FedAvg):
     """FedAvg, and beside it personal students held near the global one (Li et al. 2021)."""
 
-    class Options(StrategyOptions):
+    class Options(AverageOptions):
         """Keys of ``[strategy]``."""
 
         lam: float = Field(1.0, ge=0)

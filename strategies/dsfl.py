@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from pydantic import Field
 
 from fedkd.distillation.targets import sharpen
+from fedkd.privacy.release import possible
 from fedkd.work import Soft, Step
 from strategies.base import DistillOptions, Replies
 from strategies.uniform import Uniform
@@ -29,6 +31,10 @@ class DSFL(Uniform):
     def fuse(self, round: int, replies: Replies) -> None:
         """``G = softmax(mean_n F_n / T)``, (M, C)."""
         super().fuse(round, replies)
+        among = self.public.among
+        if among is not None:
+            # What is no class must not get a share in sharpening.
+            self.fused = self.fused.masked_fill(~possible(among, self.task.classes), -torch.inf)
         self.fused = sharpen(self.fused, self.options.era_temperature)
 
     def receive(self, round: int, client: int) -> Sequence[Step]:

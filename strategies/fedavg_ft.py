@@ -17,14 +17,13 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from fedkd.work import Fit, Step
-from strategies.base import StrategyOptions
-from strategies.fedavg import FedAvg
+from strategies.fedavg import AverageOptions, FedAvg
 
 
 class FedAvgFT(FedAvg):
     """FedAvg, its global student fine-tuned by each client before it is tested."""
 
-    class Options(StrategyOptions):
+    class Options(AverageOptions):
         """Keys of ``[strategy]``."""
 
         finetune_epochs: float = Field(1.0, ge=0)

@@ -59,8 +59,8 @@ class FedDF(FedAvg):
 
     def ensemble(self, replies: Replies) -> torch.Tensor:
         """``softmax(mean_n f_n)`` on the transfer set, (M, C)."""
-        total = torch.zeros(len(self.transfer), self.task.classes)
+        total = torch.zeros(1, self.task.classes)
         for parameters in replies.parameters():
             self.server.load("global", parameters)
-            total += self.server.predict("global", self.transfer)
+            total = total + self.server.predict("global", self.transfer)
         return (total / len(replies)).softmax(1)

@@ -18,14 +18,13 @@ from pydantic import Field
 
 from fedkd.errors import FedkdError
 from fedkd.work import Fit, Load, Share, Step
-from strategies.base import StrategyOptions
-from strategies.fedavg import FedAvg
+from strategies.fedavg import AverageOptions, FedAvg
 
 
 class FedPer(FedAvg):
     """Averages the lower blocks; each client keeps its upper ones (Arivazhagan et al. 2019)."""
 
-    class Options(StrategyOptions):
+    class Options(AverageOptions):
         """Keys of ``[strategy]``."""
 
         personal_blocks: int = Field(1, ge=1)

@@ -90,7 +90,10 @@ def cut_of(strategy: KnowledgeStrategy, model: str, cut: str, last: int) -> tupl
         The student has no such cut; the line names those it has.
     """
     task = strategy.task
-    student = students.build(model, task.shape, task.classes, strategy.experiment.student, 0)
+    student = students.build(
+        model, task.shape, task.classes, strategy.experiment.student, 0, tokens=task.tokens
+    )
     cuts = students.blocks(student)[:-1]
     cut = cut or cuts[-min(last, len(cuts))]
-    return cut, represent(student, torch.zeros(1, *task.shape), cut)[0].shape[1:]
+    sample = torch.ones(1, *task.shape, dtype=torch.long if task.tokens else None)
+    return cut, represent(student, sample, cut)[0].shape[1:]

@@ -5,14 +5,13 @@ from __future__ import annotations
 from pydantic import Field
 
 from fedkd.work import CrossEntropy, Fit, Proximal
-from strategies.base import StrategyOptions
-from strategies.fedavg import FedAvg
+from strategies.fedavg import AverageOptions, FedAvg
 
 
 class FedProx(FedAvg):
     """FedAvg with a penalty on distance from the global student (Li et al. 2020)."""
 
-    class Options(StrategyOptions):
+    class Options(AverageOptions):
         """Keys of ``[strategy]``."""
 
         mu: float = Field(0.01, ge=0)

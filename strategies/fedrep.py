@@ -18,14 +18,14 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from fedkd.work import Fit
-from strategies.base import StrategyOptions
+from strategies.fedavg import AverageOptions
 from strategies.fedper import FedPer
 
 
 class FedRep(FedPer):
     """Shares a representation: first the personal head learns, then the body (Collins 2021)."""
 
-    class Options(StrategyOptions):
+    class Options(AverageOptions):
         """Keys of ``[strategy]``."""
 
         personal_blocks: int = Field(1, ge=1)

@@ -65,6 +65,7 @@ class KnFu(KnowledgeStrategy):
         """(d): weight of cross-entropy on private mini-batches during fine-tuning."""
 
     needs_transfer_set = True
+    sends_soft_labels = True
 
     def setup(self) -> None:
         """Targets, beliefs and weights, none yet."""
@@ -93,7 +94,9 @@ class KnFu(KnowledgeStrategy):
         options, labels = self.options, replies.stack()
         for client, rows in zip(replies.clients, labels, strict=True):
             if options.epd_when == "every_round" or client not in self.epds:
-                self.epds[client] = estimated_distribution(rows, options.epd, options.tau)
+                self.epds[client] = estimated_distribution(
+                    self.over_classes(rows), options.epd, options.tau
+                )
         self.weights = effectiveness(
             torch.stack([self.epds[client] for client in replies.clients]),
             options.beta,

@@ -27,7 +27,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedkd.distillation.objectives import SMALLEST
-from fedkd.distillation.targets import mix
+from fedkd.distillation.targets import mix, onto_simplex
 from fedkd.work import Fit, Predict, Soft, Step
 from strategies.base import DistillOptions, KnowledgeStrategy, Replies
 
@@ -48,6 +48,7 @@ class KTpFL(KnowledgeStrategy):
         """Temperature of the soft labels and of the distillation."""
 
     needs_transfer_set = True
+    sends_soft_labels = True
 
     def setup(self) -> None:
         """Uniform coefficients (N, N) between all clients, and no targets yet."""
@@ -104,14 +105,3 @@ def descend(coefficients: Tensor, labels: Tensor, rho: float, lr: float, steps: 
         moved = coefficients - lr * slope
         coefficients = onto_simplex(uniform + (moved - uniform) / (1 + 2 * lr * rho))
     return coefficients
-
-
-def onto_simplex(rows: Tensor) -> Tensor:
-    """The nearest row (Euclidean) of numbers >= 0 that sum to 1, for each of ``rows`` (N, K).
-
-    By sorting (Duchi, Shalev-Shwartz, Singer & Chandra 2008, figure 1).
-    """
-    ordered = rows.sort(1, descending=True).values
-    surplus = (ordered.cumsum(1) - 1) / torch.arange(1, rows.shape[1] + 1)
-    count = (ordered > surplus).sum(1, keepdim=True)
-    return (rows - surplus.gather(1, count - 1)).clamp_min(0)

@@ -16,6 +16,7 @@ class Uniform(KnowledgeStrategy):
 
     Options = DistillOptions
     needs_transfer_set = True
+    sends_soft_labels = True
 
     def learn(self, round: int, client: int) -> Sequence[Step]:
         """Train on private data, then send soft labels on the transfer set."""

@@ -77,6 +77,7 @@ def test_the_folder_has_all_that_a_figure_needs(small, tmp_path):
         "partition.json",
         "rounds.jsonl",
         "clients.jsonl",
+        "releases.jsonl",
         "summary.json",
     }
     assert done.experiment == small()

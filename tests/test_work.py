@@ -49,6 +49,12 @@ ASSIGNMENT = Assignment(
             terms=(
                 CrossEntropy(0.5, on="private"),
                 Soft(torch.rand(4, 3), "reverse_kl", temperature=2.0, reach=("conv1", "head")),
+                Soft(
+                    torch.rand(4, 3),
+                    temperature=torch.tensor([1.0, 2.0, 4.0, 8.0]),
+                    among=torch.tensor([[0, 1], [2, -1], [1, 2], [5, 0]]),
+                    row_weights=torch.rand(4),
+                ),
                 Proximal(0.1, PARAMETERS),
                 Proximal(0.1),
             ),
@@ -106,7 +112,8 @@ def test_an_array_sent_to_many_is_encoded_once():
 
 
 def test_bytes_are_those_of_the_arrays():
-    arrays = (4 * 18 + 8) + (4 * 8 + 8 * 4) + 4 * 12  # the parameters stand there twice
+    soft = 4 * 12 + (4 * 12 + 4 * 4 + 8 * 8 + 4 * 4)
+    arrays = (4 * 18 + 8) + (4 * 8 + 8 * 4) + soft  # the parameters stand there twice
     assert nbytes(ASSIGNMENT.steps) == arrays
     assert nbytes(Reply(0, values={"soft_labels": torch.rand(7, 10)}).values) == 280
 

@@ -18,7 +18,7 @@ import numpy as np
 
 Arrays = dict[str, np.ndarray]
 
-KEPT = {"datasets": 16, "partitions": 512}
+KEPT = {"datasets": 16, "partitions": 512, "models": 64, "fits": 256, "exposures": 4096}
 """Files kept of each kind; the oldest go first."""
 
 

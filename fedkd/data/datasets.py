@@ -22,13 +22,16 @@ from fedkd.errors import FedkdError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fedkd.data.language import Corpus
+
 
 @dataclass(frozen=True)
 class Part:
     """Labelled samples.
 
-    ``images`` is ``(n, H, W, C)``, uint8 or float32, or ``(n, d)`` float32 features; ``labels`` is
-    ``(n,)`` int64; ``writers`` is ``(n,)`` int64, who each sample is from, where that is known.
+    ``images`` is ``(n, H, W, C)``, uint8 or float32, or ``(n, d)`` float32 features; of text,
+    ``(n, T + 1)`` int64 rows of tokens. ``labels`` is ``(n,)`` int64; ``writers`` is ``(n,)``
+    int64, who each sample is from, where that is known.
     """
 
     images: Tensor
@@ -55,7 +58,7 @@ class Dataset:
     std: tuple[float, ...]
 
 
-Loader = Callable[[Path | None, bool], Dataset]
+Loader = Callable[[Path | None, bool], "Dataset | Corpus"]
 
 DIGITS = tuple("0123456789")
 CINIC10 = (
@@ -64,13 +67,14 @@ CINIC10 = (
 )
 
 
-def load_dataset(name: str, folder: Path | None, download: bool) -> Dataset:
-    """The data set called ``name``.
+def load_dataset(name: str, folder: Path | None, download: bool) -> Dataset | Corpus:
+    """The data set called ``name``: samples, or texts.
 
     Parameters
     ----------
     name : str
-        A name of ``fedkd list datasets``, or ``npz:FILE``, or ``folder:FOLDER``.
+        A name of ``fedkd list datasets``, or ``npz:FILE``, ``folder:FOLDER``, ``text:PATH`` or
+        ``jsonl:FILE``.
     folder : Path or None
         Where data sets lie.
     download : bool
@@ -85,13 +89,14 @@ def load_dataset(name: str, folder: Path | None, download: bool) -> Dataset:
     if not colon:
         loader: Loader = registry.load("datasets", name)
         return loader(folder, download)
-    from fedkd.data import files
+    from fedkd.data import files, language
 
-    own = {"npz": files.npz, "folder": files.images}
+    own: dict[str, Callable[[Path], Dataset | Corpus]]
+    own = {"npz": files.npz, "folder": files.images, **language.OWN}
     if kind not in own or not path:
         raise FedkdError(
-            f"data set {name!r} is not allowed: own data is npz:FILE or folder:FOLDER, "
-            f"everything else a name of: {', '.join(registry.names('datasets'))}"
+            f"data set {name!r} is not allowed: own data is npz:FILE, folder:FOLDER, text:PATH or "
+            f"jsonl:FILE, everything else a name of: {', '.join(registry.names('datasets'))}"
         )
     return own[kind](files.find(path, folder))
 

@@ -8,33 +8,44 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fedkd import registry
-from fedkd.data import cache, partitions
+from fedkd.data import cache, language, partitions
 from fedkd.data.datasets import Dataset, Part, load_dataset
+from fedkd.data.language import Corpus, Tokeniser
 from fedkd.data.partitions import least, own_count, partition, stratified
 from fedkd.errors import FedkdError, nearest
 from fedkd.experiment import DataTable, Experiment
 from fedkd.random import key
 from fedkd.work import Samples
 
+if TYPE_CHECKING:
+    from fedkd.privacy.canary import Canaries
+
 SAME_TRAINING_IMAGES = {"mnist", "mnist-by-writer"}
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a student learns: inputs of ``shape``, ``(C, H, W)`` or ``(d,)``, to ``classes``."""
+    """What a student learns: inputs of ``shape``, ``(C, H, W)`` or ``(d,)``, to ``classes``.
+
+    Of text, with ``tokens``, inputs are ``(T,)`` token ids, and the classes are the vocabulary, in
+    the order of ids: at every position a student tells the next token.
+    """
 
     shape: tuple[int, ...]
     classes: int
     class_names: tuple[str, ...]
+    tokens: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,7 +64,9 @@ class Rows:
 class FederatedData:
     """What every client of an experiment holds, and what all of them share.
 
-    Inputs are float32, normalised, ``(K, C, H, W)`` with channels-last strides, or ``(K, d)``.
+    Inputs are float32, normalised, ``(K, C, H, W)`` with channels-last strides, or ``(K, d)``. Of
+    text, they are ``(K, T)`` int64 token ids, and labels are the next tokens ``(K, T)``, -1 where
+    that is padding.
 
     Parameters
     ----------
@@ -66,7 +79,13 @@ class FederatedData:
     common : Rows
         The common test set.
     transfer : Tensor
-        ``(M, H, W, C)`` or ``(M, d)``; its labels are kept nowhere.
+        ``(M, H, W, C)``, ``(M, d)`` or ``(M, T + 1)``; labels of images are kept nowhere.
+    public : Tensor, optional
+        The transfer set as it was before canaries came into it.
+    tokeniser : Tokeniser, optional
+        The vocabulary, of text.
+    canaries : Canaries, optional
+        The secrets that were planted.
     """
 
     def __init__(
@@ -79,13 +98,17 @@ class FederatedData:
         own: Sequence[Rows],
         common: Rows,
         transfer: Tensor,
+        public: Tensor | None = None,
+        tokeniser: Tokeniser | None = None,
+        canaries: Canaries | None = None,
     ) -> None:
-        self.task = task
+        self.task, self.tokeniser, self.canaries = task, tokeniser, canaries
         self._mean, self._std = torch.tensor(mean), torch.tensor(std)
         self._private, self._validation, self._own = private, validation, own
         # Every client asks for these two every round; the others are normalised when asked for.
         self._common_rows, self._common = common, None
         self._transfer_images, self._transfer = transfer, None
+        self._public_images = transfer if public is None else public
 
     _common: Samples | None
     _transfer: Samples | None
@@ -108,32 +131,57 @@ class FederatedData:
         return self._samples(self._own[client])
 
     def common(self) -> Samples:
-        """The common test set: the same number of samples of every class."""
+        """The common test set: as many samples of every class; of text, of every key's share."""
         if self._common is None:
             self._common = self._samples(self._common_rows)
         return self._common
 
     def transfer(self) -> Samples:
-        """The public transfer set, M samples without labels."""
+        """The public transfer set: M samples without labels, or with the next tokens of a text."""
         if self._transfer is None:
-            self._transfer = Samples(self._normalised(self._transfer_images))
+            self._transfer = self._unlabelled(self._transfer_images)
         return self._transfer
 
+    def public(self) -> Samples:
+        """The transfer set as it was before canaries came into it."""
+        return self._unlabelled(self._public_images)
+
     def label_counts(self) -> Tensor:
-        """Private training samples of each client and class: ``(N, C)`` int64."""
+        """Private training samples (of text: next tokens) of each client and class: ``(N, C)``."""
+        shape = (self.clients, self.task.classes)
+        if self.task.tokens:
+            held = [self.private(client).labels for client in range(self.clients)]
+            there = [labels[labels >= 0] for labels in held if labels is not None]
+            return torch.stack([tokens.bincount(minlength=shape[1]) for tokens in there])
         clients = torch.arange(self.clients).repeat_interleave(self.sizes())
         labels = torch.cat([rows.labels for rows in self._private])
-        shape = (self.clients, self.task.classes)
         return (clients * shape[1] + labels).bincount(minlength=shape[0] * shape[1]).view(shape)
 
     def sizes(self) -> Tensor:
         """Private training samples of each client: ``(N,)`` int64."""
         return torch.tensor([len(rows.rows) for rows in self._private])
 
-    def _samples(self, rows: Rows) -> Samples:
-        return Samples(self._normalised(rows.store.images[rows.rows]), rows.labels)
+    def with_part(self, kept: Sequence[Tensor]) -> FederatedData:
+        """The same data, where each client trains on some of its samples alone.
 
-    def _normalised(self, images: Tensor) -> Tensor:
+        ``kept`` holds, for every client, numbers of its private samples ``(k,)``.
+        """
+        other = copy(self)
+        pairs = zip(self._private, kept, strict=True)
+        other._private = [Rows(rows.store, rows.rows[part]) for rows, part in pairs]
+        return other
+
+    def _samples(self, rows: Rows) -> Samples:
+        images = rows.store.images[rows.rows]
+        if self.task.tokens:
+            return language.samples(images)
+        return Samples(self.normalised(images), rows.labels)
+
+    def _unlabelled(self, images: Tensor) -> Samples:
+        return language.samples(images) if self.task.tokens else Samples(self.normalised(images))
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """Images ``(K, H, W, C)`` or features ``(K, d)`` as students take them."""
         scale = 255 if images.dtype == torch.uint8 else 1
         inputs = images.float() * (1 / (scale * self._std))
         inputs -= self._mean / self._std
@@ -152,12 +200,18 @@ def load(experiment: Experiment) -> FederatedData:
         If the data is not there, or there is too little of it; the line names keys and values.
     """
     table, seed = experiment.data, experiment.seed
-    dataset = load_dataset(table.dataset, experiment.data_dir(), table.download)
-    task = _task(dataset)
+    found = load_dataset(table.dataset, experiment.data_dir(), table.download)
+    tokeniser = None
+    if isinstance(found, Corpus):
+        dataset, tokeniser = _tokenised(found, experiment)
+        task = Task((table.text.context,), len(tokeniser.vocabulary), tokeniser.vocabulary, True)
+    else:
+        dataset, task = found, _task(found)
     labels = dataset.train.labels.numpy()
 
     if table.transfer.size and not _is_train(table):
-        transfer, rest = _foreign_transfer(experiment, task), np.arange(len(labels))
+        transfer = _foreign_transfer(experiment, task, tokeniser)
+        rest = np.arange(len(labels))
         withheld = rest[:0]
     else:
         withheld, rest = _own_transfer(labels, dataset.name, table, seed)
@@ -166,7 +220,10 @@ def load(experiment: Experiment) -> FederatedData:
     train = Part(dataset.train.images, _without(dataset.train.labels, withheld))
 
     common_store = train if dataset.test is None else dataset.test
-    common, rest = _common(common_store, rest, dataset.test is None, table, seed)
+    if task.tokens:
+        common, rest = _common_rows(labels, rest, table, seed)
+    else:
+        common, rest = _common(common_store, rest, dataset.test is None, table, seed)
 
     writers = None if dataset.train.writers is None else dataset.train.writers.numpy()[rest]
     parts = [rest[rows] for rows in _partition(labels[rest], writers, table, seed)]
@@ -190,15 +247,23 @@ def load(experiment: Experiment) -> FederatedData:
         own_rows = _matched(own_store, common, [labels[rows] for rows in private], table, seed)
 
     _check_disjoint(len(labels), withheld, common if dataset.test is None else common[:0], parts)
+    store, public, canaries = train, transfer, None
+    if experiment.canary.secrets:
+        from fedkd.privacy import canary
+
+        store, private, transfer, canaries = canary.plant(experiment, task, store, private, public)
     return FederatedData(
         task,
         dataset.mean,
         dataset.std,
-        [Rows(train, torch.from_numpy(rows)) for rows in private],
+        [Rows(store, torch.from_numpy(rows)) for rows in private],
         [Rows(train, torch.from_numpy(rows)) for rows in validation],
         [Rows(own_store, torch.from_numpy(rows)) for rows in own_rows],
         Rows(common_store, torch.from_numpy(common)),
         transfer,
+        public,
+        tokeniser,
+        canaries,
     )
 
 
@@ -210,6 +275,18 @@ def _task(dataset: Dataset) -> Task:
     sample = dataset.train.images.shape[1:]
     shape = (sample[2], sample[0], sample[1]) if len(sample) == 3 else tuple(sample)
     return Task(shape, len(dataset.class_names), dataset.class_names)
+
+
+def _tokenised(corpus: Corpus, experiment: Experiment) -> tuple[Dataset, Tokeniser]:
+    table, canary = experiment.data, experiment.canary
+    if table.augment:
+        raise FedkdError(
+            f"data.augment = true is not allowed with data.dataset = {table.dataset!r}: text "
+            "cannot be cropped or mirrored"
+        )
+    # A canary that the vocabulary did not know would be a line of <unk>.
+    always = (canary.template.partition("_")[0], *canary.symbols) if canary.secrets else ()
+    return language.tokenised(corpus, table.text, always)
 
 
 def _without(labels: Tensor, withheld: np.ndarray) -> Tensor:
@@ -239,17 +316,26 @@ def _own_transfer(
     return order[:size], np.sort(order[size:])
 
 
-def _foreign_transfer(experiment: Experiment, task: Task) -> Tensor:
-    """Images ``(M, H, W, C)`` of another data set, made to fit the task."""
+def _foreign_transfer(experiment: Experiment, task: Task, tokeniser: Tokeniser | None) -> Tensor:
+    """Images ``(M, H, W, C)`` or rows ``(M, T + 1)`` of another data set, made to fit the task."""
     table, source = experiment.data, experiment.data.transfer.source
     known = registry.names("datasets")
     if source not in known and ":" not in source:
         raise FedkdError(
             f"data.transfer.source = {source!r} is not known{nearest(source, ['train', *known])}; "
-            f"known: train, {', '.join(known)}, npz:FILE, folder:FOLDER"
+            f"known: train, {', '.join(known)}, npz:FILE, folder:FOLDER, text:PATH, jsonl:FILE"
         )
-    images = load_dataset(source, experiment.data_dir(), table.download).train.images
-    if images.dtype != torch.uint8 or len(task.shape) != 3:
+    foreign = load_dataset(source, experiment.data_dir(), table.download)
+    if isinstance(foreign, Corpus) != task.tokens:
+        raise FedkdError(
+            f"data.transfer.source = {source!r} with data.dataset = {table.dataset!r} is not "
+            "allowed: one of them is text and the other is not; take the transfer set from 'train'"
+        )
+    if isinstance(foreign, Corpus):
+        assert tokeniser is not None
+        foreign = language.encoded(foreign, tokeniser, table.text)
+    images = foreign.train.images
+    if not task.tokens and (images.dtype != torch.uint8 or len(task.shape) != 3):
         raise FedkdError(
             f"data.transfer.source = {source!r} with data.dataset = {table.dataset!r} is not "
             "allowed: one of them is not uint8 images; take the transfer set from 'train'"
@@ -260,7 +346,8 @@ def _foreign_transfer(experiment: Experiment, task: Task) -> Tensor:
             f"{source!r} has {len(images)} samples"
         )
     rows = _rng(experiment.seed, "transfer").permutation(len(images))[: table.transfer.size]
-    return reshaped(images[torch.from_numpy(rows)], task.shape)
+    chosen = images[torch.from_numpy(rows)]
+    return chosen if task.tokens else reshaped(chosen, task.shape)
 
 
 def reshaped(images: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -304,6 +391,23 @@ def _common(
         [rows[rng.choice(np.flatnonzero(labels == y), each, replace=False)] for y in present]
     )
     return common, np.setdiff1d(rest, common) if from_train else rest
+
+
+def _common_rows(
+    labels: np.ndarray, rest: np.ndarray, table: DataTable, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of text in the common test set, and the rows that are left.
+
+    There are too many keys for as many rows of each: every key has its share of rows, to within
+    one, in at most a quarter of what there is.
+    """
+    count = min(table.test.common, len(rest) // 4)
+    if table.test.common and not count:
+        raise FedkdError(
+            f"data.test.common = {table.test.common} cannot hold a quarter of {len(rest)} rows of "
+            "text: there are too few; set it to 0 for no common test set"
+        )
+    return _hold_out(rest, labels, count, _rng(seed, "common"))[::-1]
 
 
 def _partition(

@@ -324,7 +324,8 @@ def natural(
     if writers is None:
         raise FedkdError(
             "data.partition = 'natural' needs a data set that names its writers: "
-            "mnist-by-writer, femnist, or an npz file with the key writer"
+            "mnist-by-writer, femnist, an npz file with the key writer, pydoc, shakespeare, or own "
+            "text with clients"
         )
     people, counts = np.unique(writers, return_counts=True)
     able = people[counts >= least(table)]

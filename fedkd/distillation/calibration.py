@@ -23,7 +23,12 @@ def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int 
         Number of bins.
     """
     confidence, predicted = probabilities.max(-1)
+    return calibration_error(confidence, predicted == labels, bins)
+
+
+def calibration_error(confidence: Tensor, hits: Tensor, bins: int = 15) -> Tensor:
+    """The same from the probability of the predicted class, and whether it was right: ``(B,)``."""
     edges = torch.linspace(0, 1, bins + 1, dtype=confidence.dtype, device=confidence.device)
     members = one_hot(torch.bucketize(confidence, edges[1:-1]), bins).double()
-    surplus = (predicted == labels).double() - confidence.double()
-    return (surplus @ members).abs().sum() / len(labels)
+    surplus = hits.double() - confidence.double()
+    return (surplus @ members).abs().sum() / len(hits)

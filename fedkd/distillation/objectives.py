@@ -1,8 +1,9 @@
 """Distillation losses: a student's logits against soft targets.
 
 An objective is a function ``(logits (B, C), targets (B, C), temperature) -> (B,)``, in nats. The
-temperature divides the student's logits only: targets come as they were softened, or not, by
-whoever sent them. They may hold exact zeros, and are constants: pass them detached.
+temperature, a number or one a row ``(B, 1)``, divides the student's logits only: targets come as
+they were softened, or not, by whoever sent them. They may hold exact zeros, and are constants: pass
+them detached.
 
 A plain function is an objective. :func:`traits` says what it expects; :func:`declare` marks one
 that differs from the usual.
@@ -16,7 +17,8 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 
-Objective = Callable[[Tensor, Tensor, float], Tensor]
+Temperature = float | Tensor
+Objective = Callable[[Tensor, Tensor, Temperature], Tensor]
 
 SMALLEST = 1e-8
 """Least probability a target has where its logarithm is taken."""
@@ -47,18 +49,18 @@ def traits(objective: Objective) -> Traits:
     return getattr(objective, "traits", Traits())
 
 
-def forward_kl(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
+def forward_kl(logits: Tensor, targets: Tensor, temperature: Temperature) -> Tensor:
     """KL(target || student): covers what the teacher covers (Hinton, Vinyals & Dean 2015)."""
     return kl_div(log_softmax(logits / temperature, -1), targets, reduction="none").sum(-1)
 
 
-def reverse_kl(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
+def reverse_kl(logits: Tensor, targets: Tensor, temperature: Temperature) -> Tensor:
     """KL(student || target): seeks the teacher's modes (Gu et al. 2024, MiniLLM, section 2.1)."""
     student = log_softmax(logits / temperature, -1)
     return (student.exp() * (student - targets.clamp_min(SMALLEST).log())).sum(-1)
 
 
-def jensen_shannon(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
+def jensen_shannon(logits: Tensor, targets: Tensor, temperature: Temperature) -> Tensor:
     """Mean KL of teacher and student to their mixture, at most ln 2 (Lin 1991)."""
     student = log_softmax(logits / temperature, -1)
     teacher = targets.clamp_min(SMALLEST)
@@ -68,11 +70,11 @@ def jensen_shannon(logits: Tensor, targets: Tensor, temperature: float) -> Tenso
 
 
 @declare(targets="logits", tau_squared=False)
-def mse_logits(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
+def mse_logits(logits: Tensor, targets: Tensor, temperature: Temperature) -> Tensor:
     """Mean squared difference of logits, without temperature (Ba & Caruana 2014, section 2)."""
     return (logits - targets).square().mean(-1)
 
 
-def cross_entropy(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
+def cross_entropy(logits: Tensor, targets: Tensor, temperature: Temperature) -> Tensor:
     """Cross-entropy with soft targets: forward KL plus their entropy (Hinton et al. 2015)."""
     return -(targets * log_softmax(logits / temperature, -1)).sum(-1)

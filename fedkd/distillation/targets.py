@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+NOTHING = -1e4
+"""The logarithm of no probability at all: finite, so that nothing times it is nothing."""
 CHUNK = 1 << 17
 """Elements that :func:`mix` works on at a time, so that they stay in a core's cache."""
 
@@ -30,6 +32,20 @@ def retemper(labels: Tensor, temperature: float) -> Tensor:
     return torch.softmax(labels.log() * temperature, -1)
 
 
+def among_logs(logs: Tensor, among: Tensor) -> Tensor:
+    """Log-probabilities of candidates and, last, of all other classes together.
+
+    ``(M, C)`` with candidates ``(M, k)``, distinct in a row, to ``(M, k + 1)``. Where there is none
+    (a candidate of -1, or no other class) stands a number whose exponential is 0.
+    """
+    nothing = logs.new_full((len(logs), 1), NOTHING)
+    padded = torch.cat([logs, nothing], 1)
+    index = torch.where(among < 0, logs.shape[1], among)
+    given = padded.gather(1, index)
+    rest = padded.scatter(1, index, NOTHING).logsumexp(1, keepdim=True)
+    return torch.cat([given, rest], 1)
+
+
 def mix(weights: Tensor, labels: Tensor) -> Tensor:
     """Weighted sums of the clients' labels, ``(K, N)`` by ``(N, M, C)`` to ``(K, M, C)``.
 
@@ -47,6 +63,18 @@ def mix(weights: Tensor, labels: Tensor) -> Tensor:
             # Not addcmul: product and sum rounded apart leave no room for a fused variant.
             part += share[:, client].reshape(-1, *[1] * given.ndim) * given
     return mixed
+
+
+def onto_simplex(rows: Tensor) -> Tensor:
+    """The nearest row (Euclidean) of numbers >= 0 that sum to 1, for each of ``rows`` (N, K).
+
+    By sorting (Duchi, Shalev-Shwartz, Singer & Chandra 2008, figure 1).
+    """
+    ordered = rows.sort(1, descending=True).values
+    surplus = (ordered.cumsum(1) - 1) / torch.arange(1, rows.shape[1] + 1).to(rows)
+    # A row that holds NaN stays one.
+    count = (ordered > surplus).sum(1, keepdim=True).clamp_min(1)
+    return (rows - surplus.gather(1, count - 1)).clamp_min(0)
 
 
 def entropy(labels: Tensor) -> Tensor:

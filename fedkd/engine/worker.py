@@ -6,22 +6,31 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
+from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedkd import registry, students
+from fedkd import students, training
+from fedkd.data import cache
 from fedkd.data.augment import augment
 from fedkd.data.federated import FederatedData, load
-from fedkd.distillation.objectives import traits
+from fedkd.distillation.objectives import SMALLEST
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
-from fedkd.random import generator, key
-from fedkd.training import class_means, evaluate, fit, predict, represent
+from fedkd.privacy import exposure, measure
+from fedkd.privacy.dpsgd import DPSGD, sees_private
+from fedkd.privacy.public import Public
+from fedkd.privacy.release import release
+from fedkd.random import generator, key, noise
+from fedkd.training import class_means, evaluate, fit, item_labels, predict, represent, said
 from fedkd.work import (
     Assignment,
+    CrossEntropy,
     Evaluate,
+    Expose,
     Fit,
     Hold,
     Load,
@@ -37,6 +46,7 @@ from fedkd.work import (
     Term,
 )
 
+LEARNT = "learnt: loss, sample rate, steps"
 State = dict[str, Parameters]
 """What a client keeps between assignments: the parameters and buffers of its named students.
 
@@ -62,6 +72,7 @@ class Worker:
         self.augment = partial(augment, flip=flip) if experiment.data.augment else None
         self._modules: dict[tuple[str, str], nn.Sequential] = {}
         self._sizes = self.data.sizes().tolist()
+        self._exposures: dict[int, Tensor] = {}  # of the student measured last
         # A student that does not fit the data is found now, and not in some client's first round.
         for client in range(min(len(experiment.student.models), self.data.clients)):
             self.module(client, "own")
@@ -74,6 +85,7 @@ class Worker:
         session.keep()
         state = self.state(assignment.client)
         kept = set(state)
+        session.trying = True
         session.run(assignment.trial, f"{assignment.phase} trial")
         for name in state.keys() - kept:
             del state[name]
@@ -81,11 +93,19 @@ class Worker:
         samples = self._sizes[assignment.client]
         return Reply(assignment.client, samples, session.values, session.metrics)
 
+    @cached_property
+    def public(self) -> Public:
+        """What everybody knows."""
+        return Public.of(self.experiment, self.data)
+
     def state(self, client: int) -> State:
         """What ``client`` keeps; its initial students if it has not worked yet."""
         if client not in self.states:
             whose = client if self.experiment.student.init == "own" else "all"
-            own = _tensors(self._build(self.experiment.architecture(client), whose))
+            if self.experiment.student.init == "public" and self.public.model is not None:
+                own = _tensors(self.public.model)
+            else:
+                own = _tensors(self._build(self.experiment.architecture(client), whose))
             self.states[client] = {"own": {name: value.clone() for name, value in own.items()}}
         return self.states[client]
 
@@ -124,8 +144,56 @@ class Worker:
     def _build(self, architecture: str, whose: int | str) -> nn.Sequential:
         table, seed, task = self.experiment.student, self.experiment.seed, self.data.task
         return students.build(
-            architecture, task.shape, task.classes, table, key(seed, "student", architecture, whose)
+            architecture,
+            task.shape,
+            task.classes,
+            table,
+            key(seed, "student", architecture, whose),
+            tokens=task.tokens,
         )
+
+    def remembered(
+        self,
+        student: nn.Sequential,
+        samples: Samples,
+        what: object,
+        train: Callable[[], cache.Arrays],
+    ) -> np.ndarray:
+        """Have ``train`` change ``student``, or make it what that has made of it before."""
+        experiment = self.experiment
+        depends_on = (
+            *(measure.digest(student), experiment.seed, what, repr(experiment.training)),
+            *(measure.fingerprint(samples.inputs), measure.fingerprint(samples.labels)),
+            *(self.augment is None, str(self.device), experiment.engine.threads),
+            *(torch.__version__, measure.source(training)),
+        )
+
+        def make() -> cache.Arrays:
+            learnt = train()
+            state = {name: value.cpu().numpy() for name, value in _tensors(student).items()}
+            return learnt | state
+
+        arrays = cache.remembered("fits", depends_on, make)
+        with torch.no_grad():
+            for name, tensor in _tensors(student).items():
+                tensor.copy_(torch.from_numpy(arrays[name]))
+        return arrays[LEARNT]
+
+    def exposures(self, student: nn.Sequential) -> Tensor:
+        """How exposed every planted secret is by ``student``: ``(S,)``, in bits."""
+        state, table = measure.digest(student), self.experiment.canary
+
+        def make() -> cache.Arrays:
+            return {"bits": measure.by_student(student, self.data, table).numpy()}
+
+        if state not in self._exposures:
+            if self.experiment.engine.remember and self.data.canaries is not None:
+                known = (state, self.data.canaries.to_json(), repr(table), measure.source(exposure))
+                found = cache.remembered("exposures", known, make)
+            else:
+                found = make()
+            self._exposures = {state: torch.from_numpy(found["bits"])}
+        return self._exposures[state]
 
     def samples(self, client: int, on: Source) -> Samples:
         """The samples that ``on`` means for ``client``, on the worker's device."""
@@ -155,6 +223,7 @@ class _Session:
         self.values: dict[str, Tensor | Parameters] = {}
         self.metrics: dict[str, float] = {}
         self.changed: set[str] = set()
+        self.trying = False
 
     def run(self, steps: tuple[Step, ...], phase: str) -> None:
         fits: Counter[tuple[str, str]] = Counter()
@@ -178,6 +247,8 @@ class _Session:
                 names = students.part_names(student, step.part)
                 tensors = _tensors(student)
                 self.values[step.key] = {name: tensors[name].cpu().clone() for name in names}
+            elif isinstance(step, Expose):
+                self.values[step.key] = self.worker.exposures(student)
             elif isinstance(step, Evaluate):
                 found = evaluate(student, self.samples(step.on))
                 self.metrics |= {f"{step.key}_{name}": value for name, value in found.items()}
@@ -204,19 +275,39 @@ class _Session:
         experiment, assignment = self.worker.experiment, self.assignment
         self.changed.add(step.student)
         samples = self.samples(step.on)
-        self.metrics[step.key] = fit(
-            student,
-            samples,
-            [self.resolved(term, samples) for term in step.terms],
-            experiment.training,
-            generator(experiment.seed, "fit", assignment.client, assignment.round, purpose),
-            epochs=step.epochs,
-            min_steps=step.min_steps,
-            lr=step.lr,
-            part=step.part,
-            sources={"private": partial(self.samples, "private")},
-            augment=self.worker.augment,
-        )
+        table, draw = experiment.training.dp, (assignment.client, assignment.round, purpose)
+        dp = None
+        if table.noise_multiplier and sees_private(step):
+            # Two students trained alike must not get the same noise.
+            dp = DPSGD(table, step.on, experiment.seed, *draw, step.student)
+
+        def train() -> cache.Arrays:
+            loss = fit(
+                student,
+                samples,
+                [self.resolved(term, samples) for term in step.terms],
+                experiment.training,
+                generator(experiment.seed, "fit", *draw),
+                epochs=step.epochs,
+                min_steps=step.min_steps,
+                lr=step.lr,
+                part=step.part,
+                sources={"private": partial(self.samples, "private")},
+                augment=self.worker.augment,
+                dp=dp,
+            )
+            spent = (0.0, 0.0) if dp is None else (dp.sample_rate, float(dp.steps))
+            return {LEARNT: np.array([loss, *spent])}
+
+        plain = all(term == CrossEntropy(term.weight) for term in step.terms)
+        if experiment.engine.remember and plain:
+            learnt = self.worker.remembered(student, samples, (repr(step), draw), train)
+        else:
+            learnt = train()[LEARNT]
+        self.metrics[step.key], rate, steps = map(float, learnt)
+        if dp is not None and not self.trying:
+            self.metrics["dp_sample_rate"] = max(self.metrics.get("dp_sample_rate", 0.0), rate)
+            self.metrics["dp_steps"] = self.metrics.get("dp_steps", 0.0) + steps
 
     def resolved(self, term: Term, samples: Samples) -> Term:
         """``term`` with what another student says in the place of that student's name."""
@@ -224,20 +315,42 @@ class _Session:
             return term
         source = samples if term.on is None else self.samples(term.on)
         logits = predict(self.student(term.targets), source.inputs).clone()
-        if traits(registry.load("objectives", term.objective)).targets == "probabilities":
-            logits = (logits / term.temperature).softmax(1)
-        return replace(term, targets=logits)
+        return replace(term, targets=said(term, logits))
 
     def predict(self, step: Predict, student: nn.Sequential) -> None:
         samples = self.samples(step.on)
         given = predict(student, samples.inputs).clone()
+        table = self.worker.experiment.release
+        if table.active and step.on == "transfer" and step.per == "sample" and not self.trying:
+            self.values[step.key] = self.released(step, student, given)
+            return
         if step.output == "probabilities":
             given = (given / step.temperature).softmax(1)
         self.values[step.key] = (
             given.cpu() if step.per == "sample" else self.class_means(given, samples)
         )
 
+    def released(self, step: Predict, student: nn.Sequential, logits: Tensor) -> Tensor:
+        """What ``[release]`` makes of logits; where logits are asked for, its logarithm."""
+        experiment, assignment = self.worker.experiment, self.assignment
+        table, state = experiment.release, measure.digest(student)
+        # The same answer from the same student has the same noise: it is drawn once.
+        answer = [assignment.client, state, step.temperature, step.key]
+        if not table.cache:
+            answer += [assignment.round, assignment.phase]
+        draw = noise(experiment.seed, "release", *map(str, answer))
+        labels = release(logits, step.temperature, table, self.worker.public, draw).cpu()
+        self.metrics[f"{step.key}_state"] = float(state)
+        return labels.clamp_min(SMALLEST).log() if step.output == "logits" else labels
+
     def represent(self, step: Represent, student: nn.Sequential) -> None:
+        experiment = self.worker.experiment
+        if self.worker.data.task.tokens and step.per == "sample":
+            raise FedkdError(
+                f"strategy.name = {experiment.strategy.name!r} is not allowed with data.dataset = "
+                f"{experiment.data.dataset!r}: it sends a representation of each sample, and in "
+                "text only tokens have one"
+            )
         samples = self.samples(step.on)
         held, logits = (found.clone() for found in represent(student, samples.inputs, step.cut))
         if step.pool and held.dim() == 4:
@@ -252,7 +365,8 @@ class _Session:
     def class_means(self, values: Tensor, samples: Samples) -> Parameters:
         if samples.labels is None:
             raise FedkdError("per class: the samples have no labels (the transfer set never has)")
-        means = class_means(values, samples.labels, self.worker.data.task.classes)
+        labels = cast(Tensor, item_labels(samples))
+        means = class_means(values, labels, self.worker.data.task.classes)
         return {name: value.cpu() for name, value in means.items()}
 
     def load(self, step: Load, student: nn.Sequential) -> None:

@@ -11,6 +11,15 @@ from fedkd.students.build import (
     cut_index,
     part_names,
     selected,
+    takes_tokens,
 )
 
-__all__ = ["blocks", "build", "count_parameters", "cut_index", "part_names", "selected"]
+__all__ = [
+    "blocks",
+    "build",
+    "count_parameters",
+    "cut_index",
+    "part_names",
+    "selected",
+    "takes_tokens",
+]

@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 from torch import nn
 
 from fedkd.errors import FedkdError, nearest
 from fedkd.experiment import StudentTable
-from fedkd.registry import load
+from fedkd.registry import load, names
+
+Architecture = TypeVar("Architecture", bound=Callable[..., nn.Module])
+
+
+def takes_tokens(architecture: Architecture) -> Architecture:
+    """Decorator that marks an architecture as one for text.
+
+    It takes token ids ``(B, T)`` and gives logits ``(B, T, V)``; all others take images or feature
+    vectors and give ``(B, C)``.
+    """
+    architecture.__dict__["tokens"] = True
+    return architecture
 
 
 def build(
-    name: str, shape: tuple[int, ...], classes: int, table: StudentTable, seed_key: int
+    name: str,
+    shape: tuple[int, ...],
+    classes: int,
+    table: StudentTable,
+    seed_key: int,
+    *,
+    tokens: bool = False,
 ) -> nn.Sequential:
     """A freshly initialised student, in float32 and channels-last memory format.
 
@@ -23,26 +44,36 @@ def build(
     name : str
         A name of ``fedkd list students``.
     shape : tuple of int
-        Shape of one input: ``(channels, height, width)``, or ``(d,)`` for feature vectors.
+        Shape of one input: ``(channels, height, width)``; ``(d,)`` for feature vectors; ``(T,)``
+        for tokens.
     classes : int
-        Number of classes C.
+        Number of classes C; of text, the size of the vocabulary.
     table : StudentTable
         ``norm`` and ``width``.
     seed_key : int
         Key of the initialisation (see :func:`fedkd.random.key`).
+    tokens : bool
+        Whether inputs are tokens.
 
     Raises
     ------
     FedkdError
         If the name is unknown, the architecture does not fit the input or the table, or what it
-        makes is not a sequence of blocks that ends in ``(B, C)`` logits.
+        makes is not a sequence of blocks that ends in ``(B, C)`` logits, of text ``(B, T, C)``.
     """
     architecture = load("students", name)
+    if _takes_tokens(name) != tokens:
+        fitting = [known for known in names("students") if _takes_tokens(known) == tokens]
+        kinds = ("images or feature vectors", "text")
+        raise FedkdError(
+            f"student.models = {name!r} takes {kinds[not tokens]}, and the data set is "
+            f"{kinds[tokens]}; allowed: {', '.join(fitting)}"
+        )
     with torch.random.fork_rng(devices=[]):
         # torch.manual_seed would reseed the generators of every GPU as well.
         torch.default_generator.manual_seed(seed_key)
         student = architecture(tuple(shape), classes, table.norm, table.width)
-        _check(name, student, shape, classes)
+        _check(name, student, shape, classes, tokens)
     return student.to(torch.float32).to(memory_format=torch.channels_last)
 
 
@@ -103,7 +134,13 @@ def count_parameters(student: nn.Module) -> int:
     return sum(tensor.numel() for tensor in student.parameters() if tensor.requires_grad)
 
 
-def _check(name: str, student: nn.Module, shape: tuple[int, ...], classes: int) -> None:
+def _takes_tokens(name: str) -> bool:
+    return getattr(load("students", name), "tokens", False)
+
+
+def _check(
+    name: str, student: nn.Module, shape: tuple[int, ...], classes: int, tokens: bool
+) -> None:
     if not isinstance(student, nn.Sequential) or len(student) < 2:
         raise FedkdError(
             f"student.models = {name!r} must give a torch.nn.Sequential of at least two named "
@@ -111,10 +148,11 @@ def _check(name: str, student: nn.Module, shape: tuple[int, ...], classes: int) 
         )
     student.eval()
     with torch.no_grad():
-        logits = student(torch.zeros(2, *shape))
+        logits = student(torch.zeros(2, *shape, dtype=torch.long if tokens else None))
     student.train()
-    if logits.shape != (2, classes):
+    wanted = (*shape, classes) if tokens else (classes,)
+    if logits.shape != (2, *wanted):
         raise FedkdError(
-            f"student.models = {name!r} must end in logits of shape (B, {classes}); "
-            f"got {tuple(logits.shape)} for a batch of 2"
+            f"student.models = {name!r} must end in logits of shape "
+            f"(B, {', '.join(map(str, wanted))}); got {tuple(logits.shape)} for a batch of 2"
         )

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from math import gcd, prod
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from fedkd.errors import FedkdError
 
@@ -91,6 +91,14 @@ def _resnet(
         )
     from torchvision.models.resnet import BasicBlock, conv1x1, conv3x3
 
+    class Block(BasicBlock):
+        """torchvision's, but for the addition in place: per-sample gradients do without."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            identity = x if self.downsample is None else self.downsample(x)
+            out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+            return self.relu(out + identity)
+
     def normalisation(count: int) -> nn.Module:
         return _normalisation(norm, count, nn.BatchNorm2d)[0]
 
@@ -105,9 +113,7 @@ def _resnet(
             shortcut = None
             if stride != 1 or before != after:
                 shortcut = nn.Sequential(conv1x1(before, after, stride), normalisation(after))
-            stage_blocks.append(
-                BasicBlock(before, after, stride, shortcut, norm_layer=normalisation)
-            )
+            stage_blocks.append(Block(before, after, stride, shortcut, norm_layer=normalisation))
             before = after
         layers[f"layer{stage}"] = nn.Sequential(*stage_blocks)
     pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())

@@ -280,7 +280,9 @@ def test_own_data_is_also_looked_for_in_the_folder_of_data_sets(tmp_path):
 
 @pytest.mark.parametrize("name", ["zip:file", "npz:", "folder:"])
 def test_an_unknown_kind_of_own_data_is_one_line(name):
-    with pytest.raises(FedkdError, match="own data is npz:FILE or folder:FOLDER"):
+    with pytest.raises(
+        FedkdError, match="own data is npz:FILE, folder:FOLDER, text:PATH or jsonl:FILE"
+    ):
         load_dataset(name, None, False)
 
 

@@ -270,3 +270,14 @@ def test_femnist_clients_are_writers(real_data, experiment):
         rows = torch.cat([data._private[client].rows, data._own[client].rows])
         assert data.task.classes == 62
         assert len(rows) > 3
+
+
+def test_with_part_clients_train_on_some_of_their_samples_alone(toy, experiment):
+    data = load(experiment(dataset=toy, clients=3, **SMALL))
+    kept = [torch.arange(count)[client::2] for client, count in enumerate(data.sizes().tolist())]
+    part = data.with_part(kept)
+    for client in range(3):
+        assert part.private(client).inputs.equal(data.private(client).inputs[kept[client]])
+        assert part.own(client).inputs.equal(data.own(client).inputs)
+    assert part.label_counts().sum(1).tolist() == [len(rows) for rows in kept]
+    assert data.sizes().tolist() != part.sizes().tolist()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fedkd.distillation.calibration import expected_calibration_error
+from fedkd.distillation.calibration import calibration_error, expected_calibration_error
 
 
 def binary(confidence, right):
@@ -63,3 +63,13 @@ def test_labels_drawn_from_the_probabilities_are_nearly_calibrated():
     probabilities = torch.randn(20_000, 5, generator=generator).softmax(-1)
     labels = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
     assert expected_calibration_error(probabilities, labels).item() < 0.02
+
+
+def test_confidence_and_hits_are_all_it_takes():
+    generator = torch.Generator().manual_seed(0)
+    probabilities = torch.rand(50, 4, generator=generator).softmax(1)
+    labels = torch.arange(50) % 4
+    confidence, predicted = probabilities.max(1)
+    assert calibration_error(confidence, predicted == labels) == expected_calibration_error(
+        probabilities, labels
+    )

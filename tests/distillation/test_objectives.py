@@ -177,3 +177,14 @@ def test_logit_matching_declares_itself():
 def test_every_objective_says_in_a_line_what_it_is(name):
     assert getattr(objectives, name).__doc__.strip().endswith(".")
     assert "\n" not in getattr(objectives, name).__doc__.strip()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_each_row_may_have_a_temperature_of_its_own(name):
+    logits, targets = draw(6, 4), soften(draw(6, 4, seed=1), 1)
+    taus = torch.tensor([0.5, 1.0, 2.0, 3.0, 10.0, 20.0], dtype=torch.float64)
+    one_by_one = [
+        loss(name, logits[row : row + 1], targets[row : row + 1], float(tau))
+        for row, tau in enumerate(taus)
+    ]
+    torch.testing.assert_close(loss(name, logits, targets, taus[:, None]), torch.cat(one_by_one))

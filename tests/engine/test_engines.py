@@ -4,12 +4,14 @@ import shlex
 from pathlib import Path
 
 import pytest
+import texts
 from lines import measured
 
 from fedkd import Experiment, FedkdError, Run, run
 from fedkd.engine.inline import InlineGrid
 from fedkd.engine.superlink import run_app
 from fedkd.engine.worker import Worker
+from fedkd.results import PLACES
 from fedkd.work import Assignment, Codec, Evaluate, Fit, Predict, decode
 from simulations.shipped import experiment_text
 
@@ -37,6 +39,19 @@ def test_inline_and_flower_agree_bit_for_bit(name, small, tmp_path):
     flower = run(small(*overrides, "engine.name=flower"), tmp_path / "flower")
     assert measured(flower) == measured(inline)
     assert flower.partition == inline.partition
+
+
+@pytest.mark.slow
+def test_a_text_run_with_canaries_and_noise_agrees_in_its_ledger_and_exposures(tmp_path):
+    (tmp_path / "texts").mkdir()
+    table = texts.experiment(tmp_path / "texts", "strategy.name=swing", "rounds=2")
+    inline = run(table, tmp_path / "inline")
+    engine = table.engine.model_copy(update={"name": "flower"})
+    flower = run(table.model_copy(update={"engine": engine}), tmp_path / "flower")
+    assert measured(flower) == measured(inline)
+    assert flower.releases == inline.releases
+    assert flower.exposures == inline.exposures
+    assert {line["place"] for line in inline.exposures} == set(PLACES)
 
 
 @pytest.mark.slow

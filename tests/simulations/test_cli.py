@@ -20,7 +20,8 @@ SLOW = ("torch", "torchvision", "matplotlib", "flwr", "sklearn", "ray")
 HELP = (
     *("--help", "run --help", "list --help", "plot --help"),
     *("plot curves --help", "plot partition --help", "plot fairness --help", "plot cuts --help"),
-    "compare --help",
+    *("compare --help", "canary --help", "audit --help"),
+    *("plot exposure --help", "plot tradeoff --help"),
 )
 BAD = {
     "rum": "rum",
@@ -39,6 +40,18 @@ BAD = {
     "run nowhere.toml": "neither a file nor",
     "run quickstrat": "did you mean 'quickstart'?",
     "list strategy": "did you mean 'strategies'?",
+    "canary": "EXPERIMENT",
+    "canary swnig": "did you mean 'swing'?",
+    "canary x.toml": "canary.secrets = 0",
+    "canary swing --seeds 0,a": "--seeds '0,a'",
+    "canary swing --seeds=-1": "seed = -1",
+    "canary swing --repeats 3": "--repeats 3 is not known; known: 1, 4, 16, 64",
+    "canary swing --jobs 0": "0 is not in the range",
+    "canary swing --set strategy.name=swign": "did you mean 'swing'?",
+    "audit": "RUN",
+    "audit nowhere": "nowhere is not a run's folder",
+    "audit nowhere --shadows=-1": "-1 is not in the range",
+    "plot tradeoff nowhere --repeats a": "'a' is not a valid integer",
 }
 
 
@@ -138,6 +151,7 @@ def test_every_help_has_examples(fedkd, words):
     assert code == 0
     assert "fedkd" in out.split("Examples")[1]
     assert "[bold]" not in out
+    assert "()" not in out  # words in brackets are markup
 
 
 def test_no_command_shows_the_help(fedkd):
@@ -321,7 +335,7 @@ def test_plot_writes_png_and_pdf_and_prints_their_paths(fedkd, simulation, tmp_p
         assert all(Path(file).stat().st_size > 1000 for file in out.splitlines())
 
 
-@pytest.mark.parametrize("figure", ["curves", "partition"])
+@pytest.mark.parametrize("figure", ["curves", "partition", "exposure", "tradeoff"])
 def test_plot_of_what_is_not_a_run_is_one_line(fedkd, figure):
     code, out, err = fedkd("plot", figure, "nowhere")
     assert (code, out) == (2, "")

@@ -1,0 +1,1 @@
+"""What exchanged knowledge leaks, how it is protected, and what is guaranteed."""

@@ -1,0 +1,554 @@
+"""What releases cost: the ledger, and the differential privacy that it adds up to.
+
+Whatever one record does to a student may change its answers in any way, so that without private
+training the worst case over one record is that over a client's whole data: the unit is the client,
+and one of two neighbouring data sets replaces the other. Every new answer is charged; the same
+answer given again is not. Rounds add up, and the server's choice of public items amplifies nothing.
+What is done to an answer after its noise (projection, sharpening, training on it) is free.
+
+=========  ======================================================================================
+gaussian   zero-concentrated DP of ``rho = sum_t Delta2_t^2 / (2 sigma^2)`` (Bun & Steinke 2016),
+           and epsilon exactly that of one Gaussian of noise multiplier ``1 / sqrt(2 rho)``
+           (Balle & Wang 2018; Dong, Roth & Su 2022, corollary 3.3)
+laplace    pure ``epsilon = sum_t Delta1_t / b``; ``rho = sum_t 2 (x + e^-x - 1)``, x half an item's
+           epsilon, as half of the distance is upwards and half downwards
+sample     the exponential mechanism: a draw from ``softmax(z / tau)`` has bounded range
+           ``2 c / tau``, hence ``rho = c^2 / (2 tau^2)`` (Cesar & Rogers 2021), and no more than
+           that of randomised response, ``epsilon tanh(epsilon / 2)``
+=========  ======================================================================================
+
+Numbers that clients report of themselves (how many samples they have, losses, accuracies) measure
+the simulation and are in no account.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+
+from fedkd.errors import FedkdError
+from fedkd.privacy.sensitivity import Numbers, as_numbers, l1_sensitivity, l2_sensitivity
+
+if TYPE_CHECKING:
+    from fedkd.experiment import ReleaseTable
+
+MECHANISMS = ("none", "gaussian", "laplace", "sample", "argmax")
+SEES_ALL = "a server that sees every answer of every client"
+PLD_INTERVAL = 1e-3
+"""Grid of privacy losses of private training; epsilon is at most about half of it too large."""
+PLD_LARGEST = 20_000.0
+"""Where epsilon without sampling is beyond this, sampling is left out: the grid would be huge."""
+
+# --- the ledger -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Release:
+    """A line of the ledger: what left a client in one step.
+
+    ``step`` is ``Predict``, ``Represent`` or ``Share``; ``items`` is the number of released rows.
+    ``mechanism``, ``scale``, ``draws`` and ``clip`` are those of ``[release]``; ``candidates`` is
+    how many public classes, at most, stand for themselves (None: all of them), ``mix`` the share of
+    a law that no private data decides. ``scores`` names the privacy scores that temperatures
+    followed, ``scores_private`` says whether private data are in them. ``fresh``: not an answer
+    that was given before; ``redrawn``: its noise is drawn anew whenever it is given again. ``rho``
+    and ``epsilon`` are zCDP and pure DP of the whole line, None where there is no bound;
+    ``nominal`` is the epsilon of one item or draw, which guarantees nothing. ``on`` says whose
+    samples the answers are about; empty: as its step has it by default.
+    """
+
+    round: int
+    client: int
+    step: str
+    key: str
+    items: int
+    mechanism: str = "none"
+    scale: float = 0.0
+    draws: int = 1
+    temperature_min: float | None = None
+    temperature_max: float | None = None
+    clip: float | None = None
+    candidates: int | None = None
+    mix: float = 0.0
+    scores: str = ""
+    scores_private: bool = False
+    fresh: bool = True
+    redrawn: bool = False
+    rho: float | None = None
+    epsilon: float | None = None
+    nominal: float | None = None
+    on: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The line as JSON takes it."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, line: Mapping[str, Any]) -> Release:
+        """The line back; keys that are not of the ledger are passed over.
+
+        Raises
+        ------
+        FedkdError
+            If a key that every line has is missing.
+        """
+        known = {field.name for field in fields(cls)}
+        try:
+            return cls(**{key: value for key, value in line.items() if key in known})
+        except TypeError as error:
+            raise FedkdError(f"{dict(line)!r} is not a line of releases: {error}") from error
+
+
+class Cost(NamedTuple):
+    """What an answer costs: ``rho`` and ``epsilon`` of all items, ``nominal`` of the worst one."""
+
+    rho: float | None = None
+    epsilon: float | None = None
+    nominal: float | None = None
+
+
+def cost(
+    mechanism: str,
+    scale: float,
+    draws: int,
+    temperatures: Any,
+    clip: float | None,
+    classes: int,
+    candidates: int | None = None,
+    mix: float = 0.0,
+    *,
+    floor: float = 0.0,
+    delta: float = 1e-5,
+) -> Cost:
+    """What one answer of a client costs.
+
+    Parameters
+    ----------
+    mechanism : str
+        One of :data:`MECHANISMS`.
+    scale : float
+        Standard deviation of Gaussian noise, scale b of Laplace noise.
+    draws : int
+        Labels drawn for each item (``sample``).
+    temperatures : array or Tensor of shape (M,)
+        Of the items; public.
+    clip, classes, candidates, mix
+        As for :func:`fedkd.privacy.sensitivity.l1_sensitivity`; what is mixed in comes before noise
+        and draws.
+    floor : float
+        Least probability that the law mixed in gives to anything that can be drawn (``sample``).
+    delta : float
+        Delta that the nominal epsilon of Gaussian noise is stated at.
+
+    Returns
+    -------
+    Cost
+        None where there is no bound: no noise, or draws from logits of any size.
+
+    Raises
+    ------
+    FedkdError
+        If the mechanism is not known or a number makes no sense.
+    """
+    if mechanism not in MECHANISMS:
+        known = ", ".join(MECHANISMS)
+        raise FedkdError(f"mechanism = {mechanism!r} is not known; known here: {known}")
+    if scale < 0:
+        raise FedkdError(f"scale = {scale:g} is not allowed: noise has a scale of 0 or more")
+    if draws < 1:
+        raise FedkdError(f"draws = {draws} is not allowed: at least one label is drawn")
+    tau = np.atleast_1d(as_numbers(temperatures))
+    if not tau.size:
+        return Cost(0.0, None if mechanism == "gaussian" else 0.0, 0.0)
+    law = (clip, classes, candidates, mix)
+    if mechanism == "gaussian" and scale:
+        far = l2_sensitivity(tau, *law) / scale
+        return Cost(float((far**2).sum() / 2), None, gaussian_epsilon(far.max(), delta))
+    if mechanism == "laplace" and scale:
+        pure = l1_sensitivity(tau, *law) / scale
+        rho = 2 * (pure / 2 + np.expm1(-pure / 2))
+        return Cost(float(rho.sum()), float(pure.sum()), float(pure.max()))
+    if mechanism == "sample":
+        pure, rho = _drawn(tau, *law, floor)
+        return Cost(*(_bounded(x) for x in (draws * rho.sum(), draws * pure.sum(), pure.max())))
+    return Cost()
+
+
+def _drawn(
+    tau: Numbers,
+    clip: float | None,
+    classes: int,
+    candidates: int | None,
+    mix: float,
+    floor: float,
+) -> tuple[Numbers, Numbers]:
+    """Pure epsilon and rho of one draw at each temperature; infinite where there is no bound."""
+    l1_sensitivity(tau, clip, classes, candidates, mix)  # checks them
+    low = np.zeros(tau.shape) if clip is None else np.exp(-clip / tau)
+    if mix == 1:
+        return np.zeros(tau.shape), np.zeros(tau.shape)
+    own = classes if candidates is None else candidates
+    rest = classes - own
+    ranges = []
+    if own:
+        ranges.append((1 / (1 + (classes - 1) * low), _part(low, classes - 1)))
+    if rest:
+        ranges.append((rest / (rest + own * low), _part(rest * low, own)))
+    with np.errstate(divide="ignore"):
+        ratios = [
+            np.log((1 - mix) * most + mix * floor) - np.log((1 - mix) * least + mix * floor)
+            for most, least in ranges
+        ]
+    pure = np.max(ratios, axis=0)
+    width = 2 * pure if clip is None else np.minimum(2 * pure, 2 * clip / tau)
+    return pure, np.minimum(width**2 / 8, pure * np.tanh(pure / 2))
+
+
+def _part(one: Numbers, other: float) -> Numbers:
+    """``one / (one + other)``, and 1 where there is no other."""
+    return np.ones(one.shape) if other == 0 else one / (one + other)
+
+
+def _bounded(number: float) -> float | None:
+    return float(number) if math.isfinite(number) else None
+
+
+def described(
+    table: ReleaseTable, temperatures: Any, classes: int, over_candidates: bool
+) -> dict[str, Any]:
+    """What a ledger line says of one answer under ``[release]``: its mechanism and its cost.
+
+    Parameters
+    ----------
+    table : ReleaseTable
+        ``[release]``.
+    temperatures : array or Tensor of shape (M,)
+        Of the released items.
+    classes : int
+        Number of classes C.
+    over_candidates : bool
+        Whether released are ``table.candidates`` classes, the true one, and a bucket.
+
+    Returns
+    -------
+    dict
+        Fields of :class:`Release`.
+    """
+    tau = as_numbers(temperatures)
+    likeliest = min(table.candidates, classes)
+    candidates = min(likeliest + 1, classes) if over_candidates else None
+    mix, floor, clip, applied = table.mix, 0.0, table.clip, tau
+    if table.mix_with == "uniform":
+        floor = 1 / (likeliest + 2 if over_candidates else classes)
+    elif table.mix_with == "entropy":
+        # The share follows from the logits, so it is no public law's. What comes out is still
+        # between the uniform law and the soft labels at the base temperature.
+        mix, floor = 0.0, 0.0
+        if table.temperature is None:
+            clip = None
+        else:
+            applied = np.full(tau.shape, table.temperature)
+    price = cost(
+        *(table.mechanism, table.scale, table.draws, applied, clip, classes, candidates, mix),
+        floor=floor,
+        delta=table.delta,
+    )
+    return {
+        "mechanism": table.mechanism,
+        "scale": table.scale,
+        "draws": table.draws,
+        "temperature_min": float(tau.min()) if tau.size else None,
+        "temperature_max": float(tau.max()) if tau.size else None,
+        "clip": table.clip,
+        "candidates": candidates,
+        "mix": mix,
+        "scores": "" if table.tau_max is None else table.scores,
+        "scores_private": table.tau_max is not None and table.scores == "oracle",
+        "redrawn": not table.cache and table.mechanism in ("gaussian", "laplace", "sample"),
+        **price._asdict(),
+    }
+
+
+# --- epsilon --------------------------------------------------------------------------------
+
+
+def gaussian_epsilon(ratio: float, delta: float) -> float:
+    """The least epsilon of one Gaussian release, exactly (Balle & Wang 2018, theorem 8).
+
+    Parameters
+    ----------
+    ratio : float
+        L2 sensitivity over standard deviation, the inverse of the noise multiplier.
+    delta : float
+        Between 0 and 1.
+    """
+    from scipy.optimize import brentq
+    from scipy.special import erfcx, ndtr
+
+    if not 0 < delta < 1:
+        raise FedkdError(f"delta = {delta:g} is not allowed: it is above 0 and below 1")
+    mu = float(ratio)
+    if not mu >= 0:
+        raise FedkdError(f"sensitivity / sigma = {mu:g} is not allowed: it is 0 or more")
+    if mu == 0 or math.isinf(mu):
+        return mu
+
+    def surplus(epsilon: float) -> float:
+        """Phi(mu/2 - epsilon/mu) - exp(epsilon) Phi(-mu/2 - epsilon/mu), over delta, less 1."""
+        low, high = mu / 2 - epsilon / mu, mu / 2 + epsilon / mu
+        scaled = erfcx(high / math.sqrt(2)) * math.exp(-(low**2) / 2) / 2
+        return float(ndtr(low) - scaled) / delta - 1
+
+    # Beyond the bracket's end the first term alone is below delta.
+    end = mu**2 / 2 + mu * math.sqrt(2 * math.log(1 / delta))
+    return 0.0 if surplus(0.0) <= 0 else float(brentq(surplus, 0.0, end, xtol=1e-12, maxiter=500))
+
+
+def zcdp_epsilon(rho: float, delta: float) -> float:
+    """Epsilon of rho-zCDP, by dp-accounting's conversion at orders around the best one.
+
+    It is that of any mechanism with this rho; for Gaussians alone :func:`gaussian_epsilon` of
+    ``sqrt(2 rho)`` is exact, and some 5 to 10 % less.
+    """
+    from dp_accounting import ZCDpEvent
+    from dp_accounting.rdp import RdpAccountant
+
+    if rho == 0:
+        return 0.0
+    best = math.sqrt(math.log(1 / delta) / rho)
+    orders = 1 + np.maximum(best * np.geomspace(0.1, 10, 400), 0.011)
+    return float(RdpAccountant(orders).compose(ZCDpEvent(rho)).get_epsilon(delta))
+
+
+def trusted_mean(
+    rho: float, clients: int, delta: float, noise: Literal["each", "mean"] = "each"
+) -> float:
+    """Epsilon, for one client, of the mean of K clients' soft labels under Gaussian noise.
+
+    For those who see the mean and nothing else: the aggregator is trusted, or sums behind masks.
+
+    Parameters
+    ----------
+    rho : float
+        What a client's labels would cost by themselves: ``sum_t Delta2_t^2 / (2 sigma^2)``.
+    clients : int
+        The K whose labels are averaged, all with the same weight: a client moves the mean by 1/K of
+        what it moves its own labels.
+    delta : float
+        Between 0 and 1.
+    noise : {"each", "mean"}
+        Whether sigma is the noise of each client, and the mean's ``sigma / sqrt K``; or the noise
+        that the aggregator adds to the mean.
+    """
+    if clients < 1:
+        raise FedkdError(f"clients = {clients} is not allowed: a mean is of at least one")
+    return gaussian_epsilon(math.sqrt(2 * rho) / clients ** (0.5 if noise == "each" else 1), delta)
+
+
+def votes_rdp(alpha: float, scale: float, queries: int = 1) -> float:
+    """Renyi DP at order ``alpha`` of GNMax votes: ``alpha / sigma^2`` a query.
+
+    A client that changes its vote takes 1 from one count and adds it to another, which is sqrt 2
+    far; the class with the most noisy votes follows from the counts (Papernot et al. 2018).
+    """
+    return queries * alpha / scale**2
+
+
+@dataclass(frozen=True)
+class PrivateSteps:
+    """Steps of DP-SGD: each sample is in a batch with ``sample_rate``, by itself (Poisson)."""
+
+    noise_multiplier: float
+    sample_rate: float
+    steps: int
+
+
+def training_epsilon(training: Iterable[PrivateSteps], delta: float, group: int = 1) -> float:
+    """Epsilon of a client's private training, for adding or removing ``group`` records.
+
+    Composed by dp-accounting's privacy loss distributions; infinite without noise. How many of a
+    group are in a batch is binomial (a mixture of Gaussians): what holds for a secret that stands
+    in so many records.
+    """
+    import dp_accounting as dp
+    from dp_accounting.pld import PLDAccountant
+    from scipy.stats import binom
+
+    steps: dict[tuple[float, float], int] = {}
+    for one in training:
+        setting = (one.noise_multiplier, one.sample_rate)
+        steps[setting] = steps.get(setting, 0) + one.steps
+    steps = {setting: count for setting, count in sorted(steps.items()) if count and setting[1]}
+    if any(multiplier == 0 for multiplier, _ in steps):
+        return math.inf
+    squares = math.fsum(count / multiplier**2 for (multiplier, _), count in steps.items())
+    unsampled = gaussian_epsilon(group * math.sqrt(squares), delta)
+    if unsampled > PLD_LARGEST or not steps:
+        return unsampled
+    events = []
+    for (multiplier, rate), count in steps.items():
+        if group == 1:
+            event = dp.PoissonSampledDpEvent(rate, dp.GaussianDpEvent(multiplier))
+        else:
+            taken = np.arange(group + 1)
+            event = dp.dp_event.MixtureOfGaussiansDpEvent(
+                multiplier, taken, binom.pmf(taken, group, rate)
+            )
+        events.append(dp.SelfComposedDpEvent(event, count))
+    accountant = PLDAccountant(value_discretization_interval=PLD_INTERVAL)
+    return float(min(unsampled, accountant.compose(dp.ComposedDpEvent(events)).get_epsilon(delta)))
+
+
+# --- composition ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Formal:
+    """What a run guarantees, of the client that is worst off.
+
+    ``epsilon`` at ``delta`` for neighbours that differ in one ``unit``, against ``adversary``; None
+    where there is no guarantee, and ``why`` names the rule that is broken. ``rho`` is that of
+    Gaussian noise alone, None where there is anything else. ``nominal``, the largest epsilon of one
+    item, stands beside it and guarantees nothing.
+    """
+
+    epsilon: float | None
+    delta: float
+    unit: Literal["client", "record"]
+    adversary: str = SEES_ALL
+    why: str = ""
+    client: int | None = None
+    rho: float | None = None
+    nominal: float | None = None
+
+    def text(self) -> str:
+        """``"7.51 (delta 1e-05, client)"``, or the broken rule."""
+        if self.epsilon is None:
+            return self.why
+        return f"{self.epsilon:.3g} (delta {self.delta:g}, {self.unit})"
+
+
+def compose(
+    releases: Iterable[Release],
+    delta: float,
+    dp_training: Mapping[int, Sequence[PrivateSteps]] | None = None,
+) -> Formal:
+    """What all releases of a run guarantee together.
+
+    Each client is composed by itself, as its data are only its own; adaptively, so that it does not
+    matter that later answers depend on earlier ones.
+
+    Parameters
+    ----------
+    releases : iterable of Release
+        The ledger.
+    delta : float
+        Between 0 and 1.
+    dp_training : mapping from client to PrivateSteps, optional
+        All of a client's training on private samples, where that is DP-SGD: whatever its student
+        then says of public samples is post-processing, and noise on it counts for nothing. The unit
+        is one record. Without it, the unit is the client.
+
+    Returns
+    -------
+    Formal
+        Of the worst client.
+    """
+    lines = list(releases)
+    nominal = max((line.nominal for line in lines if line.nominal is not None), default=None)
+    if dp_training is not None:
+        found = _by_training(lines, delta, dp_training)
+    else:
+        found = _by_releases(lines, delta)
+    return replace(found, nominal=nominal)
+
+
+def _by_releases(lines: list[Release], delta: float) -> Formal:
+    for line in lines:
+        if why := _broken(line):
+            return Formal(None, delta, "client", why=why, client=line.client)
+    accounts = {
+        client: _account([line for line in lines if line.client == client and line.fresh])
+        for client in sorted({line.client for line in lines})
+    }
+    found = {account: _epsilon(account, delta) for account in set(accounts.values())}
+    if not found:
+        return Formal(0.0, delta, "client", rho=0.0)
+    client = max(accounts, key=lambda n: found[accounts[n]])
+    gaussian, other, _ = accounts[client]
+    rho = None if other else gaussian
+    return Formal(found[accounts[client]], delta, "client", client=client, rho=rho)
+
+
+def _account(lines: list[Release]) -> tuple[float, float, float]:
+    """Rho of Gaussian noise; rho of all else, and its pure epsilon."""
+    others = [line for line in lines if line.mechanism != "gaussian"]
+    return (
+        math.fsum(line.rho or 0.0 for line in lines if line.mechanism == "gaussian"),
+        math.fsum(line.rho or 0.0 for line in others),
+        math.fsum(math.inf if line.epsilon is None else line.epsilon for line in others),
+    )
+
+
+def _epsilon(account: tuple[float, float, float], delta: float) -> float:
+    """The least of what is known of Gaussian noise and other mechanisms together.
+
+    The others enter by their rho, or by their pure epsilon. One Laplace event of the noise
+    multiplier ``1 / epsilon`` would not be a bound: randomised response is worse.
+    """
+    gaussian, other, pure = account
+    exact = gaussian_epsilon(math.sqrt(2 * gaussian), delta)
+    return min(exact + pure, zcdp_epsilon(gaussian + other, delta)) if other else exact
+
+
+WHAT = {"Predict": "labels", "Represent": "representations", "Share": "parameters"}
+"""What a step releases."""
+
+
+def _broken(line: Release) -> str:
+    """The rule that a line breaks without private training, or nothing."""
+    what = WHAT[line.step]
+    if line.mechanism == "none" or (line.mechanism in ("gaussian", "laplace") and not line.scale):
+        leave = "are released" if line.step == "Predict" else "leave the client"
+        return f"none: {what} {leave} without noise"
+    if line.mechanism == "argmax":
+        return "none: the likeliest class is released without noise"
+    if line.scores_private:
+        return "none: scores come from private data"
+    if line.redrawn:
+        return "none: noise is redrawn for the same answer"
+    if line.rho is None:
+        return "none: labels are drawn from logits that are not clipped"
+    return ""
+
+
+ABOUT = {"Predict": "transfer", "Represent": "private", "Share": "transfer"}
+"""What a step is about by default; parameters are about no samples at all."""
+
+
+def _by_training(
+    lines: list[Release], delta: float, training: Mapping[int, Sequence[PrivateSteps]]
+) -> Formal:
+    for line in lines:
+        why = ""
+        if line.client not in training:
+            why = f"none: client {line.client} trains without noise"
+        elif (line.on or ABOUT[line.step]) in ("private", "own", "validation"):
+            why = "none: answers about private samples leave the client"
+        elif line.scores_private:
+            why = "none: scores come from private data"
+        if why:
+            return Formal(None, delta, "record", why=why, client=line.client)
+    settings = {client: tuple(training[client]) for client in sorted({e.client for e in lines})}
+    if not settings:
+        return Formal(0.0, delta, "record")
+    found = {setting: training_epsilon(setting, delta) for setting in set(settings.values())}
+    client = max(settings, key=lambda n: found[settings[n]])
+    epsilon = found[settings[client]]
+    if math.isinf(epsilon):
+        return Formal(None, delta, "record", why="none: DP-SGD has no noise", client=client)
+    return Formal(epsilon, delta, "record", client=client)

@@ -1,0 +1,148 @@
+"""Exposure of a run's planted secrets: by a student, and by soft labels on the transfer set."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from fedkd.experiment import CanaryTable
+from fedkd.privacy import exposure
+from fedkd.privacy.canary import label_conditionals
+from fedkd.random import key
+from fedkd.training import predict
+
+if TYPE_CHECKING:
+    from fedkd.data.federated import FederatedData
+    from fedkd.privacy.canary import Canaries
+
+
+def digest(student: nn.Module) -> int:
+    """48 bits that depend on every parameter and buffer: a float64 holds them exactly."""
+    found = hashlib.blake2b(digest_size=6)
+    for name, tensor in student.state_dict().items():
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return int.from_bytes(found.digest(), "little")
+
+
+def fingerprint(values: Tensor | None) -> str:
+    """A digest of a tensor's values."""
+    held = b"" if values is None else values.cpu().contiguous().numpy().tobytes()
+    return hashlib.blake2b(held, digest_size=16).hexdigest()
+
+
+def source(module: ModuleType) -> str:
+    """A digest of a module's source: what was computed by another one is not remembered."""
+    return hashlib.blake2b(Path(str(module.__file__)).read_bytes(), digest_size=16).hexdigest()
+
+
+def by_student(student: nn.Sequential, data: FederatedData, table: CanaryTable) -> Tensor:
+    """How exposed every planted secret is by ``student``: ``(S,)`` float64, in bits."""
+    canaries = data.canaries
+    assert canaries is not None
+    context, symbols, length = canaries.context, canaries.symbols, canaries.length
+    if canaries.images is not None:
+        images = data.normalised(canaries.images.flatten(0, 1))
+        logits = predict(student, images.to(next(student.parameters()).device)).cpu()
+        if not bool(torch.isfinite(logits).all()):
+            return torch.full((canaries.count,), torch.nan, dtype=torch.float64)
+        return _by_laws(canaries, logits.log_softmax(1), table)
+    if table.estimator == "exact":
+        laws = exposure.student_conditionals(student, context, symbols, length)
+        return exposure.exact_exposure(laws, canaries.secrets)
+    return _estimated(exposure.student_scorer(student, context, symbols), canaries, table)
+
+
+def by_labels(
+    canaries: Canaries,
+    labels: Tensor,
+    transfer: Tensor,
+    table: CanaryTable,
+    among: Tensor | None = None,
+    classes: int | None = None,
+) -> Tensor | None:
+    """How exposed every secret is to somebody who has soft labels on the transfer set alone.
+
+    Parameters
+    ----------
+    labels : Tensor of shape (M, C), or (M, k+1) over candidates ``among`` of all ``classes``
+        Probabilities.
+    transfer : Tensor
+        The transfer set's inputs.
+
+    Returns
+    -------
+    Tensor of shape (S,) or None
+        Bits; None where the labels say nothing of any secret, as no item bears on one.
+    """
+    length = canaries.length
+    if canaries.images is not None:
+        if canaries.public != "exact":
+            return None
+        return _by_laws(canaries, labels[-canaries.count * length :].double().log(), table)
+    found = exposure.places(transfer, canaries.context, canaries.symbols, length)
+    if not len(found.items):
+        return None
+    found, labels, among = _said(found, labels, among)
+    said = (found, labels.double().log(), canaries.symbols, length)
+    if table.estimator == "exact":
+        laws = exposure.released_conditionals(*said, among=among, classes=classes)
+        return exposure.exact_exposure(laws, canaries.secrets)
+    scorer = exposure.released_scorer(*said, among=among, classes=classes)
+    return _estimated(scorer, canaries, table)
+
+
+def _said(
+    found: exposure.Places, labels: Tensor, among: Tensor | None
+) -> tuple[exposure.Places, Tensor, Tensor | None]:
+    """Only the rows that bear on a secret: few out of many."""
+    rows = found.items
+    few = exposure.Places(torch.arange(len(rows)), found.levels, found.prefixes)
+    return few, labels[rows], None if among is None else among[rows]
+
+
+def spans(canaries: Canaries, transfer: Tensor, items: int) -> Tensor:
+    """Which of the transfer set's ``items`` bear on a secret: ``(M,)``, 0 or 1."""
+    found = torch.zeros(items)
+    if canaries.images is not None:
+        found[
+            items - canaries.count * canaries.length if canaries.public == "exact" else items :
+        ] = 1
+    else:
+        context, symbols = canaries.context, canaries.symbols
+        found[exposure.places(transfer, context, symbols, canaries.length).items] = 1
+    return found
+
+
+def _by_laws(canaries: Canaries, laws: Tensor, table: CanaryTable) -> Tensor:
+    """Exposure of label sequences, from log-probabilities ``(S m, C)`` on their images."""
+    found = []
+    laws = laws.reshape(*canaries.secrets.shape, -1)
+    for conditionals, secret in zip(label_conditionals(laws), canaries.secrets[:, None]):
+        if table.estimator == "exact":
+            found.append(exposure.exact_exposure(conditionals, secret))
+        else:
+            found.append(_estimated(conditionals, canaries, table, secret))
+    return torch.cat(found)
+
+
+def _estimated(
+    source: exposure.Conditionals | exposure.Scorer,
+    canaries: Canaries,
+    table: CanaryTable,
+    secrets: Tensor | None = None,
+) -> Tensor:
+    """Exposure from the scores of references in the place of the whole space."""
+    secrets = canaries.secrets if secrets is None else secrets
+    seed = key(0, "canary", "references")
+    others = exposure.references(len(canaries.symbols), canaries.length, table.references, seed)
+    scores = exposure.sequence_scores(source, secrets)
+    against = exposure.sequence_scores(source, others)
+    if table.estimator == "interpolation":
+        return exposure.interpolated_exposure(scores, against)
+    return exposure.extrapolated_exposure(scores, against).exposure

@@ -1,0 +1,125 @@
+"""What happens to soft labels as they leave a client: one mechanism for every method.
+
+In this order, each step only where ``[release]`` asks for it::
+
+    z   <- max(z - max z, -c)                         clipped logits
+    p   =  softmax(z / tau_t)                         tau_t by the item's public privacy score s_t
+    p   <- (p of k public candidates, p of the rest)  candidate set
+    p   <- (1 - m) p + m q                            mixed with a public law
+    p~  =  project(p + noise), drawn labels, or the likeliest class
+
+``tau_t = tau + (tau_max - tau) s_t``: swing-style release after Li et al. 2022 (arXiv 2212.08349),
+whose temperature function, score and noise law are not public to us. A softmax at any temperature
+can be inverted by a student that divides by the same one, so what flattening protects depends on
+the student's temperature: see ``strategies/swing.py``.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedkd.distillation.targets import entropy, onto_simplex
+from fedkd.errors import FedkdError
+from fedkd.experiment import ReleaseTable
+from fedkd.privacy.public import Public
+
+BISECTIONS = 40
+
+
+def temperatures(table: ReleaseTable, scores: Tensor, base: float) -> Tensor:
+    """The temperature of each item ``(M,)``, from scores ``(M,)`` and the method's temperature."""
+    low = base if table.temperature is None else table.temperature
+    high = low if table.tau_max is None else table.tau_max
+    if high < low:
+        raise FedkdError(
+            f"release.tau_max = {high:g} is below the temperature of items with score 0, {low:g}; "
+            "private items need the higher one"
+        )
+    if table.curve == "geometric":
+        return low * (high / low) ** scores
+    return low + (high - low) * scores
+
+
+def release(
+    logits: Tensor, base: float, table: ReleaseTable, public: Public, draw: np.random.Generator
+) -> Tensor:
+    """Released soft labels ``(M, C)``, or ``(M, k+1)`` over candidates, from logits ``(M, C)``.
+
+    ``base`` is the method's own temperature; ``draw`` gives the noise.
+    """
+    tau = temperatures(table, public.scores, base)[:, None].to(logits)
+    if table.clip is not None:
+        logits = (logits - logits.amax(1, keepdim=True)).clamp_min(-table.clip)
+    if table.mix_with == "entropy":
+        low = base if table.temperature is None else table.temperature
+        labels = matched_mixture((logits / low).softmax(1), (logits / tau).softmax(1))
+    else:
+        labels = (logits / tau).softmax(1)
+    there = torch.ones(1, labels.shape[1], dtype=torch.bool, device=labels.device)
+    if public.among is not None:
+        among = public.among.to(labels.device)
+        there = possible(among, labels.shape[1])
+        labels = over_candidates(labels, among)
+    if table.mix and table.mix_with != "entropy":
+        even = there.to(labels) / there.sum(1, keepdim=True)
+        law = even if public.law is None else public.law.to(labels)
+        labels = (1 - table.mix) * labels + table.mix * law
+    # A row that holds NaN stays one, so that whoever collects it leaves the client out.
+    if table.mechanism == "argmax":
+        likeliest = torch.nn.functional.one_hot(labels.argmax(1), labels.shape[1])
+        return likeliest + 0 * labels.sum(1, keepdim=True)
+    if table.mechanism == "sample":
+        return sampled(labels, table.draws, draw) + 0 * labels.sum(1, keepdim=True)
+    if table.mechanism == "none" or not table.scale:
+        return labels
+    if table.mechanism == "gaussian":
+        noise = draw.standard_normal(tuple(labels.shape), dtype=np.float32)
+    else:
+        noise = draw.laplace(size=tuple(labels.shape)).astype(np.float32)
+    noisy = labels + table.scale * torch.from_numpy(noise).to(labels)
+    return onto_simplex(noisy.masked_fill(~there, -torch.inf))
+
+
+def sampled(labels: Tensor, draws: int, draw: np.random.Generator) -> Tensor:
+    """Shares ``(M, C)`` of ``draws`` labels drawn from each row: the exponential mechanism."""
+    ends = labels.double().cumsum(1)
+    ends = ends / ends[:, -1:]
+    found = torch.searchsorted(ends, torch.from_numpy(draw.random((len(labels), draws))).to(ends))
+    found = found.clamp_max(labels.shape[1] - 1)
+    ones = torch.full(found.shape, 1 / draws, dtype=labels.dtype, device=labels.device)
+    return torch.zeros_like(labels).scatter_add_(1, found, ones)
+
+
+def matched_mixture(labels: Tensor, flattened: Tensor) -> Tensor:
+    """``labels`` mixed with the uniform law to the entropy of ``flattened``, row by row."""
+    wanted, uniform = entropy(flattened), 1 / labels.shape[1]
+    low = torch.zeros(len(labels), 1, dtype=labels.dtype, device=labels.device)
+    high = torch.ones_like(low)
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        below = (entropy((1 - middle) * labels + middle * uniform) < wanted)[:, None]
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    share = (low + high) / 2
+    return (1 - share) * labels + share * uniform
+
+
+def possible(among: Tensor, classes: int) -> Tensor:
+    """Which columns ``(M, k+1)`` over candidates ``(M, k)`` stand for any class."""
+    there = among >= 0
+    return torch.cat([there, there.sum(1, keepdim=True) < classes], 1)
+
+
+def over_candidates(labels: Tensor, among: Tensor) -> Tensor:
+    """Probabilities ``(M, k+1)`` of candidates ``(M, k)`` and of all other classes together."""
+    given = labels.gather(1, among.clamp_min(0)) * (among >= 0)
+    rest = (1 - given.sum(1, keepdim=True)).clamp_min(0)
+    return torch.cat([given, rest], 1)
+
+
+def over_classes(labels: Tensor, among: Tensor, classes: int) -> Tensor:
+    """Probabilities ``(M, C)``: those of candidates, the others' shared out evenly among them."""
+    others = classes - (among >= 0).sum(1, keepdim=True)
+    full = (labels[:, -1:] / others.clamp_min(1)).repeat(1, classes + 1)
+    return full.scatter(1, among.where(among >= 0, classes), labels[:, :-1])[:, :classes]

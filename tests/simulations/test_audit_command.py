@@ -1,0 +1,194 @@
+"""``fedkd audit``: what it prints and writes."""
+
+import json
+import math
+
+import pytest
+
+from fedkd import run as simulate
+from fedkd.experiment import Experiment
+from fedkd.privacy import audit
+from fedkd.privacy.accounting import Release, gaussian_epsilon
+from fedkd.privacy.attacks import audited_epsilon_from_exposure
+from fedkd.results import Run
+from simulations import cli
+
+
+@pytest.fixture
+def fedkd(capsys):
+    """Run a command line in this process: exit code, stdout, stderr."""
+
+    def call(*words):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(words)
+        out, err = capsys.readouterr()
+        return ended.value.code or 0, out, err
+
+    return call
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """A function that makes up a finished run in the folder ``mine``."""
+
+    def make(releases, exposures=None, ended=True, **canary):
+        planted = {"secrets": 1, "repeats": [1, 8], **canary} if exposures else {}
+        experiment = Experiment.from_dict({"canary": planted})
+        run = Run.at(experiment, tmp_path / "mine").begin(experiment)
+        lines = [
+            {"round": 1, "place": place, "observer": None, "secret": 100 * level + n}
+            | {"repeats": level, "holders": [n % 4], "exposure": bits}
+            for (place, level), values in (exposures or {}).items()
+            for n, bits in enumerate(values)
+        ]
+        run.append_round({"round": 1}, releases=releases, exposures=lines)
+        if exposures:
+            run.write_canaries({"log2_space": 10.0, "public": experiment.canary.public})
+        if ended:
+            run.write_summary({"own_accuracy_mean": 0.5})
+        return run
+
+    return make
+
+
+def release(**more):
+    line = Release(round=1, client=0, step="Predict", key="soft_labels", items=5)
+    return line.to_dict() | more
+
+
+NOISY = {"mechanism": "gaussian", "scale": 1.0, "rho": 0.5, "nominal": 0.7}
+
+
+def test_the_ledger_alone_needs_neither_data_nor_an_attack(fedkd, finished, monkeypatch):
+    run = finished([release(**NOISY), release(**NOISY, round=2, fresh=False)])
+    for attack in ("infer_labels", "infer_members"):
+        monkeypatch.setattr(audit, attack, None)
+    code, out, err = fedkd("audit", "mine", "--shadows", "0", "--data-dir", "nowhere")
+    assert (code, err) == (0, "")
+    epsilon = gaussian_epsilon(1.0, 1e-5)
+    assert out.splitlines() == [
+        "ledger: 2 releases, 1 of them new answers",
+        f"formal ε: {epsilon:.3g} (delta 1e-05, client); adversary: a server that sees every "
+        "answer of every client",
+        "nominal ε of one token or item, not a guarantee: 0.7",
+        "mine",
+    ]
+    assert set(run.audit) == {"formal"}
+    assert run.audit["formal"]["epsilon"] == pytest.approx(epsilon)
+    assert run.audit["formal"]["unit"] == "client"
+
+
+def test_a_broken_rule_is_named_in_the_place_of_an_epsilon(fedkd, finished):
+    run = finished([release()])
+    _, out, _ = fedkd("audit", "mine", "--shadows", "0")
+    assert "formal ε: none: labels are released without noise; adversary" in out
+    assert "not a guarantee: -" in out
+    assert run.audit["formal"]["epsilon"] is None
+
+
+def test_exposures_are_told_by_place_and_repeats_and_the_highest_level_proves(fedkd, finished):
+    bits = {
+        ("teacher", 1): [1.0, 3.0],
+        ("teacher", 8): [10.0] * 30,
+        ("released", 1): [2.0, 2.0],
+        ("released", 8): [10.0] * 30,
+        ("student", 8): [4.0, math.nan],
+    }
+    run = finished([release()], bits)
+    _, out, _ = fedkd("audit", "mine", "--shadows", "0")
+    said = [line for line in out.splitlines() if "exposure" in line]
+    proved = audited_epsilon_from_exposure([10.0] * 30, 10.0, 1e-5, 0.975)
+    assert said == [
+        "exposure in bits by repeats, null 1.44, teacher: 2.00 at 1, 10.00 at 8",
+        "exposure in bits by repeats, null 1.44, released: 2.00 at 1, 10.00 at 8",
+        "exposure in bits by repeats, null 1.44, student: 4.00 at 8",
+        f"audited ε ≥ {proved:.2f} by exposure, released, 8 repeats (client)",
+        "audited ε ≥ 0.00 by exposure, student, 8 repeats (client)",
+    ]
+    assert set(run.audit["exposure"]) == {"teacher", "released", "student"}
+    assert run.audit["exposure"]["released"]["1"]["mean"] == 2
+    assert run.audit["exposure"]["student"]["8"] == {"mean": 4, "low": None, "high": None, "n": 1}
+    assert run.audit["audited"] == {"released": pytest.approx(proved), "student": 0}
+
+
+def test_one_run_with_shown_secrets_proves_nothing(fedkd, finished):
+    run = finished([release()], {("released", 8): [10.0] * 30}, public="exact")
+    _, out, _ = fedkd("audit", "mine", "--shadows", "0")
+    assert "audited" not in out
+    assert run.audit["audited"] == {}
+
+
+def test_attacks_on_a_real_run_are_printed_and_written(fedkd, small, tmp_path):
+    quick = ("rounds=1", "strategy.name=fedavg", "data.clients=2", "training.local_epochs=1")
+    run = simulate(small(*quick), tmp_path / "mine")
+    before = {file.name: file.read_bytes() for file in run.folder.iterdir() if file.is_file()}
+    code, out, err = fedkd("audit", "mine", "--shadows", "4")
+    assert code == 0
+    assert err.splitlines() == [f"shadow {n}/4" for n in range(1, 5)]
+    lines = out.splitlines()
+    assert lines[0] == "ledger: 2 releases, 2 of them new answers"
+    assert "formal ε: none: parameters leave the client without noise" in lines[1]
+    assert lines[3].startswith("label distributions from parameters: L1 error 0.")
+    assert lines[4].startswith("membership from the parameters it sent, 4 shadows: AUC 0.")
+    assert "TPR at 0.1 % FPR" in lines[4]
+    assert lines[-1] == "mine"
+    found = json.loads((run.folder / "audit.json").read_text())
+    assert set(found) == {"formal", "label_inference", "membership"}
+    assert found["membership"]["shadows"] == 4
+    assert set(found["membership"]["tpr"]) == {"0.001", "0.01"}
+    assert found["label_inference"]["how"] == "parameters"
+    after = {file.name: file.read_bytes() for file in run.folder.iterdir() if file.is_file()}
+    assert after.keys() - before.keys() == {"audit.json"}
+    assert all(after[name] == content for name, content in before.items())
+
+
+def test_what_is_not_attacked_is_said(fedkd, small, tmp_path):
+    quick = ("rounds=1", "strategy.name=local", "data.clients=2", "training.local_epochs=1")
+    simulate(small(*quick), tmp_path / "mine")
+    _, out, _ = fedkd("audit", "mine", "--shadows", "4")
+    assert "ledger: 0 releases" in out
+    assert "formal ε: 0 (delta 1e-05, client)" in out
+    assert "label distributions: nothing that is sent tells of them" in out
+    assert "membership: no model can be made of what is sent; it was not attacked" in out
+    found = Run.open("mine").audit
+    assert found["label_inference"] is found["membership"] is None
+
+
+def test_an_unfinished_run_is_one_line(fedkd, finished):
+    finished([release()], ended=False)
+    assert fedkd("audit", "mine") == (
+        *(2, "", "fedkd: mine has not ended: an audit needs a finished run\n"),
+    )
+
+
+def test_too_few_shadows_are_one_line_before_anything_is_printed(fedkd, finished):
+    run = finished([release()])
+    code, out, err = fedkd("audit", "mine", "--shadows", "3")
+    assert (code, out) == (2, "")
+    assert err.startswith("fedkd: --shadows 3 is too few: a likelihood ratio needs at least 4")
+    assert err.count("\n") == 1
+    assert run.audit is None
+
+
+def test_data_that_are_not_there_are_one_line(fedkd, tmp_path):
+    experiment = Experiment.from_toml("[data]\ndataset = 'npz:away.npz'")
+    run = Run.at(experiment, tmp_path / "mine").begin(experiment)
+    run.append_round({"round": 1}, releases=[release()])
+    run.write_summary({"own_accuracy_mean": 0.5})
+    code, _, err = fedkd("audit", "mine")
+    assert code == 2
+    assert err.startswith("fedkd: ")
+    assert "away.npz" in err
+    assert err.count("\n") == 1
+    assert run.audit is None
+
+
+def test_ctrl_c_writes_nothing(fedkd, finished, monkeypatch):
+    def interrupt(experiment):
+        raise KeyboardInterrupt
+
+    run = finished([release()])
+    monkeypatch.setattr(audit, "infer_labels", interrupt)
+    code, _, err = fedkd("audit", "mine")
+    assert (code, err) == (130, "fedkd: interrupted; nothing was written\n")
+    assert run.audit is None
