@@ -14,16 +14,16 @@ from fedkd.work import Assignment, Codec, Reply, decode
 IDENTITY = "partition-id"
 
 
-def client_app(worker_of: Callable[[Context], Worker], resident: bool) -> ClientApp:
-    """The ClientApp, the same on every engine.
+def client_app(worker_of: Callable[[Context], Worker]) -> ClientApp:
+    """The ClientApp, for processes that forget their clients.
+
+    Clients' students live in ``Context.state``, as Flower's runtime may send a client's next
+    message to another process.
 
     Parameters
     ----------
     worker_of
         The worker of this process for the run that a context belongs to.
-    resident
-        Whether the worker keeps its clients' students between messages. If not, they live in
-        ``Context.state``, as Flower's runtime may send a client's next message to another process.
     """
     app = ClientApp()
 
@@ -32,11 +32,10 @@ def client_app(worker_of: Callable[[Context], Worker], resident: bool) -> Client
         client = assignment.client
         try:
             worker = worker_of(context)
-            if not resident and context.state:
+            if context.state:
                 worker.states[client] = _state(context.state)
             reply = worker.perform(assignment)
-            if not resident:
-                context.state = _records(worker.states.pop(client))
+            context.state = _records(worker.states.pop(client))
         except FedkdError as error:
             reply = Reply(client, error=str(error))
         return Message(Codec().encode(reply), reply_to=message)

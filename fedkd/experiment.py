@@ -240,14 +240,21 @@ class CanaryTable(Table):
 class EngineTable(Table):
     """``[engine]``: where clients' work runs. No setting here changes a number on a CPU."""
 
-    name: Literal["inline", "flower"] = "inline"
-    """``inline``: in this process; ``flower``: Flower's own simulation runtime."""
-    workers: int = Field(2, ge=1)
-    """Clients at work at the same time (``flower``)."""
+    name: Literal["auto", "inline", "procs", "ray", "flower"] = "auto"
+    """``inline``: in this process; ``procs``: worker processes on this machine; ``ray``: Ray
+    actors; ``flower``: Flower's own simulation runtime; ``auto``: inline or procs, by a rule of
+    cores, work and rounds."""
+    workers: int | None = Field(None, ge=1)
+    """Clients at work at the same time, each in a process of its own; as many as there are cores
+    for, by affinity and quota, when not given."""
     device: str = "cpu"
     """``cpu``, ``cuda``, ``cuda:1`` … or ``auto``: CUDA where there is one."""
     gpus_per_worker: float = Field(0.0, ge=0)
-    """Share of a GPU that each worker takes (``flower``)."""
+    """Share of a GPU that each worker takes (``ray``, ``flower``)."""
+    cpus_per_worker: float = Field(1.0, ge=0)
+    """Cores that Ray sets aside for each worker (``ray``)."""
+    address: str = "local"
+    """``local``: a Ray of the run's own; ``auto`` or HOST:PORT: a cluster (``ray``)."""
     remember: bool = False
     """Keep the outcome of plain training on private samples, and exposures, on disk: another run
     with the same start, data and settings takes it from there. Timings then mean little."""
@@ -274,7 +281,7 @@ class Experiment(Table):
     evaluate_every: int = Field(1, ge=1)
     """Measure every so many rounds; the last round always is."""
     checkpoint_every: int = Field(5, ge=0)
-    """Write a checkpoint every so many rounds (``inline``); 0 for never."""
+    """Write a checkpoint every so many rounds (not ``flower``); 0 for never."""
     data: DataTable = DataTable()
     student: StudentTable = StudentTable()
     training: TrainingTable = TrainingTable()
@@ -331,6 +338,20 @@ class Experiment(Table):
         """The folder of data sets: ``data.data_dir``, else FEDKD_DATA, else None."""
         folder = self.data.data_dir or os.environ.get("FEDKD_DATA")
         return Path(folder).expanduser() if folder else None
+
+    def located(self) -> Experiment:
+        """The same with every path absolute, for processes that run in folders of their own."""
+        folder = self.data_dir()
+        data: dict[str, Any] = {"data_dir": str(folder.resolve())} if folder else {}
+        transfer = self.data.transfer
+        kind, colon, path = transfer.source.partition(":")
+        if colon and Path(path).exists():
+            source = f"{kind}:{Path(path).resolve()}"
+            data["transfer"] = transfer.model_copy(update={"source": source})
+        kind, colon, path = self.data.dataset.partition(":")
+        if colon and Path(path).exists():
+            data["dataset"] = f"{kind}:{Path(path).resolve()}"
+        return self.model_copy(update={"data": self.data.model_copy(update=data)})
 
     def architecture(self, client: int) -> str:
         """Name of the student that ``client`` trains."""

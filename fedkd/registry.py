@@ -63,6 +63,11 @@ def names(group: str) -> list[str]:
     return sorted({*_points(group), *(name for kind, name in _added if kind == group)})
 
 
+def registered(group: str) -> list[str]:
+    """Names in ``group`` that only this process knows, sorted."""
+    return sorted(name for kind, name in _added if kind == group)
+
+
 def described(group: str) -> dict[str, str]:
     """Name and first docstring line of everything in ``group``."""
     return {name: (load(group, name).__doc__ or "").strip().split("\n")[0] for name in names(group)}

@@ -33,12 +33,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from fedkd.privacy.exposure import Estimate
 
 EXPERIMENT, ENVIRONMENT, PARTITION = "experiment.toml", "environment.json", "partition.json"
@@ -255,6 +255,8 @@ def spread(values: Sequence[float], name: str) -> dict[str, float]:
     ceil(N / 10) clients; Jain's index is (sum x)^2 / (N sum x^2), 1 where all are alike (Jain, Chiu
     & Hawe 1984).
     """
+    import numpy as np
+
     array = np.sort(np.asarray(values, dtype=np.float64))
     if array.size == 0:
         return {}
@@ -304,6 +306,8 @@ def exposures(
         Values, and beside each the name of the model that it depends on with others: a teacher and
         its labels are one client's, the student and fused labels are one of all secrets of a run.
     """
+    import numpy as np
+
     values, clusters = [], []
     for run in runs:
         seed = run.experiment.seed

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedkd import registry
-from fedkd.data import partitions
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
 from fedkd.results import CHECKPOINT, Run, reached
@@ -18,7 +17,8 @@ if TYPE_CHECKING:
     from flwr.serverapp import Grid
 
     from fedkd.data.federated import FederatedData
-    from fedkd.engine.worker import Worker
+    from fedkd.engine.host import Host
+    from fedkd.privacy.public import Public
 
 STATE = "state.pt"
 
@@ -80,33 +80,33 @@ def run(
         if resume:
             raise FedkdError(
                 "--resume is not possible with engine.name = 'flower': Flower's runtime keeps the "
-                "clients' students; use engine.name = 'inline'"
+                "clients' students; use engine.name = 'inline' or 'procs'"
             )
         run_on_flower(experiment, taken, observer)
         return taken
 
-    from fedkd.engine.inline import InlineGrid
+    from fedkd.engine import plan
+    from fedkd.engine.host import HostGrid
     from fedkd.engine.worker import Worker
 
     if resume and taken.summary is not None:
         return taken
     worker = Worker(experiment)
-    if not resume:
-        taken.begin(experiment)
-    table = experiment.engine
-    plan = f"inline: {experiment.data.clients} clients in this process, {worker.device}, "
-    plan += f"{table.threads} torch thread{'s' if table.threads > 1 else ''}"
-    serve(
-        experiment,
-        taken,
-        lambda answered: InlineGrid(worker, answered),
-        worker.data,
-        observer,
-        plan,
-        worker=worker,
-        resume=resume,
-        begin=begin,
-    )
+    with plan.host(worker, observer.warned) as host:
+        if not resume:
+            taken.begin(experiment)
+        serve(
+            experiment,
+            taken,
+            lambda answered: HostGrid(host, answered),
+            worker.data,
+            observer,
+            host.plan,
+            host=host,
+            public=worker.public,
+            resume=resume,
+            begin=begin,
+        )
     return taken
 
 
@@ -118,6 +118,7 @@ def check(experiment: Experiment) -> None:
     FedkdError
         One line naming the key, its value and what is allowed.
     """
+    from fedkd.data import partitions
     from fedkd.privacy.dpsgd import check_norm
 
     partitions.named(experiment.data.partition)
@@ -135,30 +136,31 @@ def serve(
     observer: Observer,
     plan: str,
     *,
-    worker: Worker | None = None,
+    host: Host | None = None,
+    public: Public | None = None,
     resume: bool = False,
     begin: float | None = None,
 ) -> None:
     """The server's part of a run, on any grid: rounds, their lines, checkpoints, the summary.
 
-    ``grid_of`` makes the grid, given what to call whenever a client has replied. ``worker`` is the
-    one whose clients' students belong into checkpoints; without it none are written.
+    ``grid_of`` makes the grid, given what to call whenever a client has replied. ``host`` is where
+    clients' students are that belong into checkpoints; without it none are written.
     """
     from fedkd.privacy.public import Public
 
     begin = time.perf_counter() if begin is None else begin
     counts = data.label_counts()
     method = registry.load("strategies", experiment.strategy.name)
-    public = Public.of(experiment, data) if worker is None else worker.public
+    public = public or Public.of(experiment, data)
     strategy = method(
         experiment, data.task, counts, data.transfer().inputs, public=public, canaries=data.canaries
     )
     first, spent = 1, 0.0
-    if resume and worker is not None:
+    if resume and host is not None:
         saved = _read_checkpoint(taken)
         first, spent = saved["round"] + 1, saved["seconds"]
         strategy.restore(saved["strategy"])
-        worker.states = saved["states"]
+        host.restore(saved["states"])
         taken.cut_after(saved["round"])
     else:
         clients = range(data.clients)
@@ -175,14 +177,14 @@ def serve(
     def on_round(line: dict[str, Any], details: dict[str, list[dict[str, Any]]]) -> None:
         taken.append_round(line, **details)
         every, round = experiment.checkpoint_every, line["round"]
-        if worker is not None and every and round % every == 0 and round < experiment.rounds:
+        if host is not None and every and round % every == 0 and round < experiment.rounds:
             _write_checkpoint(
                 taken,
                 {
                     "round": round,
                     "seconds": spent + time.perf_counter() - begin,
                     "strategy": strategy.state(),
-                    "states": worker.states,
+                    "states": dict(host.states),
                 },
             )
         for message in line.get("warnings", []):

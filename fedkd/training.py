@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedkd import registry
+from fedkd import optimisers, registry
 from fedkd.data.language import PAD
 from fedkd.distillation.calibration import calibration_error, expected_calibration_error
 from fedkd.distillation.objectives import Objective, traits
@@ -99,7 +99,7 @@ def fit(
         for on in [_source_of(term)]
     ]
     cuts = {loss.cut for loss in losses if loss.cut}
-    optimiser = _optimiser(list(learning.values()), training, lr or training.lr)
+    optimiser = optimisers.optimiser(list(learning.values()), training, lr or training.lr)
     if dp is not None:
         optimiser = dp.attach(student, optimiser)
     total = torch.zeros((), device=samples.inputs.device)
@@ -550,16 +550,3 @@ def _backward_into(loss: Tensor, parameters: list[nn.Parameter], keep: bool) -> 
     for parameter, gradient in zip(parameters, gradients, strict=True):
         if gradient is not None:
             parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
-
-
-def _optimiser(
-    parameters: list[nn.Parameter], training: TrainingTable, lr: float
-) -> torch.optim.Optimizer:
-    decay = training.weight_decay
-    if training.optimiser == "sgd":
-        return torch.optim.SGD(
-            parameters, lr=lr, momentum=training.momentum, weight_decay=decay, fused=True
-        )
-    if training.optimiser == "adamw":
-        return torch.optim.AdamW(parameters, lr=lr, weight_decay=decay, fused=True)
-    return torch.optim.Adam(parameters, lr=lr, weight_decay=decay, fused=True)

@@ -335,15 +335,22 @@ class Codec:
         return self._encoded[id(held)][1]
 
 
-def decode(records: RecordDict) -> Any:
-    """The assignment or reply that ``records`` hold."""
+def decode(records: RecordDict, seen: dict[int, Any] | None = None) -> Any:
+    """The assignment or reply that ``records`` hold.
+
+    Messages that are decoded with the same ``seen``, empty at first and dropped with them, share
+    the arrays that were encoded once.
+    """
     from flwr.app import ArrayRecord
 
     arrays: dict[str, Any] = {}
+    seen = {} if seen is None else seen
     for path, record in records.items():
         if isinstance(record, ArrayRecord):
-            group = {name: _tensor(array) for name, array in record.items()}
-            arrays[path] = group.get("", group)
+            if id(record) not in seen:
+                group = {name: _tensor(array) for name, array in record.items()}
+                seen[id(record)] = group.get("", group)
+            arrays[path] = seen[id(record)]
     return _unflatten(dict(records.config_records[Codec.STEPS]), arrays, "")
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
 import sys
 import time
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedkd import registry
+from fedkd.engine import plan
 from fedkd.errors import FedkdError, nearest
 from fedkd.experiment import Experiment
 from fedkd.results import PLACES, Run, exposures, finite, utility, utility_name
@@ -384,7 +384,7 @@ def main(
     selected = chosen(known, unfit, names)
     _there(experiment)
     folder = out or Path("runs") / f"canary-{experiment.name}-{experiment.digest()}"
-    jobs = jobs or max(1, cores() // experiment.engine.threads)
+    jobs = jobs or max(1, plan.cores() // experiment.engine.threads)
     total, begin, finished = len(selected) * len(seeds), time.perf_counter(), 0
     for name, why in unfit.items():
         if not names:
@@ -439,13 +439,6 @@ def grouped(failed: dict[str, str]) -> str:
         f"{whom[0]}{f' and {len(whom) - 1} more' if len(whom) > 1 else ''}: {why}"
         for why, whom in reasons.items()
     )
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def report(name: str, rows: dict[int, list[Row]]) -> str:

@@ -1,11 +1,14 @@
 """The one training loop: known answers, and gradients that must be zero."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
 from fedkd.errors import FedkdError
 from fedkd.experiment import StudentTable, TrainingTable
+from fedkd.optimisers import optimiser
 from fedkd.students import build
 from fedkd.training import evaluate, fit, predict
 from fedkd.work import CrossEntropy, Proximal, Samples, Soft
@@ -52,6 +55,28 @@ def test_every_optimiser_learns(samples, optimiser):
     before = evaluate(model, samples)["loss"]
     fit(model, samples, [CrossEntropy()], training, torch.Generator())
     assert evaluate(model, samples)["loss"] < 0.7 * before
+
+
+@pytest.mark.parametrize(
+    ("ours", "torchs"),
+    [
+        (TrainingTable(weight_decay=0.1), partial(torch.optim.Adam, weight_decay=0.1)),
+        (TrainingTable(optimiser="adamw"), partial(torch.optim.AdamW, weight_decay=0)),
+        (TrainingTable(optimiser="sgd", momentum=0.9), partial(torch.optim.SGD, momentum=0.9)),
+    ],
+    ids=["adam", "adamw", "sgd"],
+)
+def test_an_optimiser_is_torchs_own_bit_for_bit(ours, torchs):
+    learned = []
+    for make in (lambda p: optimiser(p, ours, 0.01), lambda p: torchs(p, lr=0.01, fused=True)):
+        weights = nn.Parameter(torch.arange(6.0).view(2, 3))
+        found = make([weights])
+        for step in range(4):
+            found.zero_grad()
+            ((weights - step).square() * torch.tensor([0.1, 1.0, 7.0])).sum().backward()
+            found.step()
+        learned.append(weights.detach())
+    assert torch.equal(*learned)
 
 
 def test_the_order_of_samples_depends_on_the_generator_alone(samples):

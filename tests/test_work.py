@@ -111,6 +111,13 @@ def test_an_array_sent_to_many_is_encoded_once():
     assert len({id(record["steps.0.terms.0.targets"]) for record in records}) == 1
 
 
+def test_an_array_sent_to_many_is_decoded_once():
+    codec, common, seen = Codec(), {"w": torch.rand(4, 2)}, {}
+    sent = [codec.encode(Assignment(n, 1, "learn", (Load(common),))) for n in range(2)]
+    one, other = (decode(records, seen).steps[0].parameters["w"] for records in sent)
+    assert one is other
+
+
 def test_bytes_are_those_of_the_arrays():
     soft = 4 * 12 + (4 * 12 + 4 * 4 + 8 * 8 + 4 * 4)
     arrays = (4 * 18 + 8) + (4 * 8 + 8 * 4) + soft  # the parameters stand there twice

@@ -10,9 +10,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +22,8 @@ Arrays = dict[str, np.ndarray]
 
 KEPT = {"datasets": 16, "partitions": 512, "models": 64, "fits": 256, "exposures": 4096}
 """Files kept of each kind; the oldest go first."""
+MAPPED = 2**20
+"""Bytes from which on an array is not read but mapped."""
 
 
 def home() -> Path:
@@ -46,13 +50,48 @@ def remembered(kind: str, key: object, make: Callable[[], Arrays]) -> Arrays:
     folder = (Path(named).expanduser() if named else home()) / kind
     file = folder / f"{hashlib.blake2b(repr(key).encode(), digest_size=16).hexdigest()}.npz"
     try:
-        with np.load(file) as kept:
-            return dict(kept)
+        return _read(file)
     except (OSError, EOFError, ValueError, zipfile.BadZipFile):
         arrays = make()
     with contextlib.suppress(OSError):  # a full or read-only disk costs time only
         _keep(file, arrays, KEPT[kind])
     return arrays
+
+
+def _read(file: Path) -> Arrays:
+    """The arrays of a file; large ones are mapped, so that many processes share one copy.
+
+    What is written to such an array stays in the process.
+    """
+    arrays: Arrays = {}
+    with np.load(file) as kept, zipfile.ZipFile(file) as members:
+        for name in kept.files:
+            place = _place(file, members.getinfo(f"{name}.npy"))
+            if place is None:
+                arrays[name] = kept[name]
+            else:
+                offset, shape, kind = place
+                arrays[name] = np.memmap(file, kind, "c", offset, shape)
+    return arrays
+
+
+def _place(
+    file: Path, member: zipfile.ZipInfo
+) -> tuple[int, tuple[int, ...], np.dtype[Any]] | None:
+    """Offset, shape and type of a large array in ``file``; None if it cannot be mapped."""
+    if member.compress_type != zipfile.ZIP_STORED or member.file_size < MAPPED:
+        return None
+    with file.open("rb") as stream:
+        # The local header: 30 bytes, at 26 the lengths of the name and of the extra field.
+        stream.seek(member.header_offset + 26)
+        lengths = stream.read(4)
+        stream.seek(sum(struct.unpack("<HH", lengths)), os.SEEK_CUR)
+        if np.lib.format.read_magic(stream) != (1, 0):
+            return None
+        shape, fortran, kind = np.lib.format.read_array_header_1_0(stream)
+        offset = stream.tell()
+    mappable = not fortran and not kind.hasobject and offset % kind.alignment == 0
+    return (offset, shape, kind) if mappable else None
 
 
 def _keep(file: Path, arrays: Arrays, most: int) -> None:

@@ -20,6 +20,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedkd.client import client_app
 from fedkd.data.federated import load
+from fedkd.engine import plan
 from fedkd.engine.superlink import run_app
 from fedkd.engine.worker import Worker
 from fedkd.errors import FedkdError
@@ -88,7 +89,7 @@ def node_app(experiment_of: Callable[[Config], Experiment]) -> ClientApp:
     def worker_of(context: Context) -> Worker:
         return _worker(experiment_of(dict(context.run_config)).to_toml())
 
-    return client_app(worker_of, resident=False)
+    return client_app(worker_of)
 
 
 def run_on_flower(experiment: Experiment, taken: Run, observer: Observer) -> None:
@@ -104,12 +105,12 @@ def run_on_flower(experiment: Experiment, taken: Run, observer: Observer) -> Non
     # What is wrong with the input is found here, in a second, before a runtime is started.
     Worker(experiment)
     taken.begin(experiment)
-    table = experiment.engine
+    table, count = experiment.engine, plan.workers(experiment)
     observer.started(
         taken,
         1,
         experiment.rounds,
-        f"flower: {experiment.data.clients} nodes, {table.workers} at work at a time, "
+        f"flower: {experiment.data.clients} nodes, {count} at work at a time, "
         f"{table.device}, {table.threads} torch thread{'s' if table.threads > 1 else ''} each",
     )
     complaints: list[str] = []
@@ -127,13 +128,13 @@ def run_on_flower(experiment: Experiment, taken: Run, observer: Observer) -> Non
 
     with tempfile.TemporaryDirectory(prefix="fedkd-app-") as app:
         (Path(app) / "pyproject.toml").write_text(APP)
-        toml, folder = _located(experiment).to_toml(), str(taken.folder.resolve())
+        toml, folder = experiment.located().to_toml(), str(taken.folder.resolve())
         try:
             run_app(
                 Path(app),
                 {"experiment": toml, "folder": folder},
                 nodes=experiment.data.clients,
-                workers=table.workers,
+                workers=count,
                 gpus_per_worker=table.gpus_per_worker,
                 stream=stream,
             )
@@ -150,16 +151,6 @@ def run_on_flower(experiment: Experiment, taken: Run, observer: Observer) -> Non
 def _worker(toml: str) -> Worker:
     """The worker of this process: data sets are loaded once, whichever client comes next."""
     return Worker(Experiment.from_toml(toml))
-
-
-def _located(experiment: Experiment) -> Experiment:
-    """``experiment`` with every path absolute: Flower's processes run in folders of their own."""
-    folder = experiment.data_dir()
-    data: dict[str, Any] = {"data_dir": str(folder.resolve())} if folder else {}
-    kind, colon, path = experiment.data.dataset.partition(":")
-    if colon and Path(path).exists():
-        data["dataset"] = f"{kind}:{Path(path).resolve()}"
-    return experiment.model_copy(update={"data": experiment.data.model_copy(update=data)})
 
 
 class _Log(Observer):

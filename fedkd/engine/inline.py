@@ -1,87 +1,43 @@
-"""The inline engine: one worker in this process, behind Flower's Grid interface."""
+"""The inline engine: one worker in this process."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-from flwr.app import DEFAULT_TTL, Context, Message, Metadata, RecordDict
-from flwr.serverapp import Grid
-
-from fedkd.client import IDENTITY, client_app
-from fedkd.engine.worker import Worker
-
-SERVER = -1
+from fedkd.engine.host import Answered, Host, HostGrid, perform_all
+from fedkd.engine.worker import State, Worker
+from fedkd.work import Assignment, Reply
 
 
-class InlineGrid(Grid):
-    """Hands every message to the ClientApp at once; node ids are client ids."""
+class Inline(Host):
+    """One worker, here."""
 
-    def __init__(self, worker: Worker, answered: Callable[[], None] = lambda: None) -> None:
-        self.worker = worker
-        self._answered = answered
-        self._app = client_app(lambda _: worker, resident=True)
-        self._replies: dict[str, Message] = {}
+    def __init__(self, worker: Worker) -> None:
+        threads = worker.experiment.engine.threads
+        self.worker, self.clients = worker, worker.data.clients
+        self.plan = f"inline: {self.clients} clients in this process, {worker.device}, "
+        self.plan += f"{threads} torch thread{'s' if threads > 1 else ''}"
 
-    def set_run(self, run: Any) -> None:
-        """Do nothing: there is one run in this process."""
+    def perform(self, assignments: Sequence[Assignment], answered: Answered) -> list[Reply]:
+        """One after the other."""
+        return perform_all(self.worker, assignments, lambda _: answered())
 
     @property
-    def run(self) -> Any:
-        """There is no Flower run behind this grid."""
-        raise NotImplementedError("the inline engine has no Flower run")
+    def states(self) -> Mapping[int, State]:
+        """The worker's own."""
+        return self.worker.states
 
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Make a message; see Flower's ``Grid``."""
-        # Message's other constructors ask Flower's runtime for the run they are in: there is none.
-        metadata = Metadata(
-            run_id=0,
-            message_id="",
-            src_node_id=SERVER,
-            dst_node_id=dst_node_id,
-            reply_to_message_id="",
-            group_id=group_id,
-            created_at=time.time(),
-            ttl=ttl or DEFAULT_TTL,
-            message_type=message_type,
-        )
-        return Message(content=content, metadata=metadata)  # type: ignore[call-overload]
+    def restore(self, states: Mapping[int, State]) -> None:
+        """Give the worker these."""
+        self.worker.states = dict(states)
 
-    def get_node_ids(self) -> Iterable[int]:
-        """All clients."""
-        return range(self.worker.data.clients)
+    def close(self) -> None:
+        """Nothing was started."""
 
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Have the messages answered; the ids are for :meth:`pull_messages`."""
-        names = []
-        for message in messages:
-            names.append(str(len(self._replies)))
-            self._replies[names[-1]] = self._answer(message)
-        return names
 
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Replies to messages that were pushed."""
-        return [self._replies.pop(name) for name in message_ids]
+class InlineGrid(HostGrid):
+    """The Grid of one worker in this process."""
 
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        """Have every message answered, in order; ``timeout`` is not needed."""
-        return [self._answer(message) for message in messages]
-
-    def _answer(self, message: Message) -> Message:
-        node = message.metadata.dst_node_id
-        context = Context(
-            run_id=0, node_id=node, node_config={IDENTITY: node}, state=RecordDict(), run_config={}
-        )
-        reply = self._app(message, context)
-        self._answered()
-        return reply
+    def __init__(self, worker: Worker, answered: Answered = lambda: None) -> None:
+        super().__init__(Inline(worker), answered)
+        self.worker = worker

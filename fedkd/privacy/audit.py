@@ -178,21 +178,18 @@ class _Listening(InlineGrid):
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
         asked = list(messages)
-        replies = super().send_and_receive(asked, timeout=timeout)
-        last = str(self.worker.experiment.rounds)
-        if any(m.metadata.message_type == "train" and m.metadata.group_id == last for m in asked):
-            raise _Heard
-        return replies
-
-    def _answer(self, message: Message) -> Message:
-        answer = super()._answer(message)
-        if message.metadata.message_type == "train":
-            reply: Reply = decode(answer.content)
+        answers = list(super().send_and_receive(asked, timeout=timeout))
+        learnt = [message for message in answers if message.metadata.message_type == "train"]
+        for message in learnt:
+            reply: Reply = decode(message.content)
             if reply.error:
                 raise FedkdError(reply.error)
             sent = {k: v for k, v in reply.values.items() if not k.startswith("measure_")}
             self.heard[reply.client] = sent
-        return answer
+        last = str(self.worker.experiment.rounds)
+        if any(message.metadata.group_id == last for message in learnt):
+            raise _Heard
+        return answers
 
 
 def knowledge(worker: Worker) -> dict[int, Values]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedkd.errors import FedkdError, nearest
 from fedkd.experiment import StudentTable
@@ -132,6 +132,39 @@ def part_names(student: nn.Sequential, part: tuple[str, ...] = ()) -> list[str]:
 def count_parameters(student: nn.Module) -> int:
     """Number of trainable scalars."""
     return sum(tensor.numel() for tensor in student.parameters() if tensor.requires_grad)
+
+
+def multiply_adds(student: nn.Sequential, shape: tuple[int, ...], tokens: bool = False) -> int:
+    """Multiplications that the student's parameters take part in, for one sample, one way.
+
+    Of every layer that has parameters: these times the places of its output, which are pixels of a
+    feature map or tokens. Products of activations, as in attention, are not counted.
+    """
+    found = 0
+
+    def count(layer: nn.Module, _: object, output: Tensor | tuple[Tensor, ...]) -> None:
+        nonlocal found
+        held = sum(tensor.numel() for tensor in layer.parameters(recurse=False))
+        output = output if isinstance(output, Tensor) else output[0]
+        places = output[0, 0].numel() if output.dim() == 4 else output[0, ..., 0].numel()
+        if not isinstance(layer, nn.Embedding):
+            found += held * places
+
+    layers = [layer for layer in student.modules() if any(True for _ in layer.parameters(False))]
+    hooks = [layer.register_forward_hook(count) for layer in layers]
+    modes = [(layer, layer.training) for layer in student.modules()]
+    device = next(student.parameters()).device
+    try:
+        with torch.no_grad():
+            student.eval()
+            dtype = torch.long if tokens else None
+            student(torch.zeros(1, *shape, dtype=dtype, device=device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for layer, training in modes:
+            layer.training = training
+    return found
 
 
 def _takes_tokens(name: str) -> bool:

@@ -16,7 +16,11 @@ from fedkd.results import CHECKPOINT, Run
 from simulations import cli
 
 ROOT = Path(cli.__file__).parent.parent
-SLOW = ("torch", "torchvision", "matplotlib", "flwr", "sklearn", "ray")
+SLOW = ("torch", "torchvision", "matplotlib", "flwr", "sklearn", "ray", "numpy", "scipy")
+UNUSED = (
+    *("torch._dynamo", "torchvision", "flwr_datasets", "sklearn", "scipy", "opacus"),
+    *("dp_accounting", "matplotlib", "ray"),
+)
 HELP = (
     *("--help", "run --help", "list --help", "plot --help"),
     *("plot curves --help", "plot partition --help", "plot fairness --help", "plot cuts --help"),
@@ -143,6 +147,26 @@ for words in {[*HELP, *BAD]!r}:
         [sys.executable, "-c", script], capture_output=True, text=True, env=environment
     )
     assert said.returncode == 0, said.stderr
+
+
+def test_a_run_imports_nothing_that_it_does_not_use(fedkd, tmp_path):
+    """Where its data and partition are remembered; torch's compiler is never used."""
+    words = ["run", "quickstart", "--set", "rounds=1", "--set", "student.models=['mlp']"]
+    fedkd(*words)
+    script = f"""
+import sys
+from simulations.cli import main
+try:
+    main({words!r})
+except SystemExit as end:
+    assert not end.code
+print([name for name in {UNUSED!r} if name in sys.modules], file=sys.stderr)
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    said = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment
+    )
+    assert said.stderr.splitlines()[-1] == "[]", said.stderr
 
 
 @pytest.mark.parametrize("words", HELP)

@@ -5,7 +5,7 @@ import torch
 from lines import measured
 
 from fedkd import FedkdError, check, registry, run
-from fedkd.engine.inline import InlineGrid
+from fedkd.engine.host import HostGrid
 from fedkd.engine.worker import Worker
 from fedkd.work import Fit
 from strategies.base import KnowledgeStrategy
@@ -45,12 +45,12 @@ def test_the_same_command_twice_gives_the_same_lines(name, small, tmp_path):
 def test_the_order_in_which_clients_finish_does_not_matter(name, small, tmp_path, monkeypatch):
     experiment = small(f"strategy.name={name}", "seed=3")
     straight = measured(run(experiment, tmp_path / "straight"))
-    send = InlineGrid.send_and_receive
+    send = HostGrid.send_and_receive
 
     def backwards(self, messages, *, timeout=None):
         return list(send(self, list(messages)[::-1], timeout=timeout))
 
-    monkeypatch.setattr(InlineGrid, "send_and_receive", backwards)
+    monkeypatch.setattr(HostGrid, "send_and_receive", backwards)
     assert measured(run(experiment, tmp_path / "backwards")) == straight
 
 
