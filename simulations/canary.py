@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedkd import registry
-from fedkd.engine import plan
 from fedkd.errors import FedkdError, nearest
 from fedkd.experiment import Experiment
 from fedkd.results import PLACES, Run, exposures, finite, utility, utility_name
@@ -384,6 +383,8 @@ def main(
     selected = chosen(known, unfit, names)
     _there(experiment)
     folder = out or Path("runs") / f"canary-{experiment.name}-{experiment.digest()}"
+    from fedkd.engine import plan
+
     jobs = jobs or max(1, plan.cores() // experiment.engine.threads)
     total, begin, finished = len(selected) * len(seeds), time.perf_counter(), 0
     for name, why in unfit.items():
