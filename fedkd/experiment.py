@@ -238,7 +238,7 @@ class CanaryTable(Table):
 
 
 class EngineTable(Table):
-    """``[engine]``: where clients' work runs. No setting here changes a number on a CPU."""
+    """``[engine]``: where clients' work runs. With ``cohort = "off"`` no number depends on where."""
 
     name: Literal["auto", "inline", "procs", "ray", "flower"] = "auto"
     """``inline``: in this process; ``procs``: worker processes on this machine; ``ray``: Ray
@@ -260,6 +260,10 @@ class EngineTable(Table):
     with the same start, data and settings takes it from there. Timings then mean little."""
     threads: int = Field(1, ge=1)
     """Torch threads a worker. Another number sums in another order: last digits may differ."""
+    cohort: Literal["auto", "on", "off"] = "auto"
+    """Whether clients that do the same steps with the same student are one batched computation:
+    wherever that is possible; never; or (``auto``) where it is faster, by a rule of student, step,
+    batch and device. It sums in another order: last digits may differ."""
 
 
 class Experiment(Table):
@@ -323,11 +327,12 @@ class Experiment(Table):
         """Eight hex digits that depend on everything that can change a number.
 
         Not on the name, the engine or where the data lies: the same experiment run elsewhere is
-        the same experiment. Torch threads and the device count, as they change last digits.
+        the same experiment. Torch threads, the device and cohorts count, as they change last
+        digits.
         """
         tables = self.model_dump(mode="json", exclude_none=True)
         engine = tables.pop("engine")
-        tables["engine"] = {key: engine[key] for key in ("device", "threads")}
+        tables["engine"] = {key: engine[key] for key in ("device", "threads", "cohort")}
         for key in ("name", "checkpoint_every"):
             tables.pop(key)
         for key in ("data_dir", "download"):

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +21,23 @@ from fedkd.errors import FedkdError
 from fedkd.experiment import TrainingTable
 from fedkd.privacy.dpsgd import DPSGD, copied, is_private, quietly
 from fedkd.students import cut_index, part_names
-from fedkd.work import CrossEntropy, Prototype, Proximal, Samples, Soft, Term
+from fedkd.work import CrossEntropy, Parameters, Prototype, Proximal, Samples, Soft, Term
 
 NO_LABEL = -1
 EVALUATION_BATCH = 512
 EVALUATION_TOKENS = 4096
 """Tokens of text at a time, each of which takes a row as long as the vocabulary."""
 Augment = Callable[[Tensor, torch.Generator], Tensor]
+
+
+class Optimiser(Protocol):
+    """What the loop needs of an optimiser."""
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients."""
+
+    def step(self) -> Any:
+        """Change the parameters by their gradients."""
 
 
 def fit(
@@ -80,23 +91,23 @@ def fit(
     dp = dp if any(covered) else None
     kept, student = student, student if dp is None else copied(student)
     own = dp if dp is not None and dp.own else None
-    batches = _Batches(samples, training.batch_size, generator, augment, own)
+    batches = Batches(samples, training.batch_size, generator, augment, own)
     epochs = training.local_epochs if epochs is None else epochs
     min_steps = training.min_steps if min_steps is None else min_steps
     steps = max(math.ceil(epochs * batches.per_epoch - 1e-9), min_steps)
     learning = _learning(student, part)
     others = {
-        on: _Batches(
+        on: Batches(
             *(_source(sources, on), training.batch_size, generator, augment),
             dp if is_private(on) else None,
         )
         for term in terms
-        if (on := _source_of(term)) is not None
+        if (on := source_of(term)) is not None
     }
     losses = [
-        _Loss(student, term, samples if on is None else others[on].samples, learning)
+        Loss(student, term, samples if on is None else others[on].samples, learning)
         for term in terms
-        for on in [_source_of(term)]
+        for on in [source_of(term)]
     ]
     cuts = {loss.cut for loss in losses if loss.cut}
     optimiser = optimisers.optimiser(list(learning.values()), training, lr or training.lr)
@@ -109,42 +120,71 @@ def fit(
     for step in range(steps):
         batch = batches.draw(student, cuts)
         drawn = {on: source.draw(student, cuts) for on, source in others.items()}
-        optimiser.zero_grad(set_to_none=True)
-        value = torch.zeros((), device=total.device)
-        bounded = []
-        clipped, count = torch.zeros_like(value), 0
-        for loss, private in zip(losses, covered, strict=True):
-            source = drawn[loss.on] if loss.on is not None else batch
-            if private and not source.drawn:
-                continue
-            piece = loss(source)
-            if private:
-                # What the terms do not reach, as a head above a prototype, has gradients of zero.
-                reached = clipped if count else 0 * source.logits.sum()
-                clipped, count = reached + piece, source.drawn
-            elif loss.reach is None:
-                value = value + piece
-            else:
-                bounded.append((piece, loss.reach))
-        with nullcontext() if dp is None else quietly():
-            if value.requires_grad:
-                value.backward(retain_graph=bool(bounded))
-            for index, (piece, reach) in enumerate(bounded):
-                _backward_into(piece, reach, keep=index + 1 < len(bounded))
-        if dp is not None:
-            with dp.per_sample(count):
-                if count:
-                    clipped.backward()
-            value = value + clipped.detach() * dp.share(count)
-        optimiser.step()
+        value = descend(losses, batch, drawn, optimiser, total, dp, covered)
         if step >= steps - batches.per_epoch:
-            total += value.detach() + sum(piece.detach() for piece, _ in bounded)
+            total += value
     if dp is not None:
         dp.finish(kept, learning)
     for parameter in student.parameters():
         parameter.requires_grad_(True)
         parameter.grad = None
     return float(total) / max(1, min(steps, batches.per_epoch))
+
+
+def descend(
+    losses: Sequence[Loss],
+    batch: Batch,
+    drawn: Mapping[str, Batch],
+    optimiser: Optimiser,
+    zero: Tensor,
+    dp: DPSGD | None = None,
+    covered: Sequence[bool] = (),
+) -> Tensor:
+    """One step of the training loop, of one student or of a stack of them.
+
+    Parameters
+    ----------
+    batch, drawn
+        What was drawn from the step's own source, and from those of its terms, by name.
+    zero
+        Zeros of the shape of what the losses give: ``()``, of a stack ``(n,)``.
+    dp, covered
+        DP-SGD, and which of the losses it covers.
+
+    Returns
+    -------
+    Tensor
+        The loss before the step, without a graph.
+    """
+    optimiser.zero_grad(set_to_none=True)
+    value = torch.zeros_like(zero)
+    bounded = []
+    clipped, count = torch.zeros_like(value), 0
+    for loss, private in zip(losses, covered or [False] * len(losses), strict=True):
+        source = drawn[loss.on] if loss.on is not None else batch
+        if private and not source.drawn:
+            continue
+        piece = loss(source)
+        if private:
+            # What the terms do not reach, as a head above a prototype, has gradients of zero.
+            reached = clipped if count else 0 * source.logits.sum()
+            clipped, count = reached + piece, source.drawn
+        elif loss.reach is None:
+            value = value + piece
+        else:
+            bounded.append((piece, loss.reach))
+    with nullcontext() if dp is None else quietly():
+        if value.requires_grad:
+            value.sum().backward(retain_graph=bool(bounded))
+        for index, (piece, reach) in enumerate(bounded):
+            _backward_into(piece.sum(), reach, keep=index + 1 < len(bounded))
+    if dp is not None:
+        with dp.per_sample(count):
+            if count:
+                clipped.backward()
+        value = value + clipped.detach() * dp.share(count)
+    optimiser.step()
+    return value.detach() + sum(piece.detach() for piece, _ in bounded)
 
 
 @torch.inference_mode()
@@ -200,12 +240,15 @@ def evaluate(student: nn.Sequential, samples: Samples) -> dict[str, float]:
         return {}
     if samples.labels.dim() == 2:
         return _evaluate_tokens(student, samples.inputs, samples.labels)
-    logits = predict(student, samples.inputs)
-    hits = logits.argmax(1) == samples.labels
+    return quality(predict(student, samples.inputs), samples.labels)
+
+
+def quality(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """What :func:`evaluate` says of logits ``(K, C)`` and labels ``(K,)``."""
     return {
-        "accuracy": float(hits.double().mean()),
-        "loss": float(F.cross_entropy(logits.double(), samples.labels)),
-        "ece": float(expected_calibration_error(logits.softmax(1), samples.labels)),
+        "accuracy": float((logits.argmax(1) == labels).double().mean()),
+        "loss": float(F.cross_entropy(logits.double(), labels)),
+        "ece": float(expected_calibration_error(logits.softmax(1), labels)),
     }
 
 
@@ -293,13 +336,18 @@ def _pieces(inputs: Tensor) -> Iterator[Tensor]:
 
 
 @dataclass(frozen=True)
-class _Batch:
+class Batch:
     """``index`` (B,) into the source, ``labels`` (B,) where there are, ``logits`` (B, C).
 
     ``held`` has the representations at the cuts that a term asks for. Of text, B is the number of
     tokens, ``index`` counts the tokens of the source, and ``chosen`` (B,) is their places in what
     the blocks give, as in ``held``; a label may be -1. ``drawn`` is the number of samples, and
     ``over`` what sums of losses are divided by if that may not depend on them.
+
+    Of a stack of n students, B counts the samples of all of them, ``index`` goes into their targets
+    behind one another, ``held`` is ``(n, b, ...)``, and ``owners`` (B,) says whose a sample is,
+    ``shares`` (B,) what part it is of its owner's batch, and ``places`` (B,) where its owner's
+    targets by class are.
     """
 
     index: Tensor
@@ -309,9 +357,25 @@ class _Batch:
     chosen: Tensor | None = None
     drawn: int = 0
     over: int | None = None
+    owners: Tensor | None = None
+    shares: Tensor | None = None
+    places: Tensor | None = None
+    students: int = 1
+
+    def mean(self, losses: Tensor, there: Tensor | None = None) -> Tensor:
+        """The mean of losses ``(B,)``: ``()``, or of a stack ``(n,)``, one of each owner's.
+
+        ``there`` ``(B,)`` says which samples have a loss, where some have none.
+        """
+        if self.owners is None or self.shares is None:
+            return losses.sum() / (self.over or len(self.index))
+        owners, shares = self.owners, self.shares
+        if there is not None:
+            owners, shares = owners[there], shares[there]
+        return losses.new_zeros(self.students).index_add(0, owners, losses * shares)
 
 
-class _Batches:
+class Batches:
     """Mini-batches of a source without end, in a new order every pass.
 
     A last batch of one sample is left out where there are others: batch statistics need two. With
@@ -338,19 +402,29 @@ class _Batches:
         if dp is not None:
             self.per_epoch, self._drawn = dp.batches(count, size)
 
-    def draw(self, student: nn.Sequential, cuts: Set[str]) -> _Batch:
+    def index(self) -> Tensor:
+        """Which samples are next: ``(B,)``."""
         if self.dp is not None:
             self._queue = [next(self._drawn).to(self.samples.inputs.device)]
         if not self._queue:
             order = torch.randperm(len(self.samples.inputs), generator=self.generator)
             order = order.to(self.samples.inputs.device)
             self._queue = list(order.split(self.size))[: self.per_epoch][::-1]
-        index = self._queue.pop()
+        return self._queue.pop()
+
+    def inputs(self, index: Tensor) -> Tensor:
+        """Those samples' inputs ``(B, ...)``, augmented where that is asked for."""
         inputs = take(self.samples.inputs, index)
-        drawn, tokens = len(index), 1 if inputs.is_floating_point() else inputs.shape[1]
-        over = None if self.dp is None else drawn * tokens
         if self.augment is not None and inputs.dim() == 4:
             inputs = self.augment(inputs, self.generator)
+        return inputs
+
+    def draw(self, student: nn.Sequential, cuts: Set[str]) -> Batch:
+        """The next batch, and what ``student`` makes of it."""
+        index = self.index()
+        inputs = self.inputs(index)
+        drawn, tokens = len(index), 1 if inputs.is_floating_point() else inputs.shape[1]
+        over = None if self.dp is None else drawn * tokens
         labels = None if self.samples.labels is None else self.samples.labels[index]
         chosen = None
         if self._numbers is not None:
@@ -364,11 +438,22 @@ class _Batches:
                 if name in cuts:
                     held[name] = inputs
             logits = _chosen(inputs, chosen) if drawn else inputs
-        return _Batch(index, labels, logits, held, chosen, drawn, over)
+        return Batch(index, labels, logits, held, chosen, drawn, over)
 
 
-class _Loss:
-    """One term, made ready: targets on the device, blocks looked up, needs checked."""
+class Loss:
+    """One term, made ready: targets on the device, blocks looked up, needs checked.
+
+    Parameters
+    ----------
+    samples
+        The source that the term draws from; of a stack, all its students' behind one another.
+    learning
+        The parameters that learn, by name; of a stack ``(n, ...)``, replaced as it gets smaller.
+    stacked
+        Students of a stack, 0 if it is of one alone: a head's and an anchor's parameters are then
+        ``(n, ...)``, and targets are those of all students behind one another.
+    """
 
     def __init__(
         self,
@@ -376,10 +461,13 @@ class _Loss:
         term: Term,
         samples: Samples,
         learning: dict[str, nn.Parameter],
+        stacked: int = 0,
     ) -> None:
         self.term = term
-        self.on = _source_of(term)
-        self.reach: list[nn.Parameter] | None = None
+        self.on = source_of(term)
+        self.stacked = stacked
+        self.learning = learning
+        self._reach: list[str] | None = None
         self.cut = term.cut if isinstance(term, Prototype) else None
         device = samples.inputs.device
         if isinstance(term, CrossEntropy | Soft) and term.through is not None:
@@ -411,48 +499,59 @@ class _Loss:
             self.weights = None if term.row_weights is None else term.row_weights.to(device)
             self.squared = term.tau_squared and traits(self.objective).tau_squared
             if term.reach:
-                names = part_names(student, term.reach)
-                self.reach = [learning[name] for name in names if name in learning]
+                self._reach = [n for n in part_names(student, term.reach) if n in learning]
         elif isinstance(term, Prototype):
             self.targets = term.targets.to(device)
         elif isinstance(term, Proximal):
-            self.held = list(learning.values())
             anchor = term.anchor or {}
-            self.anchor = [
-                anchor.get(name, parameter).detach().to(device, copy=True)
+            self.anchor = {
+                name: anchor.get(name, parameter).detach().to(device, copy=True)
                 for name, parameter in learning.items()
-            ]
+            }
         if isinstance(term, Soft | Prototype):
+            self.classes = len(self.targets) // (stacked or 1)
             self.partial = bool(self.targets[:, 0].isnan().any())
             # Labels of text may be -1; those of images never are.
             by_class = isinstance(term, Prototype) or term.per == "class"
             self.by_label = by_class and not samples.inputs.is_floating_point()
 
-    def __call__(self, batch: _Batch) -> Tensor:
+    @property
+    def reach(self) -> list[nn.Parameter] | None:
+        """The parameters that the term's gradient may touch; None for all."""
+        return None if self._reach is None else [self.learning[name] for name in self._reach]
+
+    def keep(self, students: Tensor) -> None:
+        """Go on with some students of a stack alone: their places ``(k,)`` in it."""
+        for tensors in (getattr(self, "head", {}), getattr(self, "anchor", {})):
+            tensors |= {name: tensor[students] for name, tensor in tensors.items()}
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """The term's value on a batch: ``()``, of a stack ``(n,)``."""
         term = self.term
         if isinstance(term, Proximal):
-            pairs = zip(self.held, self.anchor, strict=True)
-            return (
-                term.weight / 2 * sum(((p - a).square().sum() for p, a in pairs), torch.zeros(()))
-            )
+            squares = [(p - self.anchor[name]).square() for name, p in self.learning.items()]
+            if self.stacked:
+                each = torch.stack([square.flatten(1).sum(1) for square in squares])
+                return term.weight / 2 * each.sum(0)
+            return term.weight / 2 * sum((square.sum() for square in squares), torch.zeros(()))
         if isinstance(term, Prototype):
             given = _chosen(batch.held[term.cut], batch.chosen).flatten(1)
-            targets, given, _ = self._with_targets(_labels(batch, "Prototype"), given)
-            over = batch.over or len(batch.index)
-            return term.weight * (given - targets).square().mean(1).sum() / over
+            rows = self._by_class(batch, "Prototype")
+            targets, given, _, there = self._with_targets(rows, given)
+            return term.weight * batch.mean((given - targets).square().mean(1), there)
         logits = batch.logits
         if term.through is not None:
-            logits = torch.func.functional_call(
-                self.above, self.head, (batch.held[term.through.cut],)
-            )
+            logits = self._through(batch.held[term.through.cut])
             logits = _chosen(logits, batch.chosen)
         if isinstance(term, CrossEntropy):
             labels = _labels(batch, "CrossEntropy")
+            if self.stacked:
+                return term.weight * batch.mean(F.cross_entropy(logits, labels, reduction="none"))
             how = "sum" if batch.over else "mean"
             loss = F.cross_entropy(logits, labels, ignore_index=NO_LABEL, reduction=how)
             return term.weight * loss / (batch.over or 1)
-        rows = batch.index if term.per == "sample" else _labels(batch, "Soft per class")
-        targets, logits, rows = self._with_targets(rows, logits)
+        rows = batch.index if term.per == "sample" else self._by_class(batch, "Soft per class")
+        targets, logits, rows, there = self._with_targets(rows, logits)
         tau = self.tau[rows] if isinstance(self.tau, Tensor) else self.tau
         if self.among is None:
             pieces = self.objective(logits, targets, tau)
@@ -466,10 +565,27 @@ class _Loss:
             pieces = tau[:, 0] ** 2 * pieces
         elif self.squared and isinstance(tau, float | int):
             scale *= tau**2
-        return scale * pieces.sum() / (batch.over or len(batch.index))
+        return scale * batch.mean(pieces, there)
 
-    def _with_targets(self, rows: Tensor, given: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Targets at ``rows``, and what is given, but only where there is a target.
+    def _through(self, held: Tensor) -> Tensor:
+        """Logits of the term's head."""
+
+        def above(head: Parameters, held: Tensor) -> Tensor:
+            return torch.func.functional_call(self.above, head, (held,))
+
+        return torch.vmap(above)(self.head, held) if self.stacked else above(self.head, held)
+
+    def _by_class(self, batch: Batch, term: str) -> Tensor:
+        """Rows of the targets that labels pick; those of a stack's students follow one another."""
+        labels = _labels(batch, term)
+        if batch.owners is None or batch.places is None:
+            return labels
+        return labels + batch.places * self.classes
+
+    def _with_targets(
+        self, rows: Tensor, given: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Targets at ``rows``, and what is given, but only where there is a target, and where.
 
         Samples without one count as samples without a loss.
         """
@@ -478,9 +594,9 @@ class _Loss:
             rows, given = rows[there], given[there]
         targets = self.targets[rows]
         if not self.partial:
-            return targets, given, rows
+            return targets, given, rows, None
         there = ~targets[:, 0].isnan()
-        return targets[there], given[there], rows[there]
+        return targets[there], given[there], rows[there], there
 
     def _check(self, term: Soft, samples: Samples) -> None:
         """Refuse targets, temperatures and candidates that do not fit together."""
@@ -517,13 +633,13 @@ class _Loss:
             raise FedkdError("Soft: a row of candidates names a class twice; each once is needed")
 
 
-def _labels(batch: _Batch, term: str) -> Tensor:
+def _labels(batch: Batch, term: str) -> Tensor:
     if batch.labels is None:
         raise FedkdError(f"{term}: the samples have no labels (the transfer set never has)")
     return batch.labels
 
 
-def _source_of(term: Term) -> str | None:
+def source_of(term: Term) -> str | None:
     """Where a term draws its own mini-batches from; None: with the step."""
     return None if isinstance(term, Proximal) else term.on
 
@@ -536,10 +652,16 @@ def _source(sources: Mapping[str, Callable[[], Samples]] | None, on: str) -> Sam
 
 def _learning(student: nn.Sequential, part: tuple[str, ...]) -> dict[str, nn.Parameter]:
     """The parameters that learn, by name; all others are frozen until the loop ends."""
-    names = set(part_names(student, part))
+    names = learning_names(student, part)
     for name, parameter in student.named_parameters():
         parameter.requires_grad_(name in names)
     return {name: p for name, p in student.named_parameters() if name in names}
+
+
+def learning_names(student: nn.Sequential, part: tuple[str, ...]) -> list[str]:
+    """Names of the parameters in the blocks that ``part`` names, in the student's order."""
+    names = set(part_names(student, part))
+    return [name for name, _ in student.named_parameters() if name in names]
 
 
 def _backward_into(loss: Tensor, parameters: list[nn.Parameter], keep: bool) -> None:

@@ -326,7 +326,9 @@ class Codec:
         return records
 
     def _arrays(self, group: Mapping[str, torch.Tensor]) -> ArrayRecord:
-        from flwr.app import Array, ArrayRecord
+        from flwr.app import ArrayRecord
+
+        from fedkd.arrays import Array
 
         held = group.get("", group)  # a single array has no name
         if id(held) not in self._encoded:

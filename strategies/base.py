@@ -521,6 +521,10 @@ class KnowledgeStrategy(Strategy):
                 raise FedkdError(reply.error)
             answered.add(reply.client)
             self._line["seconds_clients"] += reply.metrics.pop("seconds", 0.0)
+            for name in [name for name in reply.metrics if name.startswith("cohort ")]:
+                together = self._line.setdefault("cohort", {})
+                step = name.removeprefix("cohort ")
+                together[step] = together.get(step, 0) + int(reply.metrics.pop(name))
             sent = {k: value for k, value in reply.values.items() if not k.startswith("measure_")}
             self._line["bytes_up"] += nbytes(sent)
             assignment = self._assigned[reply.client]

@@ -32,6 +32,14 @@ def home() -> Path:
     return Path(base) / "fedkd"
 
 
+def folder() -> Path | None:
+    """Where things are kept; None where nothing is."""
+    named = os.environ.get("FEDKD_CACHE")
+    if named == "":
+        return None
+    return Path(named).expanduser() if named else home()
+
+
 def remembered(kind: str, key: object, make: Callable[[], Arrays]) -> Arrays:
     """``make()``, or what it returned when it was last called with this ``key``.
 
@@ -44,11 +52,10 @@ def remembered(kind: str, key: object, make: Callable[[], Arrays]) -> Arrays:
     make : Callable[[], Arrays]
         Computes the arrays. Its errors pass through and nothing is kept.
     """
-    named = os.environ.get("FEDKD_CACHE")
-    if named == "":
+    place = folder()
+    if place is None:
         return make()
-    folder = (Path(named).expanduser() if named else home()) / kind
-    file = folder / f"{hashlib.blake2b(repr(key).encode(), digest_size=16).hexdigest()}.npz"
+    file = place / kind / f"{hashlib.blake2b(repr(key).encode(), digest_size=16).hexdigest()}.npz"
     try:
         return _read(file)
     except (OSError, EOFError, ValueError, zipfile.BadZipFile):

@@ -146,6 +146,12 @@ class FederatedData:
         """The transfer set as it was before canaries came into it."""
         return self._unlabelled(self._public_images)
 
+    def count(self, what: str, client: int) -> int:
+        """Samples of ``client`` that are ``own`` or ``validation``, or all of ``common`` or so."""
+        if what in ("own", "validation"):
+            return len({"own": self._own, "validation": self._validation}[what][client].rows)
+        return len({"common": self._common_rows.rows}.get(what, self._transfer_images))
+
     def label_counts(self) -> Tensor:
         """Private training samples (of text: next tokens) of each client and class: ``(N, C)``."""
         shape = (self.clients, self.task.classes)

@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any, Self
 from flwr.app import DEFAULT_TTL, Message, Metadata, RecordDict
 from flwr.serverapp import Grid
 
-from fedkd.errors import FedkdError
 from fedkd.work import Assignment, Codec, Reply, decode
 
 if TYPE_CHECKING:
-    from fedkd.engine.worker import State, Worker
+    from fedkd.engine.worker import State
 
 SERVER = -1
 Answered = Callable[[], None]
@@ -68,23 +67,6 @@ class Host(ABC):
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def perform_all(
-    worker: Worker, assignments: Iterable[Assignment], answered: Callable[[int], None]
-) -> list[Reply]:
-    """Have ``worker`` perform assignments; what a person did wrong is in the reply.
-
-    ``answered`` gets the number of those that are done.
-    """
-    replies = []
-    for assignment in assignments:
-        try:
-            replies.append(worker.perform(assignment))
-        except FedkdError as error:
-            replies.append(Reply(assignment.client, error=str(error)))
-        answered(len(replies))
-    return replies
 
 
 class HostGrid(Grid):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from fedkd.engine.host import Answered, Host, HostGrid, perform_all
+from fedkd.engine.host import Answered, Host, HostGrid
 from fedkd.engine.worker import State, Worker
 from fedkd.work import Assignment, Reply
 
@@ -19,8 +19,16 @@ class Inline(Host):
         self.plan += f"{threads} torch thread{'s' if threads > 1 else ''}"
 
     def perform(self, assignments: Sequence[Assignment], answered: Answered) -> list[Reply]:
-        """One after the other."""
-        return perform_all(self.worker, assignments, lambda _: answered())
+        """One after the other, or in cohorts."""
+        told = 0
+
+        def progress(done: int) -> None:
+            nonlocal told
+            for _ in range(told, done):
+                answered()
+            told = done
+
+        return self.worker.perform_all(assignments, progress)
 
     @property
     def states(self) -> Mapping[int, State]:

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from fedkd.engine.host import Answered, Host, perform_all
+from fedkd.engine.host import Answered, Host
 from fedkd.engine.payload import Payload, unpack
 from fedkd.engine.worker import State, Worker
 from fedkd.errors import FedkdError
@@ -97,10 +97,7 @@ class Pool(Host):
         """Wait for at least one event of the workers that are at work."""
 
     def perform(self, assignments: Sequence[Assignment], answered: Answered) -> list[Reply]:
-        """Give every worker its clients' assignments, in one piece.
-
-        The replies' arrays lie in the workers' buffers: they are good until the next call.
-        """
+        """Give every worker its clients' assignments, in one piece."""
         work: dict[int, list[Assignment]] = {}
         for assignment in assignments:
             work.setdefault(self._worker_of[assignment.client], []).append(assignment)
@@ -120,7 +117,7 @@ class Pool(Host):
                 elif isinstance(event, Done):
                     del frames[worker]
                     mine, changed = unpack(event.frame, event.buffer)
-                    replies |= {reply.client: reply for reply in mine}
+                    replies |= {reply.client: _owned(reply) for reply in mine}
                     for client, state in changed.items():
                         self._keep(client, state)
                     for _ in range(told[worker], len(mine)):
@@ -175,7 +172,7 @@ def serve_work(
     """Do a worker's work of a phase: the frame and payload of its replies and changed states."""
     torch.set_num_threads(worker.experiment.engine.threads)  # of this thread, whichever it is
     assignments: list[Assignment] = unpack(frame, buffer)
-    replies = perform_all(worker, assignments, answered)
+    replies = worker.perform_all(assignments, answered)
     changed = {
         assignment.client: worker.state(assignment.client)
         for assignment in assignments
@@ -188,6 +185,17 @@ def serve_work(
 def restore_states(worker: Worker, frame: bytes, buffer: Any) -> None:
     """Have ``worker`` keep the states in a frame, and no others."""
     worker.states = _cloned(unpack(frame, buffer))
+
+
+def _owned(reply: Reply) -> Reply:
+    """A reply whose arrays no longer lie in its worker's buffer."""
+    values = {
+        key: {name: tensor.clone() for name, tensor in value.items()}
+        if isinstance(value, Mapping)
+        else value.clone()
+        for key, value in reply.values.items()
+    }
+    return replace(reply, values=values)
 
 
 def _cloned(states: Mapping[int, State]) -> dict[int, State]:

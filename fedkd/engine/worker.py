@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import cast
@@ -18,6 +18,7 @@ from fedkd.data import cache
 from fedkd.data.augment import augment
 from fedkd.data.federated import FederatedData, load
 from fedkd.distillation.objectives import SMALLEST
+from fedkd.engine import rule
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
 from fedkd.privacy import exposure, measure
@@ -70,6 +71,7 @@ class Worker:
         # Mirrored digits and letters are others, or none; photographs are what they were.
         flip = self.data.task.shape[0] == 3
         self.augment = partial(augment, flip=flip) if experiment.data.augment else None
+        self.limits = rule.limits()
         self._modules: dict[tuple[str, str], nn.Sequential] = {}
         self._sizes = self.data.sizes().tolist()
         self._exposures: dict[int, Tensor] = {}  # of the student measured last
@@ -78,20 +80,73 @@ class Worker:
             self.module(client, "own")
 
     def perform(self, assignment: Assignment) -> Reply:
-        """Do the steps, keep what the client has become, try the trial, reply."""
+        """Do the steps, keep what the client has become, try the trial, reply.
+
+        Raises
+        ------
+        FedkdError
+            What a person did wrong.
+        """
+        (reply,) = self._together([assignment])
+        return reply
+
+    def perform_all(
+        self, assignments: Sequence[Assignment], answered: Callable[[int], None]
+    ) -> list[Reply]:
+        """Perform assignments of different clients; what a person did wrong is in the reply.
+
+        Those that do the same steps are cohorts where :mod:`fedkd.engine.rule` has it so.
+        ``answered`` gets the number of those that are done.
+        """
+        replies: dict[int, Reply] = {}
+        groups = rule.groups(self, assignments)
+        while groups:
+            group = groups.pop(0)
+            try:
+                replies |= {reply.client: reply for reply in self._together(group)}
+            except FedkdError as error:
+                if len(group) == 1:
+                    replies[group[0].client] = Reply(group[0].client, error=str(error))
+                else:  # nothing has been kept: one by one they show whose fault it is
+                    groups[:0] = [[assignment] for assignment in group]
+                    continue
+            answered(len(replies))
+        return [replies[assignment.client] for assignment in assignments]
+
+    def _together(self, group: Sequence[Assignment]) -> list[Reply]:
+        """Perform the assignments of a group: of one client, or of a cohort."""
         start = time.perf_counter()
-        session = _Session(self, assignment)
-        session.run(assignment.steps, assignment.phase)
-        session.keep()
-        state = self.state(assignment.client)
-        kept = set(state)
-        session.trying = True
-        session.run(assignment.trial, f"{assignment.phase} trial")
-        for name in state.keys() - kept:
-            del state[name]
-        session.metrics["seconds"] = time.perf_counter() - start
-        samples = self._sizes[assignment.client]
-        return Reply(assignment.client, samples, session.values, session.metrics)
+        sessions: Sequence[Session]
+        if any(rule.decisions(self, group[0])):
+            from fedkd.engine.vectorised import Cohort  # imports torch.func
+
+            cohort = Cohort(self, group)
+            sessions, do = cohort.sessions, cohort.do
+        else:
+            (alone,) = sessions = [Session(self, assignment) for assignment in group]
+
+            def do(steps: tuple[Step, ...], phase: str) -> None:
+                alone.do(steps[0], phase)
+
+        for steps in zip(*(session.assignment.steps for session in sessions), strict=True):
+            do(steps, group[0].phase)
+        kept = []
+        for session in sessions:
+            session.keep()
+            session.trying = True
+            kept.append(set(self.state(session.assignment.client)))
+        for steps in zip(*(session.assignment.trial for session in sessions), strict=True):
+            do(steps, f"{group[0].phase} trial")
+        seconds = (time.perf_counter() - start) / len(group)
+        replies = []
+        for session, names in zip(sessions, kept, strict=True):
+            client = session.assignment.client
+            state = self.state(client)
+            for name in state.keys() - names:
+                del state[name]
+            session.metrics["seconds"] = seconds
+            replies.append(Reply(client, self._sizes[client], session.values, session.metrics))
+        return replies
 
     @cached_property
     def public(self) -> Public:
@@ -111,24 +166,43 @@ class Worker:
 
     def module(self, client: int, student: str) -> nn.Sequential:
         """The client's student, its parameters in place; valid until the next call."""
-        state = self.state(client)
-        key = self.key(client, student)
-        if key is None:
-            known = ", ".join(name.partition(":")[0] for name in state)
-            raise FedkdError(f"student {student!r} is not known; known: {known}")
+        key = self._known(client, student)
         architecture = key.partition(":")[2] or self.experiment.architecture(client)
         if (architecture, student) not in self._modules:
             self._modules[architecture, student] = self._build(architecture, "all").to(self.device)
         module = self._modules[architecture, student]
         with torch.no_grad():
             for name, tensor in _tensors(module).items():
-                tensor.copy_(state[key][name])
+                tensor.copy_(self.states[client][key][name])
         return module
+
+    def parameters(self, client: int, student: str) -> Parameters:
+        """What the client keeps of this student: its parameters and buffers, not to be changed.
+
+        Raises
+        ------
+        FedkdError
+            It has no such student.
+        """
+        return self.state(client)[self._known(client, student)]
+
+    def _known(self, client: int, student: str) -> str:
+        if (key := self.key(client, student)) is not None:
+            return key
+        known = ", ".join(name.partition(":")[0] for name in self.state(client))
+        raise FedkdError(f"student {student!r} is not known; known: {known}")
 
     def key(self, client: int, student: str) -> str | None:
         """What ``student`` is kept as in the client's state; None if there is none."""
         names = self.state(client)
         return next((name for name in names if name.partition(":")[0] == student), None)
+
+    def keep(self, client: int, student: str, tensors: Parameters) -> None:
+        """Make these the client's own."""
+        kept = self.parameters(client, student)
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                kept[name].copy_(tensor)
 
     def hold(self, client: int, student: str, model: str) -> None:
         """Give ``client`` a student of this name, unless it has one."""
@@ -140,6 +214,19 @@ class Worker:
         fresh = _tensors(self._build(model or own, "all"))
         name = student if model in ("", own) else f"{student}:{model}"
         self.state(client)[name] = {key: value.clone() for key, value in fresh.items()}
+
+    def template(self, architecture: str) -> nn.Sequential:
+        """A student of this architecture, on the worker's device, for its shapes and blocks."""
+        if (architecture, "own") not in self._modules:
+            module = self._build(architecture, "all").to(self.device)
+            self._modules[architecture, "own"] = module
+        return self._modules[architecture, "own"]
+
+    def rows(self, client: int, on: Source) -> int:
+        """How many samples ``on`` means for ``client``."""
+        if isinstance(on, Samples):
+            return len(on.inputs)
+        return self._sizes[client] if on == "private" else self.data.count(on, client)
 
     def _build(self, architecture: str, whose: int | str) -> nn.Sequential:
         table, seed, task = self.experiment.student, self.experiment.seed, self.data.task
@@ -214,7 +301,7 @@ class Worker:
         return Samples(found.inputs.to(self.device), labels)
 
 
-class _Session:
+class Session:
     """One assignment at work: the students in use, the values and metrics gathered."""
 
     def __init__(self, worker: Worker, assignment: Assignment) -> None:
@@ -224,34 +311,30 @@ class _Session:
         self.metrics: dict[str, float] = {}
         self.changed: set[str] = set()
         self.trying = False
+        self._fits: Counter[tuple[str, str, str]] = Counter()
 
-    def run(self, steps: tuple[Step, ...], phase: str) -> None:
-        fits: Counter[tuple[str, str]] = Counter()
-        for step in steps:
-            if isinstance(step, Hold):
-                self.worker.hold(self.assignment.client, step.student, step.model)
-                continue
-            student = self.student(step.student)
-            if isinstance(step, Fit):
-                on = step.on if isinstance(step.on, str) else "samples"
-                purpose = f"{phase} {on} {fits[on, step.student]}"
-                fits[on, step.student] += 1
-                self.fit(step, student, purpose)
-            elif isinstance(step, Predict):
-                self.predict(step, student)
-            elif isinstance(step, Represent):
-                self.represent(step, student)
-            elif isinstance(step, Load):
-                self.load(step, student)
-            elif isinstance(step, Share):
-                names = students.part_names(student, step.part)
-                tensors = _tensors(student)
-                self.values[step.key] = {name: tensors[name].cpu().clone() for name in names}
-            elif isinstance(step, Expose):
-                self.values[step.key] = self.worker.exposures(student)
-            elif isinstance(step, Evaluate):
-                found = evaluate(student, self.samples(step.on))
-                self.metrics |= {f"{step.key}_{name}": value for name, value in found.items()}
+    def do(self, step: Step, phase: str) -> None:
+        """Do one step."""
+        if isinstance(step, Hold):
+            self.worker.hold(self.assignment.client, step.student, step.model)
+            return
+        student = self.student(step.student)
+        if isinstance(step, Fit):
+            self.fit(step, student, phase)
+        elif isinstance(step, Predict):
+            self.predicted(step, predict(student, self.samples(step.on).inputs).clone())
+        elif isinstance(step, Represent):
+            self.represent(step, student)
+        elif isinstance(step, Load):
+            self.load(step, student)
+        elif isinstance(step, Share):
+            names = students.part_names(student, step.part)
+            tensors = _tensors(student)
+            self.values[step.key] = {name: tensors[name].cpu().clone() for name in names}
+        elif isinstance(step, Expose):
+            self.values[step.key] = self.worker.exposures(student)
+        elif isinstance(step, Evaluate):
+            self.evaluated(step, evaluate(student, self.samples(step.on)))
 
     def student(self, name: str) -> nn.Sequential:
         """The client's student of this name, as it is by now."""
@@ -259,23 +342,30 @@ class _Session:
             self.students[name] = self.worker.module(self.assignment.client, name)
         return self.students[name]
 
+    def wrote(self, name: str) -> None:
+        """Note that the student of this name is no longer as it was."""
+        self.changed.add(name)
+
     def keep(self) -> None:
         """Make the students, as they are now, the client's own."""
-        state = self.worker.state(self.assignment.client)
-        with torch.no_grad():
-            for name in self.changed:
-                kept = state[self.worker.key(self.assignment.client, name) or name]
-                for key, tensor in _tensors(self.students[name]).items():
-                    kept[key].copy_(tensor)
+        for name in self.changed:
+            self.worker.keep(self.assignment.client, name, _tensors(self.students[name]))
 
     def samples(self, on: Source) -> Samples:
+        """The samples that ``on`` means for the client."""
         return self.worker.samples(self.assignment.client, on)
 
-    def fit(self, step: Fit, student: nn.Sequential, purpose: str) -> None:
-        experiment, assignment = self.worker.experiment, self.assignment
-        self.changed.add(step.student)
-        samples = self.samples(step.on)
-        table, draw = experiment.training.dp, (assignment.client, assignment.round, purpose)
+    def draw(self, step: Fit, phase: str) -> tuple[int, int, str]:
+        """What the next fit of this kind draws its numbers by, besides the seed."""
+        on = step.on if isinstance(step.on, str) else "samples"
+        purpose = f"{phase} {on} {self._fits[phase, on, step.student]}"
+        self._fits[phase, on, step.student] += 1
+        return self.assignment.client, self.assignment.round, purpose
+
+    def fit(self, step: Fit, student: nn.Sequential, phase: str) -> None:
+        """Train the student, in place."""
+        experiment, samples = self.worker.experiment, self.samples(step.on)
+        table, draw = experiment.training.dp, self.draw(step, phase)
         dp = None
         if table.noise_multiplier and sees_private(step):
             # Two students trained alike must not get the same noise.
@@ -304,6 +394,7 @@ class _Session:
             learnt = self.worker.remembered(student, samples, (repr(step), draw), train)
         else:
             learnt = train()[LEARNT]
+        self.wrote(step.student)
         self.metrics[step.key], rate, steps = map(float, learnt)
         if dp is not None and not self.trying:
             self.metrics["dp_sample_rate"] = max(self.metrics.get("dp_sample_rate", 0.0), rate)
@@ -317,17 +408,20 @@ class _Session:
         logits = predict(self.student(term.targets), source.inputs).clone()
         return replace(term, targets=said(term, logits))
 
-    def predict(self, step: Predict, student: nn.Sequential) -> None:
-        samples = self.samples(step.on)
-        given = predict(student, samples.inputs).clone()
+    def evaluated(self, step: Evaluate, found: Mapping[str, float]) -> None:
+        """Give out what was measured, as the step has it."""
+        self.metrics |= {f"{step.key}_{name}": value for name, value in found.items()}
+
+    def predicted(self, step: Predict, given: Tensor) -> None:
+        """Give out logits ``(M, C)``, as the step has it."""
         table = self.worker.experiment.release
         if table.active and step.on == "transfer" and step.per == "sample" and not self.trying:
-            self.values[step.key] = self.released(step, student, given)
+            self.values[step.key] = self.released(step, self.student(step.student), given)
             return
         if step.output == "probabilities":
             given = (given / step.temperature).softmax(1)
         self.values[step.key] = (
-            given.cpu() if step.per == "sample" else self.class_means(given, samples)
+            given.cpu() if step.per == "sample" else self.class_means(given, self.samples(step.on))
         )
 
     def released(self, step: Predict, student: nn.Sequential, logits: Tensor) -> Tensor:
@@ -344,6 +438,7 @@ class _Session:
         return labels.clamp_min(SMALLEST).log() if step.output == "logits" else labels
 
     def represent(self, step: Represent, student: nn.Sequential) -> None:
+        """Give out representations and the soft labels that go with them."""
         experiment = self.worker.experiment
         if self.worker.data.task.tokens and step.per == "sample":
             raise FedkdError(
@@ -351,8 +446,12 @@ class _Session:
                 f"{experiment.data.dataset!r}: it sends a representation of each sample, and in "
                 "text only tokens have one"
             )
+        found = represent(student, self.samples(step.on).inputs, step.cut)
+        self.represented(step, *(tensor.clone() for tensor in found))
+
+    def represented(self, step: Represent, held: Tensor, logits: Tensor) -> None:
+        """Give out representations ``(K, ...)`` and logits ``(K, C)``, as the step has it."""
         samples = self.samples(step.on)
-        held, logits = (found.clone() for found in represent(student, samples.inputs, step.cut))
         if step.pool and held.dim() == 4:
             held = held.mean((2, 3))
         if step.per == "class":
@@ -363,6 +462,7 @@ class _Session:
         self.values[step.key] = {"inputs": held.cpu(), "soft_labels": soft_labels, **labels}
 
     def class_means(self, values: Tensor, samples: Samples) -> Parameters:
+        """The means of rows ``(K, d)`` by class, and how many there are."""
         if samples.labels is None:
             raise FedkdError("per class: the samples have no labels (the transfer set never has)")
         labels = cast(Tensor, item_labels(samples))
@@ -370,7 +470,7 @@ class _Session:
         return {name: value.cpu() for name, value in means.items()}
 
     def load(self, step: Load, student: nn.Sequential) -> None:
-        self.changed.add(step.student)
+        """Take in parameters."""
         tensors = _tensors(student)
         wanted = set(students.part_names(student, step.part))
         with torch.no_grad():
@@ -382,6 +482,7 @@ class _Session:
                     )
                 if name in wanted:
                     tensors[name].copy_(value)
+        self.wrote(step.student)
 
 
 def _tensors(module: nn.Sequential) -> Parameters:

@@ -163,8 +163,11 @@ class _Heard(Exception):
 class _Untested(Worker):
     """Measures nothing, as an attack looks at what is sent alone."""
 
-    def perform(self, assignment: Assignment) -> Reply:
-        return super().perform(replace(assignment, trial=()))
+    def perform_all(
+        self, assignments: Sequence[Assignment], answered: Callable[[int], None]
+    ) -> list[Reply]:
+        untested = [replace(assignment, trial=()) for assignment in assignments]
+        return super().perform_all(untested, answered)
 
 
 class _Listening(InlineGrid):

@@ -1,0 +1,192 @@
+"""Which steps of which clients are done as one batched computation, and which one by one.
+
+A rule of the student, the step, its batch and the device: nothing is timed while a run goes on, and
+it does not matter who else is at work, so the same experiment always takes the same path.
+``engine.cohort`` turns it on and off; ``auto`` also asks whether a cohort is faster, by
+:data:`LIMITS`, which ``fedkd tune`` measures.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from fedkd.data.cache import folder
+from fedkd.errors import FedkdError
+from fedkd.privacy.dpsgd import sees_private
+from fedkd.work import (
+    Assignment,
+    CrossEntropy,
+    Evaluate,
+    Fit,
+    Hold,
+    Predict,
+    Represent,
+    Samples,
+    Step,
+)
+
+if TYPE_CHECKING:
+    from fedkd.engine.worker import Worker
+
+LIMITS = {
+    "cpu": {"dense": {"fit": 128, "forward": 32}, "other": {"fit": 0, "forward": 0}},
+    "cuda": {"dense": {"fit": 2048, "forward": 2048}, "other": {"fit": 256, "forward": 1024}},
+}
+"""Rows of a batch up to which a cohort is the faster way, by device, student and what is done.
+
+Of ``cpu`` measured by ``fedkd tune`` on two cores; of ``cuda`` no measurement exists yet.
+"""
+MEMORY = {"cpu": 2**29, "cuda": 2**33}
+"""Bytes that the students of one cohort may take, with their gradients and optimiser states."""
+COPIES = 6
+"""Times that a student is there while its cohort is trained: itself, its gradient, the optimiser's
+two moments, what the client keeps, and room for a batch."""
+MOST = 128
+"""Clients of one cohort, at most."""
+TUNED = "cohorts.json"
+LAYERS = (nn.Flatten, nn.Linear, nn.ReLU, nn.Identity)
+"""What a dense student is made of."""
+
+
+def groups(worker: Worker, assignments: Sequence[Assignment]) -> list[list[Assignment]]:
+    """The assignments that are performed together, in the order of their first ones."""
+    if worker.experiment.engine.cohort == "off":
+        return [[assignment] for assignment in assignments]
+    found: dict[Any, list[list[Assignment]]] = {}
+    ordered: list[list[Assignment]] = []
+    for assignment in assignments:
+        chosen = decisions(worker, assignment)
+        known = found.setdefault(_alike(worker, assignment, chosen) if any(chosen) else None, [])
+        if not any(chosen) or not known or len(known[-1]) >= _most(worker, assignment):
+            known.append([])
+            ordered.append(known[-1])
+        known[-1].append(assignment)
+    return ordered
+
+
+def decisions(worker: Worker, assignment: Assignment) -> tuple[bool, ...]:
+    """For each step, then each step of the trial: whether it is done in a cohort."""
+    if worker.experiment.engine.cohort == "off":
+        return ()
+    return tuple(
+        cohort(worker, assignment, step) for step in (*assignment.steps, *assignment.trial)
+    )
+
+
+def cohort(worker: Worker, assignment: Assignment, step: Step) -> bool:
+    """Whether ``step`` of ``assignment`` is done in a cohort.
+
+    Never where it cannot be: text, whose recurrent layers torch does not batch over students; batch
+    statistics in training; DP-SGD; a release policy, which works on one client's labels; what
+    ``engine.remember`` remembers.
+    """
+    experiment = worker.experiment
+    if experiment.engine.cohort == "off" or worker.data.task.tokens:
+        return False
+    if not isinstance(step, Fit | Predict | Represent | Evaluate):
+        return False
+    if isinstance(step, Fit):
+        plain = all(term == CrossEntropy(term.weight) for term in step.terms)
+        private = experiment.training.dp.noise_multiplier and sees_private(step)
+        if private or experiment.student.norm == "batch":
+            return False
+        if experiment.engine.remember and plain:
+            return False
+    if isinstance(step, Predict) and experiment.release.active and step.on == "transfer":
+        return False
+    if experiment.engine.cohort == "on":
+        return True
+    rows = worker.rows(assignment.client, step.on)
+    what = "forward"
+    if isinstance(step, Fit):
+        rows, what = min(rows, experiment.training.batch_size), "fit"
+    student = worker.template(architecture(worker, assignment, step.student))
+    kind = "dense" if dense(student) else "other"
+    return rows <= worker.limits[worker.device.type][kind][what]
+
+
+def architecture(worker: Worker, assignment: Assignment, student: str) -> str:
+    """The architecture of a client's student, which the assignment itself may make it hold."""
+    own = worker.experiment.architecture(assignment.client)
+    if student == "own":
+        return own
+    if (key := worker.key(assignment.client, student)) is not None:
+        return key.partition(":")[2] or own
+    for step in (*assignment.steps, *assignment.trial):
+        if isinstance(step, Hold) and step.student == student:
+            return step.model or own
+    return own
+
+
+def dense(student: nn.Sequential) -> bool:
+    """Whether a student consists of fully connected layers, each of which stands in a sequence."""
+    return all(
+        isinstance(layer, LAYERS) or (isinstance(layer, nn.Sequential) and dense(layer))
+        for layer in student.children()
+    )
+
+
+@cache
+def limits() -> dict[str, dict[str, dict[str, int]]]:
+    """:data:`LIMITS`, or what ``fedkd tune`` has found on this machine.
+
+    Raises
+    ------
+    FedkdError
+        What was found is not to be read.
+    """
+    place = folder()
+    file = None if place is None else place / TUNED
+    if file is None or not file.is_file():
+        return LIMITS
+    try:
+        found = json.loads(file.read_text())
+        for device, kinds in LIMITS.items():
+            for kind, operations in kinds.items():
+                for name in operations:
+                    operations_found = found.get(device, kinds)[kind]
+                    if type(operations_found[name]) is not int:
+                        raise ValueError(f"{device}.{kind}.{name}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FedkdError(
+            f"{file} is not what fedkd tune wrote ({error}); delete it or run fedkd tune again"
+        ) from error
+    return LIMITS | found
+
+
+def _most(worker: Worker, assignment: Assignment) -> int:
+    """Clients whose students fit in a cohort's memory."""
+    student = worker.template(worker.experiment.architecture(assignment.client))
+    size = sum(tensor.nbytes for tensor in student.state_dict().values())
+    most = MEMORY[worker.device.type] // (COPIES * size)
+    return max(1, min(MOST, most))
+
+
+def _alike(worker: Worker, assignment: Assignment, chosen: tuple[bool, ...]) -> Any:
+    """What assignments have in common that can be performed as one."""
+    names = {getattr(step, "student", "own") for step in (*assignment.steps, *assignment.trial)}
+    models = tuple(architecture(worker, assignment, name) for name in sorted(names))
+    steps = _shape(assignment.steps), _shape(assignment.trial)
+    return models, chosen, assignment.round, assignment.phase, steps
+
+
+def _shape(thing: Any) -> Any:
+    """A step, hashable, with the form of a tensor in the place of each tensor."""
+    if isinstance(thing, Tensor):
+        return thing.dtype, tuple(thing.shape[1:])
+    if isinstance(thing, Samples):
+        labelled = thing.labels is not None
+        return "samples", tuple(thing.inputs.shape[1:]), labelled
+    if is_dataclass(thing):
+        return type(thing), *(_shape(getattr(thing, part.name)) for part in fields(thing))
+    if isinstance(thing, Mapping):
+        return tuple((name, _shape(value)) for name, value in thing.items())
+    if isinstance(thing, tuple | list):
+        return tuple(map(_shape, thing))
+    return thing

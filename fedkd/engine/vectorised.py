@@ -1,0 +1,590 @@
+"""Cohorts: clients that do the same steps with the same student, as one batched computation.
+
+Their students are a *stack*: every parameter and buffer is ``(n, ...)``. Fully connected blocks are
+batched products, written by hand; any other block goes through ``torch.vmap``. Clients may have
+different numbers of samples and steps: a batch is filled up with rows that count nowhere, and who
+has done its steps leaves the stack. What a client computes is what it would compute alone, up to
+the order in which floats are summed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from fedkd import optimisers, students
+from fedkd.engine import rule
+from fedkd.engine.worker import Session, Worker
+from fedkd.experiment import TrainingTable
+from fedkd.random import generator
+from fedkd.training import (
+    Batch,
+    Batches,
+    Loss,
+    Optimiser,
+    descend,
+    learning_names,
+    quality,
+    source_of,
+    take,
+)
+from fedkd.work import (
+    Assignment,
+    Evaluate,
+    Fit,
+    Head,
+    Load,
+    Parameters,
+    Predict,
+    Proximal,
+    Represent,
+    Samples,
+    Share,
+    Step,
+    Term,
+)
+
+Blocks = Callable[[Parameters, Tensor], Tensor]
+"""A block of n students: their parameters ``(n, ...)``, inputs ``(n, b, ...)``, what it gives."""
+ROWS = 4096
+"""Rows of all students together that a forward pass takes at a time."""
+
+
+class Cohort:
+    """Assignments with the same steps, at work together: a session for each, and their stacks."""
+
+    def __init__(self, worker: Worker, assignments: Sequence[Assignment]) -> None:
+        self.worker = worker
+        self.sessions = [
+            _Member(worker, assignment, self, place) for place, assignment in enumerate(assignments)
+        ]
+        self._decided = {
+            id(step): together
+            for assignment in assignments
+            for step, together in zip(
+                (*assignment.steps, *assignment.trial),
+                rule.decisions(worker, assignments[0]),
+                strict=True,
+            )
+        }
+        self._stacks: dict[str, Stack] = {}
+
+    def do(self, steps: tuple[Step, ...], phase: str) -> None:
+        """Do one step of each, together if the rule says so."""
+        first, together = steps[0], self._decided[id(steps[0])]
+        if isinstance(first, Load) and self._load(cast(tuple[Load, ...], steps)):
+            return
+        if not together:
+            for session, step in zip(self.sessions, steps, strict=True):
+                session.do(step, phase)
+            return
+        if isinstance(first, Fit):
+            self._fit(cast(tuple[Fit, ...], steps), phase)
+        elif isinstance(first, Represent):
+            given = self._forward(steps, first.cut)
+            for session, (held, logits) in zip(self.sessions, given, strict=True):
+                session.represented(first, held, logits)
+        elif isinstance(first, Predict):
+            for session, (_, logits) in zip(self.sessions, self._forward(steps), strict=True):
+                session.predicted(first, logits)
+        elif isinstance(first, Evaluate):
+            for session, (_, logits) in zip(self.sessions, self._forward(steps), strict=True):
+                labels = session.samples(first.on).labels
+                if labels is not None and len(labels):
+                    session.evaluated(first, quality(logits, labels))
+        for session in self.sessions:
+            on = getattr(first, "on", "")
+            name = f"{type(first).__name__} {on if isinstance(on, str) else 'samples'}"
+            session.metrics[f"cohort {name}"] = 1.0
+
+    def stack(self, student: str) -> Stack:
+        """The sessions' students of this name."""
+        if student not in self._stacks:
+            worker, device = self.worker, self.worker.device
+            clients = [session.assignment.client for session in self.sessions]
+            states = [worker.parameters(client, student) for client in clients]
+            tensors = {
+                name: torch.stack([state[name] for state in states]).to(device)
+                for name in states[0]
+            }
+            architecture = rule.architecture(worker, self.sessions[0].assignment, student)
+            self._stacks[student] = Stack(worker.template(architecture), tensors)
+        return self._stacks[student]
+
+    def _load(self, steps: tuple[Load, ...]) -> bool:
+        """Take in parameters that all get and that are the whole student: without looking at it."""
+        first, (student, shared) = steps[0], (steps[0].student, steps[0].parameters)
+        architecture = rule.architecture(self.worker, self.sessions[0].assignment, student)
+        template = self.worker.template(architecture)
+        wanted = {name: tensor.shape for name, tensor in template.state_dict().items()}
+        given = {name: tensor.shape for name, tensor in shared.items()}
+        if first.part or given != wanted or any(step.parameters is not shared for step in steps):
+            return False
+        count, device = len(steps), self.worker.device
+        tensors = {
+            name: tensor.to(device).expand(count, *tensor.shape).contiguous()
+            for name, tensor in shared.items()
+        }
+        self._stacks[student] = Stack(template, tensors)
+        for session in self.sessions:
+            session.changed.add(student)
+        return True
+
+    # --- forward ----------------------------------------------------------------------------
+
+    def _forward(self, steps: Sequence[Any], cut: str | None = None) -> list[tuple[Tensor, Tensor]]:
+        """Of each session: representations ``(K, ...)`` at ``cut``, if any, and logits ``(K, C)``.
+
+        Without a cut, the logits twice.
+        """
+        sources = self._sources([step.on for step in steps])
+        stack = self.stack(steps[0].student)
+        counts = [len(samples.inputs) for samples in sources]
+        shared = all(samples is sources[0] for samples in sources)
+        each = max(1, ROWS // len(sources))
+        held_pieces, logit_pieces = [], []
+        with torch.inference_mode():
+            stack.module.eval()
+            for start in range(0, max(counts), each):
+                if shared:
+                    inputs = sources[0].inputs[start : start + each]
+                    inputs = inputs.expand(len(sources), *inputs.shape)
+                else:
+                    inputs = torch.stack(
+                        [
+                            _filled(
+                                samples.inputs[start : start + each], min(each, max(counts) - start)
+                            )
+                            for samples in sources
+                        ]
+                    )
+                at, last = stack.forward(stack.tensors, inputs, {cut} if cut else set())
+                logit_pieces.append(last)
+                held_pieces.append(at[cut] if cut else last)
+            whole, given = torch.cat(held_pieces, 1), torch.cat(logit_pieces, 1)
+        logits = [given[place, :count].clone() for place, count in enumerate(counts)]
+        if cut is None:
+            return list(zip(logits, logits, strict=True))
+        held = [whole[place, :count].clone() for place, count in enumerate(counts)]
+        return list(zip(held, logits, strict=True))
+
+    def _sources(self, wanted: Sequence[Any]) -> list[Samples]:
+        """Each session's samples; one object where they are everybody's."""
+        if wanted[0] in ("common", "transfer"):
+            return [self.sessions[0].samples(wanted[0])] * len(self.sessions)
+        return [session.samples(on) for session, on in zip(self.sessions, wanted, strict=True)]
+
+    # --- fit --------------------------------------------------------------------------------
+
+    def _fit(self, steps: tuple[Fit, ...], phase: str) -> None:
+        worker, first = self.worker, steps[0]
+        training = worker.experiment.training
+        sources = self._sources([step.on for step in steps])
+        draws = [
+            generator(worker.experiment.seed, "fit", *session.draw(step, phase))
+            for session, step in zip(self.sessions, steps, strict=True)
+        ]
+        terms = []
+        for session, step, samples in zip(self.sessions, steps, sources, strict=True):
+            terms.append([session.resolved(term, samples) for term in step.terms])
+        others = {
+            on: self._sources([on] * len(steps))
+            for term in terms[0]
+            if (on := source_of(term)) is not None
+        }
+        stack = self.stack(first.student)
+        stack.own()
+        lost = fit(stack, sources, terms, training, draws, first, others, worker.augment)
+        for session, loss in zip(self.sessions, lost, strict=True):
+            session.changed.add(first.student)
+            session.metrics[first.key] = loss
+
+
+class _Member(Session):
+    """A session whose students are in the stacks of its cohort."""
+
+    def __init__(self, worker: Worker, assignment: Assignment, cohort: Cohort, place: int) -> None:
+        super().__init__(worker, assignment)
+        self.cohort, self.place = cohort, place
+
+    def student(self, name: str) -> nn.Sequential:
+        """The client's student, taken out of the stack; valid until the next call."""
+        stack = self.cohort.stack(name)
+        client = self.assignment.client
+        if name not in self.students:
+            self.students[name] = self.worker.module(client, name)
+        module = self.students[name]
+        with torch.no_grad():
+            for key, tensor in module.state_dict().items():
+                tensor.copy_(stack.tensors[key][self.place])
+        return module
+
+    def do(self, step: Step, phase: str) -> None:
+        if isinstance(step, Share):
+            self.values[step.key] = self.cohort.stack(step.student).shared(self.place, step.part)
+            return
+        super().do(step, phase)
+
+    def wrote(self, name: str) -> None:
+        super().wrote(name)
+        stack = self.cohort.stack(name)
+        stack.own()
+        with torch.no_grad():
+            for key, tensor in self.students[name].state_dict().items():
+                stack.tensors[key][self.place].copy_(tensor)
+
+    def keep(self) -> None:
+        for name in self.changed:
+            tensors = self.cohort.stack(name).tensors
+            mine = {key: tensor[self.place] for key, tensor in tensors.items()}
+            self.worker.keep(self.assignment.client, name, mine)
+
+
+class Stack:
+    """Students of one architecture: ``tensors`` are theirs, ``(n, ...)``; ``module`` the blocks."""
+
+    def __init__(self, module: nn.Sequential, tensors: Parameters) -> None:
+        self.module, self.tensors = module, tensors
+        self._lent = False
+        self._blocks = {name: _block(child) for name, child in module.named_children()}
+
+    def shared(self, place: int, part: tuple[str, ...]) -> Parameters:
+        """Parameters of one of the students, to give out: they stay as they are."""
+        self._lent = True
+        names = students.part_names(self.module, part)
+        return {name: self.tensors[name][place].cpu() for name in names}
+
+    def own(self) -> None:
+        """Have tensors that nobody else has, to write to."""
+        if self._lent:
+            self.tensors = {name: tensor.clone() for name, tensor in self.tensors.items()}
+            self._lent = False
+
+    def forward(
+        self, tensors: Parameters, inputs: Tensor, cuts: set[str]
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """What is at ``cuts``, ``(n, b, ...)``, and logits ``(n, b, C)``."""
+        held = {}
+        for name, block in self._blocks.items():
+            prefix = f"{name}."
+            own = {k[len(prefix) :]: t for k, t in tensors.items() if k.startswith(prefix)}
+            inputs = block(own, inputs)
+            if name in cuts:
+                held[name] = inputs
+        return held, inputs
+
+
+def _block(module: nn.Module) -> Blocks:
+    layers = _layers(module)
+    if layers is not None:
+        return partial(_dense, layers)
+    return partial(_vmapped if module.state_dict() else _folded, module)
+
+
+def _layers(module: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]] | None:
+    """The layers of a fully connected block, with their names; None if it is another."""
+    if isinstance(module, rule.LAYERS):
+        return [(prefix, module)]
+    if not isinstance(module, nn.Sequential):
+        return None
+    found = []
+    for name, child in module.named_children():
+        layers = _layers(child, f"{prefix}{name}.")
+        if layers is None:
+            return None
+        found += layers
+    return found
+
+
+def _folded(module: nn.Module, tensors: Parameters, inputs: Tensor) -> Tensor:
+    """What has no parameters does the same with every student's samples."""
+    return module(inputs.flatten(0, 1)).unflatten(0, inputs.shape[:2])
+
+
+def _vmapped(module: nn.Module, tensors: Parameters, inputs: Tensor) -> Tensor:
+    def call(tensors: Parameters, inputs: Tensor) -> Tensor:
+        return torch.func.functional_call(module, tensors, (inputs,))
+
+    return torch.vmap(call)(tensors, inputs)
+
+
+def _dense(layers: list[tuple[str, nn.Module]], tensors: Parameters, inputs: Tensor) -> Tensor:
+    for prefix, layer in layers:
+        if isinstance(layer, nn.Flatten):
+            inputs = inputs.flatten(2)
+        elif isinstance(layer, nn.ReLU):
+            inputs = inputs.relu()
+        elif isinstance(layer, nn.Linear):
+            weight, bias = tensors[f"{prefix}weight"], tensors.get(f"{prefix}bias")
+            inputs = _Linear.apply(inputs, weight, bias)
+    return inputs
+
+
+class _Linear(torch.autograd.Function):
+    """``x W' + b`` of n students: ``(n, b, i)``, ``(n, o, i)``, ``(n, o)`` to ``(n, b, o)``.
+
+    Torch's own gradient of the weights is a transposed product, on which optimisers are slow.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(inputs, weight)
+        ctx.biased = bias is not None
+        if bias is None:
+            return torch.bmm(inputs, weight.mT)
+        return torch.baddbmm(bias[:, None], inputs, weight.mT)
+
+    @staticmethod
+    def backward(ctx: Any, given: Tensor) -> tuple[Tensor | None, ...]:
+        inputs, weight = ctx.saved_tensors
+        asked = ctx.needs_input_grad
+        return (
+            torch.bmm(given, weight) if asked[0] else None,
+            torch.bmm(given.mT, inputs) if asked[1] else None,
+            given.sum(1) if ctx.biased and asked[2] else None,
+        )
+
+
+# --- the training loop of a stack ---------------------------------------------------------------
+
+
+def fit(
+    stack: Stack,
+    sources: Sequence[Samples],
+    terms: Sequence[Sequence[Term]],
+    training: TrainingTable,
+    generators: Sequence[torch.Generator],
+    step: Fit,
+    others: dict[str, list[Samples]],
+    augment: Any = None,
+) -> list[float]:
+    """What :func:`fedkd.training.fit` does with each of the stack's students, done together.
+
+    Parameters
+    ----------
+    sources, terms, generators
+        Of each student.
+    step
+        Its ``epochs``, ``min_steps``, ``lr`` and ``part``, the same for all.
+    others
+        For each source that a term draws from by itself: every student's samples.
+
+    Returns
+    -------
+    list of float
+        Of each student: the mean loss over the steps of its last pass.
+    """
+    module, count = stack.module, len(sources)
+    batches = [
+        Batches(samples, training.batch_size, draw, augment)
+        for samples, draw in zip(sources, generators, strict=True)
+    ]
+    epochs = training.local_epochs if step.epochs is None else step.epochs
+    least = training.min_steps if step.min_steps is None else step.min_steps
+    there = [len(samples.inputs) > 0 for samples in sources]
+    passes = [source.per_epoch for source in batches]
+    steps = [
+        max(math.ceil(epochs * each - 1e-9), least) if any_ else 0
+        for each, any_ in zip(passes, there, strict=True)
+    ]
+    total = [0.0] * count
+    if not any(steps):
+        return total
+    drawn_from = {
+        on: [
+            Batches(samples, training.batch_size, draw, augment)
+            for samples, draw in zip(held, generators, strict=True)
+        ]
+        for on, held in others.items()
+    }
+    device = sources[0].inputs.device
+    live = _Live(stack, step, training, [place for place, many in enumerate(steps) if many])
+    joints = {None: _Joint(batches, device)} | {
+        on: _Joint(held, device) for on, held in drawn_from.items()
+    }
+    losses = []
+    for column in zip(*terms, strict=True):
+        on = source_of(column[0])
+        joined = _joined(column, sources if on is None else others[on])
+        losses.append(Loss(module, joined, joints[on].all, live.learning, stacked=count))
+    live.losses = losses
+    if len(live.who) < count:
+        for loss in losses:
+            loss.keep(torch.tensor(live.who, device=device))
+    cuts = {loss.cut for loss in losses if loss.cut}
+    for name, block in module.named_children():
+        block.train(any(learns.startswith(f"{name}.") for learns in live.learning))
+    sums = torch.zeros(count, device=device)
+    last = torch.tensor(
+        [many - each for many, each in zip(steps, passes, strict=True)], device=device
+    )
+    for now in range(max(steps)):
+        live.leave([place for place in live.who if steps[place] <= now])
+        batch = joints[None].draw(live, cuts)
+        drawn = {on: joint.draw(live, cuts) for on, joint in joints.items() if on is not None}
+        zero = sums.new_zeros(len(live.who))
+        value = descend(losses, batch, drawn, live.optimiser, zero)
+        places = live.places
+        sums.index_add_(0, places, torch.where(last[places] <= now, value, zero))
+    live.leave(list(live.who))
+    found = sums.tolist()
+    return [
+        loss / max(1, min(many, each))
+        for loss, many, each in zip(found, steps, passes, strict=True)
+    ]
+
+
+class _Live:
+    """The students of a stack that still learn: ``who`` of them, and the parameters that change."""
+
+    def __init__(self, stack: Stack, step: Fit, training: TrainingTable, who: list[int]) -> None:
+        self.stack, self.who = stack, who
+        self.losses: list[Loss] = []
+        self._training, self._lr = training, step.lr or training.lr
+        names = learning_names(stack.module, step.part)
+        tensors, device = stack.tensors, next(iter(stack.tensors.values())).device
+        self.places = torch.tensor(who, device=device)
+        self._whole = len(who) == len(next(iter(tensors.values())))
+        mine = tensors if self._whole else {k: t[self.places] for k, t in tensors.items()}
+        self.learning = {name: nn.Parameter(mine[name]) for name in names}
+        self.tensors = {**mine, **self.learning}
+        self.optimiser: Optimiser = self._optimiser()
+
+    def _optimiser(self) -> Any:
+        return optimisers.optimiser(list(self.learning.values()), self._training, self._lr)
+
+    def leave(self, done: list[int]) -> None:
+        """Put students that have done their steps back into the stack."""
+        if not done:
+            return
+        with torch.no_grad():
+            if not self._whole:
+                for name, parameter in self.learning.items():
+                    self.stack.tensors[name][self.places] = parameter
+            staying = [at for at, place in enumerate(self.who) if place not in set(done)]
+            self.who = [self.who[at] for at in staying]
+            if not self.who:
+                return
+            index = torch.tensor(staying, device=self.places.device)
+            self.places, self._whole = self.places[index], False
+            before, old = self.learning.copy(), cast(torch.optim.Optimizer, self.optimiser)
+            self.tensors = {name: tensor.detach()[index] for name, tensor in self.tensors.items()}
+            for name in before:
+                self.learning[name] = nn.Parameter(self.tensors[name])
+            self.tensors |= self.learning
+            new = self._optimiser()
+            for name, parameter in before.items():
+                new.state[self.learning[name]] = {
+                    key: value[index] if isinstance(value, Tensor) and value.dim() else value
+                    for key, value in old.state[parameter].items()
+                }
+            self.optimiser = new
+            for loss in self.losses:
+                loss.keep(index)
+
+
+class _Joint:
+    """One source of every student: their batches as one, of rows that lie behind one another."""
+
+    def __init__(self, batches: Sequence[Batches], device: torch.device) -> None:
+        self.batches, self.device = batches, device
+        samples = [source.samples for source in batches]
+        self.common = all(one is samples[0] for one in samples)
+        counts = [len(one.inputs) for one in samples]
+        self.offsets = torch.tensor([0, *counts[:-1]], device=device).cumsum(0)
+        labels = [one.labels for one in samples]
+        held = [one for one in labels if one is not None]
+        joined = torch.cat(held) if len(held) == len(labels) else None
+        if self.common:
+            self.inputs = samples[0].inputs
+        elif samples[0].inputs.dim() == 4:
+            whole = torch.cat([one.inputs.permute(0, 2, 3, 1) for one in samples])
+            self.inputs = whole.permute(0, 3, 1, 2)
+        else:
+            self.inputs = torch.cat([one.inputs for one in samples])
+        # Losses look at how many rows there are, and of what kind.
+        self.all = Samples(self.inputs.new_empty(1).expand(sum(counts)), joined)
+
+    def draw(self, live: _Live, cuts: set[str]) -> Batch:
+        """The next batch of those that still learn."""
+        indices = [self.batches[place].index() for place in live.who]
+        sizes = [len(index) for index in indices]
+        most, count, device = max(sizes), len(sizes), self.device
+        ragged = min(sizes) < most
+        offsets = self.offsets[live.places]
+        if ragged:
+            filled = torch.stack([_filled(index, most) for index in indices])
+        else:
+            filled = torch.stack(indices)
+        if self.batches[0].augment is not None and self.inputs.dim() == 4:
+            pieces = [
+                _filled(self.batches[place].inputs(index), most)
+                for place, index in zip(live.who, indices, strict=True)
+            ]
+            inputs = torch.stack(pieces)
+        else:
+            flat = filled if self.common else filled + offsets[:, None]
+            inputs = take(self.inputs, flat.flatten()).unflatten(0, (count, most))
+        owners = torch.arange(count, device=device).repeat_interleave(most)
+        chosen = None
+        index = (filled + offsets[:, None]).flatten()
+        shares = torch.full((len(index),), 1 / most, device=device)
+        if ragged:
+            lengths = torch.tensor(sizes, device=device)
+            chosen = (
+                (torch.arange(most, device=device) < lengths[:, None]).flatten().nonzero()[:, 0]
+            )
+            owners, index = owners[chosen], index[chosen]
+            shares = (1 / lengths)[owners]
+        held, logits = live.stack.forward(live.tensors, inputs, cuts)
+        labels = None if self.all.labels is None else self.all.labels[index]
+        logits = logits.flatten(0, 1)
+        if chosen is None:
+            chosen = torch.arange(len(index), device=device)
+        else:
+            logits = logits.index_select(0, chosen)
+        return Batch(
+            index,
+            labels,
+            logits,
+            held,
+            chosen,
+            drawn=len(index),
+            owners=owners,
+            shares=shares,
+            places=live.places[owners],
+            students=count,
+        )
+
+
+def _filled(rows: Tensor, count: int) -> Tensor:
+    """``rows`` ``(k, ...)`` as ``(count, ...)``, the rest zeros."""
+    if len(rows) == count:
+        return rows
+    return torch.cat([rows, rows.new_zeros(count - len(rows), *rows.shape[1:])])
+
+
+def _joined(terms: Sequence[Term], sources: Sequence[Samples]) -> Term:
+    """One term of all students: targets behind one another, other arrays ``(n, ...)``."""
+    first = terms[0]
+    changes: dict[str, Any] = {}
+    for part in fields(first):
+        values = [getattr(term, part.name) for term in terms]
+        if isinstance(values[0], Tensor):
+            changes[part.name] = torch.cat(values)
+        elif isinstance(values[0], Head):
+            heads = [cast(Head, value).parameters for value in values]
+            changes[part.name] = replace(values[0], parameters=_stacked(heads))
+        elif isinstance(first, Proximal) and values[0] is not None and part.name == "anchor":
+            changes[part.name] = _stacked(values)
+    return replace(first, **changes)
+
+
+def _stacked(tensors: Sequence[Parameters]) -> Parameters:
+    return {name: torch.stack([one[name] for one in tensors]) for name in tensors[0]}
