@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import flwr.app as app
 import numpy as np
-from flwr import app
 
 
 class Array(app.Array):

@@ -257,7 +257,8 @@ class EngineTable(Table):
     """``local``: a Ray of the run's own; ``auto`` or HOST:PORT: a cluster (``ray``)."""
     remember: bool = False
     """Keep the outcome of plain training on private samples, and exposures, on disk: another run
-    with the same start, data and settings takes it from there. Timings then mean little."""
+    with the same start, data and settings takes it from there. Timings then mean little. Such
+    training is never a cohort's."""
     threads: int = Field(1, ge=1)
     """Torch threads a worker. Another number sums in another order: last digits may differ."""
     cohort: Literal["auto", "on", "off"] = "auto"

@@ -175,7 +175,7 @@ def test_rows_that_are_not_probabilities_are_left_out(small, tmp_path, monkeypat
         return reply
 
     monkeypatch.setattr(Worker, "perform", lie)
-    done = run(small("strategy.name=knfu"), tmp_path / "run")
+    done = run(small("strategy.name=knfu", "engine.cohort=off"), tmp_path / "run")
     assert [e["client"] for e in done.rounds[0]["left_out"]] == [2]
     assert "row 7" in done.rounds[0]["left_out"][0]["reason"]
     assert len(done.rounds[0]["strategy"]["weights"]) == 3
@@ -224,7 +224,7 @@ def test_wrong_input_is_one_line_before_anything_runs(override, line, small, tmp
 
 
 def test_fit_is_the_loop_that_runs_learn(small, monkeypatch, tmp_path):
-    """The worker has no loop of its own."""
+    """The worker has no loop of its own, and a cohort's steps are that loop's too."""
     calls = []
 
     def counting(*args, **kwargs):
@@ -232,5 +232,5 @@ def test_fit_is_the_loop_that_runs_learn(small, monkeypatch, tmp_path):
         return fit(*args, **kwargs)
 
     monkeypatch.setattr("fedkd.engine.worker.fit", counting)
-    run(small("strategy.name=local", "rounds=3"), tmp_path / "run")
+    run(small("strategy.name=local", "rounds=3", "engine.cohort=off"), tmp_path / "run")
     assert len(calls) == 3 * 4

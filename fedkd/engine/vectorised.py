@@ -52,6 +52,7 @@ from fedkd.work import (
 
 Blocks = Callable[[Parameters, Tensor], Tensor]
 """A block of n students: their parameters ``(n, ...)``, inputs ``(n, b, ...)``, what it gives."""
+CONTIGUOUS = torch.contiguous_format
 ROWS = 4096
 """Rows of all students together that a forward pass takes at a time."""
 
@@ -128,7 +129,7 @@ class Cohort:
             return False
         count, device = len(steps), self.worker.device
         tensors = {
-            name: tensor.to(device).expand(count, *tensor.shape).contiguous()
+            name: tensor.to(device).expand(count, *tensor.shape).clone(memory_format=CONTIGUOUS)
             for name, tensor in shared.items()
         }
         self._stacks[student] = Stack(template, tensors)

@@ -103,13 +103,14 @@ class Worker:
         while groups:
             group = groups.pop(0)
             try:
-                replies |= {reply.client: reply for reply in self._together(group)}
+                together = len(group) > 1
+                found = self._together(group) if together else [self.perform(group[0])]
             except FedkdError as error:
-                if len(group) == 1:
-                    replies[group[0].client] = Reply(group[0].client, error=str(error))
-                else:  # nothing has been kept: one by one they show whose fault it is
+                if together:  # nothing has been kept: one by one they show whose fault it is
                     groups[:0] = [[assignment] for assignment in group]
                     continue
+                found = [Reply(group[0].client, error=str(error))]
+            replies |= {reply.client: reply for reply in found}
             answered(len(replies))
         return [replies[assignment.client] for assignment in assignments]
 

@@ -15,6 +15,8 @@ from fedkd.results import PLACES
 from fedkd.work import Assignment, Codec, Evaluate, Fit, Predict, decode
 from simulations.shipped import experiment_text
 
+ALONE = "engine.cohort=off"
+
 
 def running(word):
     """Command lines of this machine's processes that hold ``word``."""
@@ -32,7 +34,7 @@ def running(word):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["fedavg", "fedmd", "knfu"])
 def test_inline_and_flower_agree_bit_for_bit(name, small, tmp_path):
-    overrides = [f"strategy.name={name}", "rounds=3", "participation=0.75"]
+    overrides = [f"strategy.name={name}", "rounds=3", "participation=0.75", ALONE]
     if name in ("knfu", "fedmd"):
         overrides.append("student.models=['cnn2', 'mlp']")
     inline = run(small(*overrides), tmp_path / "inline")
@@ -132,7 +134,7 @@ def test_same_initial_students_are_the_same(small):
 def test_flwr_run_in_the_source_folder_is_the_same_experiment(small, tmp_path):
     """What ``flwr run .`` does, on a SuperLink that is ended afterwards."""
     source = Path(__file__).parents[2]
-    overrides = ["rounds=2", "data.clients=4", "student.models=['mlp']"]
+    overrides = ["rounds=2", "data.clients=4", "student.models=['mlp']", ALONE]
     config = {"experiment": "quickstart", "set": " ".join(map(shlex.quote, overrides))}
     run_app(source, {**config, "out": str(tmp_path / "flower")}, nodes=4, workers=2)
     experiment = Experiment.from_toml(experiment_text("quickstart"), overrides)

@@ -20,11 +20,12 @@ from fedkd.work import Assignment, Evaluate, Fit, Predict
 LINUX = pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
 MIXED = "student.models=['mlp', 'cnn2']"
 RELEASED = ("release.clip=5", "release.mechanism=gaussian", "release.scale=0.05")
+ALONE = "engine.cohort=off"
 EXPERIMENTS = {
-    "knfu": ("strategy.name=knfu", MIXED, "participation=0.75", *RELEASED),
-    "fedavg": ("strategy.name=fedavg", "participation=0.5", "data.clients=6"),
-    "fedd2s": ("strategy.name=fedd2s", "student.models=['cnn2']"),
-    "fml": ("strategy.name=fml", "strategy.shared_model=mlp", MIXED),
+    "knfu": ("strategy.name=knfu", MIXED, "participation=0.75", *RELEASED, ALONE),
+    "fedavg": ("strategy.name=fedavg", "participation=0.5", "data.clients=6", ALONE),
+    "fedd2s": ("strategy.name=fedd2s", "student.models=['cnn2']", ALONE),
+    "fml": ("strategy.name=fml", "strategy.shared_model=mlp", MIXED, ALONE),
 }
 
 
@@ -195,6 +196,23 @@ def test_worker_processes_agree_bit_for_bit_whatever_their_number(name, workers,
 
 
 @pytest.mark.slow
+def test_cohorts_in_worker_processes_agree_to_a_tolerance_and_survive_a_kill(small, tmp_path):
+    """Other clients are together there: what they are may differ in its last digits."""
+    overrides = ("strategy.name=knfu", "rounds=3", "engine.cohort=on")
+    inline = run(small(*overrides), tmp_path / "inline")
+    elsewhere = small(*overrides, "engine.name=procs", "engine.workers=2")
+    procs = run(elsewhere, tmp_path / "procs")
+    for one, other in zip(inline.rounds, procs.rounds, strict=True):
+        assert other["cohort"] == one["cohort"]
+        assert other["own_loss_mean"] == pytest.approx(one["own_loss_mean"], rel=1e-3)
+        assert other["own_accuracy_mean"] == pytest.approx(one["own_accuracy_mean"], abs=0.02)
+    killer = Killer(kill_children, round=2)
+    killed = run(elsewhere, tmp_path / "killed", observer=killer)
+    assert len(killer.lost) == 2
+    assert everything(killed) == everything(procs)
+
+
+@pytest.mark.slow
 def test_a_run_killed_in_worker_processes_goes_on_anywhere(small, tmp_path):
     overrides = (*EXPERIMENTS["fml"], "rounds=4", "checkpoint_every=2")
     whole = run(small(*overrides), tmp_path / "whole")
@@ -245,7 +263,7 @@ def test_ray_agrees_bit_for_bit_and_leaves_no_process(name, small, tmp_path):
 @LINUX
 @pytest.mark.slow
 def test_a_killed_actor_changes_no_number(small, tmp_path):
-    overrides = ("strategy.name=knfu", "rounds=4", "training.local_epochs=40")
+    overrides = ("strategy.name=knfu", "rounds=4", "training.local_epochs=40", ALONE)
     inline = run(small(*overrides), tmp_path / "inline")
 
     def kill():

@@ -27,6 +27,12 @@ def kept(tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def small(small):
+    """Clients one by one, as those are that remember."""
+    return lambda *overrides: small("engine.cohort=off", *overrides)
+
+
+@pytest.fixture
 def trained(monkeypatch):
     """How often students were trained on private labels, and otherwise."""
     found = Counter()

@@ -357,7 +357,7 @@ def test_the_rule_depends_on_student_step_and_batch_and_on_nothing_else(monkeypa
         Assignment(0, 1, "learn", (Predict("transfer"),)),
     )
     assert rule.decisions(host, private) == (True,)
-    assert rule.decisions(host, public) == (50 <= dense["forward"],)
+    assert rule.decisions(host, public) == (dense["forward"] >= 50,)
     convolutions = worker("auto", "student.models=['cnn2']")
     assert rule.decisions(convolutions, private) == (False,)
     monkeypatch.setitem(host.limits["cpu"]["dense"], "fit", 3)

@@ -52,6 +52,12 @@ EVERYBODY = {None: [*CLIENTS]}
 
 
 @pytest.fixture
+def small(small):
+    """Clients one by one."""
+    return lambda *overrides: small("engine.cohort=off", *overrides)
+
+
+@pytest.fixture
 def sent(monkeypatch):
     """What clients were asked to send: a counter of round, client, step and key."""
     found = Counter()

@@ -326,7 +326,8 @@ def test_a_client_that_returns_nan_is_left_out(name, small, tmp_path, monkeypatc
         return reply
 
     monkeypatch.setattr(Worker, "perform", spoil)
-    done = run(small(f"strategy.name={name}", "rounds=3", NONE), tmp_path / "run")
+    alone = "engine.cohort=off"
+    done = run(small(f"strategy.name={name}", "rounds=3", NONE, alone), tmp_path / "run")
     for line in done.rounds:
         assert line["participants"] == [0, 2, 3]
         assert [entry["client"] for entry in line["left_out"]] == [1]

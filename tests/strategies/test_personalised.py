@@ -404,7 +404,7 @@ def test_a_client_that_is_left_out_harms_nobody(name, small, tmp_path, monkeypat
         return reply
 
     monkeypatch.setattr(Worker, "perform", diverge)
-    done = run(small(f"strategy.name={name}"), tmp_path / "run")
+    done = run(small(f"strategy.name={name}", "engine.cohort=off"), tmp_path / "run")
     for line in done.rounds:
         assert [entry["client"] for entry in line["left_out"]] == [2]
         assert line["participants"] == [0, 1, 3]
