@@ -238,7 +238,7 @@ class CanaryTable(Table):
 
 
 class EngineTable(Table):
-    """``[engine]``: where clients' work runs. With ``cohort = "off"`` no number depends on where."""
+    """``[engine]``: where clients' work runs; with ``cohort = "off"`` no number depends on it."""
 
     name: Literal["auto", "inline", "procs", "ray", "flower"] = "auto"
     """``inline``: in this process; ``procs``: worker processes on this machine; ``ray``: Ray
@@ -265,6 +265,12 @@ class EngineTable(Table):
     """Whether clients that do the same steps with the same student are one batched computation:
     wherever that is possible; never; or (``auto``) where it is faster, by a rule of student, step,
     batch and device. It sums in another order: last digits may differ."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """``bfloat16``: torch's automatic mixed precision in clients' work; for GPUs."""
+
+
+NUMERICAL = ("device", "threads", "cohort", "precision")
+"""Keys of ``[engine]`` that change digits."""
 
 
 class Experiment(Table):
@@ -328,12 +334,11 @@ class Experiment(Table):
         """Eight hex digits that depend on everything that can change a number.
 
         Not on the name, the engine or where the data lies: the same experiment run elsewhere is
-        the same experiment. Torch threads, the device and cohorts count, as they change last
-        digits.
+        the same experiment. What of the engine is :data:`NUMERICAL` counts.
         """
         tables = self.model_dump(mode="json", exclude_none=True)
         engine = tables.pop("engine")
-        tables["engine"] = {key: engine[key] for key in ("device", "threads", "cohort")}
+        tables["engine"] = {key: engine[key] for key in NUMERICAL}
         for key in ("name", "checkpoint_every"):
             tables.pop(key)
         for key in ("data_dir", "download"):

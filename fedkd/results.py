@@ -403,7 +403,10 @@ def _short(value: Any) -> str:
 
 def environment(experiment: Experiment) -> dict[str, Any]:
     """What the run ran on, as far as it can explain a difference in numbers or time."""
+    from fedkd.engine import rule
+
     return {
+        "cohorts": rule.limits() if experiment.engine.cohort == "auto" else None,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": _processor(),

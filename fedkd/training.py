@@ -196,7 +196,7 @@ def predict(student: nn.Sequential, inputs: Tensor) -> Tensor:
     student.eval()
     if not inputs.is_floating_point():
         return _gathered(len(items(inputs)), (logits for _, logits in _of_tokens(student, inputs)))
-    pieces = [student(take(inputs, piece)) for piece in _pieces(inputs)]
+    pieces = [student(take(inputs, piece)).float() for piece in _pieces(inputs)]
     return torch.cat(pieces) if pieces else inputs.new_zeros((0, 0))
 
 
@@ -214,7 +214,7 @@ def represent(student: nn.Sequential, inputs: Tensor, cut: str) -> tuple[Tensor,
         given = take(inputs, piece)
         held = base(given)
         chosen = None if given.is_floating_point() else items(given)
-        pairs.append((_chosen(held, chosen), _chosen(rest(held), chosen)))
+        pairs.append((_chosen(held, chosen).float(), _chosen(rest(held), chosen).float()))
     return torch.cat([held for held, _ in pairs]), torch.cat([logits for _, logits in pairs])
 
 
@@ -306,7 +306,7 @@ def _of_tokens(student: nn.Sequential, inputs: Tensor) -> Iterator[tuple[Tensor,
     """Some rows at a time, and the logits ``(m, V)`` at their tokens."""
     for piece in _pieces(inputs):
         given = inputs.index_select(0, piece)
-        yield piece, _chosen(student(given), items(given))
+        yield piece, _chosen(student(given), items(given)).float()
 
 
 def _gathered(count: int, pieces: Iterator[Tensor]) -> Tensor:
@@ -437,7 +437,7 @@ class Batches:
                 inputs = block(inputs)
                 if name in cuts:
                     held[name] = inputs
-            logits = _chosen(inputs, chosen) if drawn else inputs
+            logits = (_chosen(inputs, chosen) if drawn else inputs).float()
         return Batch(index, labels, logits, held, chosen, drawn, over)
 
 
@@ -542,7 +542,7 @@ class Loss:
         logits = batch.logits
         if term.through is not None:
             logits = self._through(batch.held[term.through.cut])
-            logits = _chosen(logits, batch.chosen)
+            logits = _chosen(logits, batch.chosen).float()
         if isinstance(term, CrossEntropy):
             labels = _labels(batch, "CrossEntropy")
             if self.stacked:

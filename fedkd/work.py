@@ -332,8 +332,10 @@ class Codec:
 
         held = group.get("", group)  # a single array has no name
         if id(held) not in self._encoded:
-            arrays = {name: Array(_numpy(tensor)) for name, tensor in group.items()}
-            self._encoded[id(held)] = (held, ArrayRecord(arrays))
+            record = ArrayRecord()  # which would copy arrays that it is made of
+            for name, tensor in group.items():
+                record[name] = Array(_numpy(tensor))
+            self._encoded[id(held)] = (held, record)
         return self._encoded[id(held)][1]
 
 

@@ -146,6 +146,31 @@ class FederatedData:
         """The transfer set as it was before canaries came into it."""
         return self._unlabelled(self._public_images)
 
+    def on(self, device: torch.device) -> FederatedData:
+        """The same data on ``device``, as it was decoded: samples are picked and normalised there.
+
+        It takes as much memory there as here: of images, a byte a value.
+        """
+        if device.type == "cpu":
+            return self
+        moved: dict[int, Part] = {}
+
+        def there(rows: Rows) -> Rows:
+            if id(rows.store) not in moved:
+                store = rows.store
+                moved[id(store)] = Part(store.images.to(device), store.labels.to(device))
+            return Rows(moved[id(rows.store)], rows.rows.to(device))
+
+        other = copy(self)
+        other._mean, other._std = self._mean.to(device), self._std.to(device)
+        other._private, other._validation, other._own = (
+            [there(rows) for rows in held] for held in (self._private, self._validation, self._own)
+        )
+        other._common_rows, other._common = there(self._common_rows), None
+        other._transfer_images, other._transfer = self._transfer_images.to(device), None
+        other._public_images = self._public_images.to(device)
+        return other
+
     def count(self, what: str, client: int) -> int:
         """Samples of ``client`` that are ``own`` or ``validation``, or all of ``common`` or so."""
         if what in ("own", "validation"):

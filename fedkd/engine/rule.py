@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from fedkd.engine.worker import Worker
 
 LIMITS = {
-    "cpu": {"dense": {"fit": 128, "forward": 32}, "other": {"fit": 0, "forward": 0}},
+    "cpu": {"dense": {"fit": 256, "forward": 128}, "other": {"fit": 0, "forward": 0}},
     "cuda": {"dense": {"fit": 2048, "forward": 2048}, "other": {"fit": 256, "forward": 1024}},
 }
 """Rows of a batch up to which a cohort is the faster way, by device, student and what is done.
@@ -108,7 +108,7 @@ def cohort(worker: Worker, assignment: Assignment, step: Step) -> bool:
         rows, what = min(rows, experiment.training.batch_size), "fit"
     student = worker.template(architecture(worker, assignment, step.student))
     kind = "dense" if dense(student) else "other"
-    return rows <= worker.limits[worker.device.type][kind][what]
+    return rows <= worker.limits.get(worker.device.type, LIMITS["cpu"])[kind][what]
 
 
 def architecture(worker: Worker, assignment: Assignment, student: str) -> str:
@@ -153,7 +153,7 @@ def limits() -> dict[str, dict[str, dict[str, int]]]:
                     operations_found = found.get(device, kinds)[kind]
                     if type(operations_found[name]) is not int:
                         raise ValueError(f"{device}.{kind}.{name}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise FedkdError(
             f"{file} is not what fedkd tune wrote ({error}); delete it or run fedkd tune again"
         ) from error
@@ -164,7 +164,7 @@ def _most(worker: Worker, assignment: Assignment) -> int:
     """Clients whose students fit in a cohort's memory."""
     student = worker.template(worker.experiment.architecture(assignment.client))
     size = sum(tensor.nbytes for tensor in student.state_dict().values())
-    most = MEMORY[worker.device.type] // (COPIES * size)
+    most = MEMORY.get(worker.device.type, MEMORY["cpu"]) // (COPIES * size)
     return max(1, min(MOST, most))
 
 

@@ -10,6 +10,7 @@ the order in which floats are summed.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from functools import partial
@@ -50,8 +51,9 @@ from fedkd.work import (
     Term,
 )
 
-Blocks = Callable[[Parameters, Tensor], Tensor]
-"""A block of n students: their parameters ``(n, ...)``, inputs ``(n, b, ...)``, what it gives."""
+Blocks = Callable[[Parameters, Tensor, float], Tensor]
+"""A block of n students: of their parameters ``(n, ...)``, inputs ``(n, b, ...)`` and a rate at
+which parameters descend by themselves, or 0: what it gives."""
 CONTIGUOUS = torch.contiguous_format
 ROWS = 4096
 """Rows of all students together that a forward pass takes at a time."""
@@ -166,8 +168,8 @@ class Cohort:
                         ]
                     )
                 at, last = stack.forward(stack.tensors, inputs, {cut} if cut else set())
-                logit_pieces.append(last)
-                held_pieces.append(at[cut] if cut else last)
+                logit_pieces.append(last.float())
+                held_pieces.append(at[cut].float() if cut else logit_pieces[-1])
             whole, given = torch.cat(held_pieces, 1), torch.cat(logit_pieces, 1)
         logits = [given[place, :count].clone() for place, count in enumerate(counts)]
         if cut is None:
@@ -254,6 +256,7 @@ class Stack:
         self.module, self.tensors = module, tensors
         self._lent = False
         self._blocks = {name: _block(child) for name, child in module.named_children()}
+        self.dense = rule.dense(module)
 
     def shared(self, place: int, part: tuple[str, ...]) -> Parameters:
         """Parameters of one of the students, to give out: they stay as they are."""
@@ -268,14 +271,14 @@ class Stack:
             self._lent = False
 
     def forward(
-        self, tensors: Parameters, inputs: Tensor, cuts: set[str]
+        self, tensors: Parameters, inputs: Tensor, cuts: set[str], lr: float = 0.0
     ) -> tuple[dict[str, Tensor], Tensor]:
         """What is at ``cuts``, ``(n, b, ...)``, and logits ``(n, b, C)``."""
         held = {}
         for name, block in self._blocks.items():
             prefix = f"{name}."
             own = {k[len(prefix) :]: t for k, t in tensors.items() if k.startswith(prefix)}
-            inputs = block(own, inputs)
+            inputs = block(own, inputs, lr)
             if name in cuts:
                 held[name] = inputs
         return held, inputs
@@ -303,19 +306,21 @@ def _layers(module: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]] 
     return found
 
 
-def _folded(module: nn.Module, tensors: Parameters, inputs: Tensor) -> Tensor:
+def _folded(module: nn.Module, tensors: Parameters, inputs: Tensor, lr: float) -> Tensor:
     """What has no parameters does the same with every student's samples."""
     return module(inputs.flatten(0, 1)).unflatten(0, inputs.shape[:2])
 
 
-def _vmapped(module: nn.Module, tensors: Parameters, inputs: Tensor) -> Tensor:
+def _vmapped(module: nn.Module, tensors: Parameters, inputs: Tensor, lr: float) -> Tensor:
     def call(tensors: Parameters, inputs: Tensor) -> Tensor:
         return torch.func.functional_call(module, tensors, (inputs,))
 
     return torch.vmap(call)(tensors, inputs)
 
 
-def _dense(layers: list[tuple[str, nn.Module]], tensors: Parameters, inputs: Tensor) -> Tensor:
+def _dense(
+    layers: list[tuple[str, nn.Module]], tensors: Parameters, inputs: Tensor, lr: float
+) -> Tensor:
     for prefix, layer in layers:
         if isinstance(layer, nn.Flatten):
             inputs = inputs.flatten(2)
@@ -323,20 +328,25 @@ def _dense(layers: list[tuple[str, nn.Module]], tensors: Parameters, inputs: Ten
             inputs = inputs.relu()
         elif isinstance(layer, nn.Linear):
             weight, bias = tensors[f"{prefix}weight"], tensors.get(f"{prefix}bias")
-            inputs = _Linear.apply(inputs, weight, bias)
+            if torch.is_autocast_enabled(inputs.device.type):
+                inputs = torch.bmm(inputs, weight.mT)
+                inputs = inputs if bias is None else inputs + bias[:, None]
+            else:
+                inputs = _Linear.apply(inputs, weight, bias, lr)
     return inputs
 
 
 class _Linear(torch.autograd.Function):
     """``x W' + b`` of n students: ``(n, b, i)``, ``(n, o, i)``, ``(n, o)`` to ``(n, b, o)``.
 
-    Torch's own gradient of the weights is a transposed product, on which optimisers are slow.
+    Torch's own gradient of the weights is a transposed product, on which optimisers are slow. With
+    ``lr`` there is no gradient: what descends by it alone does so as soon as it is known.
     """
 
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, lr: float) -> Tensor:
         ctx.save_for_backward(inputs, weight)
-        ctx.biased = bias is not None
+        ctx.bias, ctx.lr = bias, lr
         if bias is None:
             return torch.bmm(inputs, weight.mT)
         return torch.baddbmm(bias[:, None], inputs, weight.mT)
@@ -345,10 +355,18 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, given: Tensor) -> tuple[Tensor | None, ...]:
         inputs, weight = ctx.saved_tensors
         asked = ctx.needs_input_grad
+        below = torch.bmm(given, weight) if asked[0] else None
+        if ctx.lr:
+            if asked[1]:
+                weight.baddbmm_(given.mT, inputs, alpha=-ctx.lr)
+            if asked[2]:
+                ctx.bias.sub_(given.sum(1), alpha=ctx.lr)
+            return below, None, None, None
         return (
-            torch.bmm(given, weight) if asked[0] else None,
+            below,
             torch.bmm(given.mT, inputs) if asked[1] else None,
-            given.sum(1) if ctx.biased and asked[2] else None,
+            given.sum(1) if asked[2] else None,
+            None,
         )
 
 
@@ -405,7 +423,12 @@ def fit(
         for on, held in others.items()
     }
     device = sources[0].inputs.device
-    live = _Live(stack, step, training, [place for place, many in enumerate(steps) if many])
+    # A gradient that comes once a step, and through layers alone, need not be there as a whole.
+    simple = not others and not any(
+        isinstance(term, Proximal) or getattr(term, "reach", ()) for term in terms[0]
+    )
+    who = [place for place, many in enumerate(steps) if many]
+    live = _Live(stack, step, training, who, simple)
     joints = {None: _Joint(batches, device)} | {
         on: _Joint(held, device) for on, held in drawn_from.items()
     }
@@ -442,14 +465,24 @@ def fit(
 
 
 class _Live:
-    """The students of a stack that still learn: ``who`` of them, and the parameters that change."""
+    """The students of a stack that still learn: ``who`` of them, and the parameters that change.
 
-    def __init__(self, stack: Stack, step: Fit, training: TrainingTable, who: list[int]) -> None:
+    With ``simple``, plain gradient descent of a fully connected student is done by its layers, at
+    the rate ``direct``.
+    """
+
+    def __init__(
+        self, stack: Stack, step: Fit, training: TrainingTable, who: list[int], simple: bool
+    ) -> None:
         self.stack, self.who = stack, who
         self.losses: list[Loss] = []
         self._training, self._lr = training, step.lr or training.lr
+        plain = training.optimiser == "sgd" and not (training.momentum or training.weight_decay)
+        device = next(iter(stack.tensors.values())).device
+        plain = plain and not torch.is_autocast_enabled(device.type)
+        self.direct = self._lr if simple and plain and stack.dense else 0.0
         names = learning_names(stack.module, step.part)
-        tensors, device = stack.tensors, next(iter(stack.tensors.values())).device
+        tensors = stack.tensors
         self.places = torch.tensor(who, device=device)
         self._whole = len(who) == len(next(iter(tensors.values())))
         mine = tensors if self._whole else {k: t[self.places] for k, t in tensors.items()}
@@ -458,6 +491,8 @@ class _Live:
         self.optimiser: Optimiser = self._optimiser()
 
     def _optimiser(self) -> Any:
+        if self.direct:
+            return _Done()
         return optimisers.optimiser(list(self.learning.values()), self._training, self._lr)
 
     def leave(self, done: list[int]) -> None:
@@ -488,6 +523,19 @@ class _Live:
             self.optimiser = new
             for loss in self.losses:
                 loss.keep(index)
+
+
+class _Done:
+    """Stands for an optimiser whose work the layers have done."""
+
+    def __init__(self) -> None:
+        self.state: dict[nn.Parameter, dict[str, Any]] = defaultdict(dict)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """There are no gradients."""
+
+    def step(self) -> None:
+        """There is nothing left to do."""
 
 
 class _Joint:
@@ -543,9 +591,9 @@ class _Joint:
             )
             owners, index = owners[chosen], index[chosen]
             shares = (1 / lengths)[owners]
-        held, logits = live.stack.forward(live.tensors, inputs, cuts)
+        held, logits = live.stack.forward(live.tensors, inputs, cuts, live.direct)
         labels = None if self.all.labels is None else self.all.labels[index]
-        logits = logits.flatten(0, 1)
+        logits = logits.flatten(0, 1).float()
         if chosen is None:
             chosen = torch.arange(len(index), device=device)
         else:

@@ -67,6 +67,7 @@ class Worker:
         self.experiment = experiment
         self.device = device(experiment.engine.device)
         self.data = data or load(experiment)
+        self._held = self.data.on(self.device)
         self.states: dict[int, State] = {}
         # Mirrored digits and letters are others, or none; photographs are what they were.
         flip = self.data.task.shape[0] == 3
@@ -129,15 +130,19 @@ class Worker:
             def do(steps: tuple[Step, ...], phase: str) -> None:
                 alone.do(steps[0], phase)
 
-        for steps in zip(*(session.assignment.steps for session in sessions), strict=True):
-            do(steps, group[0].phase)
+        half = self.experiment.engine.precision == "bfloat16"
+        autocast = partial(torch.autocast, self.device.type, torch.bfloat16, enabled=half)
+        with autocast():
+            for steps in zip(*(session.assignment.steps for session in sessions), strict=True):
+                do(steps, group[0].phase)
         kept = []
         for session in sessions:
             session.keep()
             session.trying = True
             kept.append(set(self.state(session.assignment.client)))
-        for steps in zip(*(session.assignment.trial for session in sessions), strict=True):
-            do(steps, f"{group[0].phase} trial")
+        with autocast():
+            for steps in zip(*(session.assignment.trial for session in sessions), strict=True):
+                do(steps, f"{group[0].phase} trial")
         seconds = (time.perf_counter() - start) / len(group)
         replies = []
         for session, names in zip(sessions, kept, strict=True):
@@ -200,6 +205,9 @@ class Worker:
 
     def keep(self, client: int, student: str, tensors: Parameters) -> None:
         """Make these the client's own."""
+        if client not in self.states and student == "own":  # what it began with is of no use
+            self.states[client] = {student: {n: tensor.clone() for n, tensor in tensors.items()}}
+            return
         kept = self.parameters(client, student)
         with torch.no_grad():
             for name, tensor in tensors.items():
@@ -289,11 +297,11 @@ class Worker:
             found = on
         else:
             known: dict[str, Callable[[], Samples]] = {
-                "private": partial(self.data.private, client),
-                "own": partial(self.data.own, client),
-                "validation": partial(self.data.validation, client),
-                "common": self.data.common,
-                "transfer": self.data.transfer,
+                "private": partial(self._held.private, client),
+                "own": partial(self._held.own, client),
+                "validation": partial(self._held.validation, client),
+                "common": self._held.common,
+                "transfer": self._held.transfer,
             }
             if on not in known:
                 raise FedkdError(f"on = {on!r} is not known; known: {', '.join(known)}")

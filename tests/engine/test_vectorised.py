@@ -404,3 +404,37 @@ def test_a_whole_run_agrees_in_its_metrics(method, tmp_path):
 def test_a_run_with_cohorts_is_the_same_twice(tmp_path):
     one, two = (run(experiment("engine.cohort=on"), tmp_path / name) for name in ("one", "two"))
     assert measured(one) == measured(two)
+
+
+def test_parameters_that_come_in_stay_as_they_were_even_for_one_client_alone():
+    host = worker("on")
+    given = {name: tensor.clone() for name, tensor in host.state(1)["own"].items()}
+    before = {name: tensor.clone() for name, tensor in given.items()}
+    host.perform(Assignment(0, 1, "learn", (Load(given), Fit(), Share())))
+    assert all(bool((given[name] == before[name]).all()) for name in given)
+    assert any(bool((host.state(0)["own"][name] != before[name]).any()) for name in before)
+
+
+@pytest.mark.parametrize("model", ["mlp", "cnn2"])
+def test_mixed_precision_is_near_and_gives_float32(model):
+    changes = [f"student.models=['{model}']", "engine.precision=bfloat16"]
+    steps = [Fit(), Predict(), Share(), Evaluate("own", "own")]
+    full, _ = performed("off", lambda *_: steps, changes[0])
+    for cohort in ("off", "on"):
+        half, _ = performed(cohort, lambda *_: steps, *changes)
+        for one, other in zip(full, half):
+            labels = other.values["soft_labels"]
+            assert labels.dtype == torch.float32
+            assert 0 < float((one.values["soft_labels"] - labels).abs().max()) < 0.1
+            assert all(t.dtype == torch.float32 for t in other.values["parameters"].values())
+
+
+def test_a_device_has_its_own_copy_of_the_data_as_it_was_decoded():
+    data = worker("off").data
+    there = data.on(torch.device("meta"))
+    stores = {id(rows.store) for rows in there._private}
+    assert len(stores) == 1
+    assert there._private[0].store.images.device.type == "meta"
+    assert there._private[0].store.images.dtype == data._private[0].store.images.dtype
+    assert there.private(0).inputs.shape == data.private(0).inputs.shape
+    assert data.private(0).inputs.device.type == "cpu"
