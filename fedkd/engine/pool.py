@@ -22,6 +22,8 @@ from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
 from fedkd.work import Assignment, Fit, Hold, Load, Reply
 
+PIECE = 512
+"""Clients whose replies and states a worker holds ready at a time, for the sake of memory."""
 MOST_LOSSES = 3
 """Times that one worker may be lost in one phase."""
 
@@ -97,17 +99,20 @@ class Pool(Host):
         """Wait for at least one event of the workers that are at work."""
 
     def perform(self, assignments: Sequence[Assignment], answered: Answered) -> list[Reply]:
-        """Give every worker its clients' assignments, in one piece."""
+        """Give every worker its clients' assignments: in one piece, or more where they are many."""
         work: dict[int, list[Assignment]] = {}
         for assignment in assignments:
             work.setdefault(self._worker_of[assignment.client], []).append(assignment)
         payload = Payload()
-        frames = {worker: payload.frame(mine) for worker, mine in work.items()}
+        frames = {
+            worker: [payload.frame(mine[at : at + PIECE]) for at in range(0, len(mine), PIECE)]
+            for worker, mine in work.items()
+        }
         self._place(payload)
         told, losses = dict.fromkeys(work, 0), dict.fromkeys(work, 0)
         replies: dict[int, Reply] = {}
-        for worker, frame in frames.items():
-            self._send(worker, frame)
+        for worker, pieces in frames.items():
+            self._send(worker, pieces[0])
         while frames:
             for worker, event in self._events(set(frames)):
                 if isinstance(event, Progress):
@@ -115,17 +120,22 @@ class Pool(Host):
                         answered()
                     told[worker] = max(told[worker], event.done)
                 elif isinstance(event, Done):
-                    del frames[worker]
                     mine, changed = unpack(event.frame, event.buffer)
                     replies |= {reply.client: _owned(reply) for reply in mine}
                     for client, state in changed.items():
                         self._keep(client, state)
                     for _ in range(told[worker], len(mine)):
                         answered()
+                    told[worker] = 0
+                    if len(frames[worker]) > 1:
+                        frames[worker].pop(0)
+                        self._send(worker, frames[worker][0])
+                    else:
+                        del frames[worker]
                 else:
                     losses[worker] += 1
                     self._again(worker, event.how, losses[worker])
-                    self._send(worker, frames[worker])
+                    self._send(worker, frames[worker][0])
         return [replies[assignment.client] for assignment in assignments]
 
     def _again(self, worker: int, how: str, losses: int) -> None:

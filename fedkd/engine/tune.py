@@ -43,15 +43,15 @@ def measure(device: str = "cpu", threads: int = 1, told: Told = lambda *_: None)
     found: dict[str, dict[str, int]] = {}
     kind = torch.device(device).type
     for name, model in STUDENTS.items():
-        hosts = {way: _worker(model, device, threads, way) for way in ("off", "on")}
+        hosts = {way: host(model, device, threads, way) for way in ("off", "on")}
         found[name] = {}
         for what in ("fit", "forward"):
             limit = 0
             for batch in BATCHES:
                 times: dict[str, list[float]] = {"off": [], "on": []}
                 for _ in range(REPEATS + 1):
-                    for way, host in hosts.items():
-                        times[way].append(_seconds(host, what, batch))
+                    for way, worker in hosts.items():
+                        times[way].append(seconds(worker, what, batch))
                 alone, together = (statistics.median(times[way][1:]) for way in ("off", "on"))
                 told(name, what, batch, alone, together)
                 if together < alone and limit == _before(batch):
@@ -92,9 +92,10 @@ def _before(batch: int) -> int:
     return smaller[-1] if smaller else 0
 
 
-def _worker(model: str, device: str, threads: int, cohort: str) -> Worker:
+def host(model: str, device: str, threads: int, cohort: str, clients: int = CLIENTS) -> Worker:
+    """A worker of clients that all hold the same made-up images, as many as the largest batch."""
     tables = {
-        "data": {"clients": CLIENTS, "transfer": {"size": 0}},
+        "data": {"clients": clients, "transfer": {"size": 0}},
         "student": {"models": [model], "width": 1.0 if model == "mlp" else 0.5},
         "training": {"batch_size": BATCHES[-1]},
         "strategy": {"name": "local"},
@@ -105,18 +106,20 @@ def _worker(model: str, device: str, threads: int, cohort: str) -> Worker:
     store = Part(images, torch.randint(CLASSES, (BATCHES[-1],), generator=draw))
     all_, none = Rows(store, torch.arange(BATCHES[-1])), Rows(store, torch.arange(0))
     task = Task(SHAPE, CLASSES, tuple(map(str, range(CLASSES))))
-    mine, empty = [all_] * CLIENTS, [none] * CLIENTS
+    mine, empty = [all_] * clients, [none] * clients
     data = FederatedData(task, (0.5,), (0.5,), mine, empty, empty, none, images[:0])
     return Worker(Experiment.from_dict(tables), data)
 
 
-def _seconds(worker: Worker, what: str, batch: int) -> float:
+def seconds(worker: Worker, what: str, batch: int) -> float:
+    """What it takes all clients to do some steps, or forward passes, with a batch."""
     samples = worker.data.private(0)
     assert samples.labels is not None
     rows = Samples(samples.inputs[:batch], samples.labels[:batch])
     step: Step = Predict(rows) if what == "forward" else Fit(rows, epochs=STEPS)
     steps = (step,) * (STEPS if what == "forward" else 1)
-    work = [Assignment(client, 1, "learn", steps) for client in range(CLIENTS)]
+    clients = worker.data.clients
+    work = [Assignment(client, 1, "learn", steps) for client in range(clients)]
     _settled(worker.device)
     begin = time.perf_counter()
     worker.perform_all(work, lambda done: None)

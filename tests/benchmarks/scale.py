@@ -7,15 +7,18 @@ grow with those alone. ``clients``: 20 of 20 to 10,000 clients take part: second
 stay, memory grow by what clients hold. ``limits``: 1,000 clients with students of 100,000
 parameters (6 GiB), and 10,000 with ``mlp`` on 64 features (12 GiB), all of whom take part and keep
 a student. Every line is a process of its own on made-up data; memory is its peak, as the kernel has
-it, and that of its workers.
+it; with worker processes the proportional set size of all together, looked at while they run.
 """
 
 import json
+import os
 import resource
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +44,37 @@ batch_size = 20
 """
 
 
+class Peak:
+    """The most memory that this process and its children have held, what they share counted once.
+
+    Looked at a few times a second.
+    """
+
+    def __init__(self):
+        self.gib = 0.0
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self):
+        while True:
+            self.gib = max(self.gib, sum(map(held, [os.getpid(), *children()])))
+            time.sleep(0.3)
+
+
+def children():
+    me = os.getpid()
+    return map(int, Path(f"/proc/{me}/task/{me}/children").read_text().split())
+
+
+def held(process):
+    try:
+        text = Path(f"/proc/{process}/smaps_rollup").read_text()
+    except OSError:
+        return 0.0
+    return (
+        int(next(line for line in text.splitlines() if line.startswith("Pss:")).split()[1]) / 2**20
+    )
+
+
 def one(*changes):
     """Run, and print seconds of the rounds and peak memory, as JSON."""
     from fedkd import Experiment, Observer, run
@@ -62,26 +96,21 @@ def one(*changes):
     proto = draw.standard_normal((CLASSES, FEATURES))
     inputs = (proto[labels] + draw.standard_normal((count, FEATURES))).astype(np.float32)
     owners = np.minimum(np.arange(count) // SAMPLES, clients - 1)
-    watch = Watch()
+    watch, peak = Watch(), Peak()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "scale.npz"
         np.savez(file, x=inputs[: clients * SAMPLES + 300], y=labels, writer=owners)
         experiment = Experiment.from_toml(EXPERIMENT, [f"data.dataset='npz:{file}'", *changes])
         done = run(experiment, Path(folder) / "run", observer=watch)
         steps = [name for line in done.rounds for name in line.get("cohort", {})]
-    own, theirs = (
-        resource.getrusage(who).ru_maxrss / 2**20
-        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    )
-    workers = int(watch.plan.split()[1]) if watch.plan.startswith("procs") else 0
-    found = {"seconds": watch.seconds, "gib": own + workers * theirs, "plan": watch.plan}
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    procs = watch.plan.startswith("procs")
+    found = {"seconds": watch.seconds, "gib": peak.gib if procs else own, "plan": watch.plan}
     print(json.dumps(found | {"cohorts": sorted(set(steps))}))
 
 
 def measured(*changes):
     command = [sys.executable, __file__, "--one", *changes]
-    import os
-
     paths = os.pathsep.join([str(HERE.parent.parent), os.environ.get("PYTHONPATH", "")])
     settings = {"PYTHONPATH": paths, "FEDKD_CACHE": ""}
     found = subprocess.run(

@@ -12,7 +12,7 @@ import texts
 from lines import Killed, KilledAfter, measured
 
 from fedkd import FedkdError, Observer, Run, run
-from fedkd.engine import plan
+from fedkd.engine import plan, pool
 from fedkd.engine.procs import Procs
 from fedkd.engine.worker import Worker
 from fedkd.work import Assignment, Evaluate, Fit, Predict
@@ -193,6 +193,19 @@ def test_worker_processes_agree_bit_for_bit_whatever_their_number(name, workers,
     engine = ("engine.name=procs", f"engine.workers={workers}")
     procs = run(small(*EXPERIMENTS[name], "rounds=3", *engine), tmp_path / "procs")
     assert everything(procs) == everything(inline)
+
+
+@pytest.mark.slow
+def test_replies_in_many_pieces_are_the_same(small, tmp_path, monkeypatch):
+    inline = run(small(*EXPERIMENTS["fml"], "rounds=3"), tmp_path / "inline")
+    monkeypatch.setattr(pool, "PIECE", 1)
+    killer = Killer(kill_children, round=2)
+    engine = ("engine.name=procs", "engine.workers=2")
+    done = run(small(*EXPERIMENTS["fml"], "rounds=3", *engine), tmp_path / "x", observer=killer)
+    assert everything(done) == everything(inline)
+    assert len(killer.lost) == 2
+    learnt = [count for count in killer.counts if count[:2] == (3, "learn")]
+    assert learnt == [(3, "learn", count, 4) for count in (1, 2, 3, 4)]
 
 
 @pytest.mark.slow

@@ -48,7 +48,7 @@ def test_the_limit_is_the_largest_batch_up_to_which_cohorts_are_faster(
     def seconds(host, what, batch):
         return 2.0 if host.experiment.engine.cohort == "off" else float(times[batch])
 
-    monkeypatch.setattr(tune, "_seconds", seconds)
+    monkeypatch.setattr(tune, "seconds", seconds)
     assert {x for kind in tune.measure()["cpu"].values() for x in kind.values()} == {limit}
 
 
