@@ -148,6 +148,8 @@ class Cohort:
         """
         sources = self._sources([step.on for step in steps])
         stack = self.stack(steps[0].student)
+        if cut is not None:
+            students.cut_index(stack.module, cut)  # refuses one that is not there
         counts = [len(samples.inputs) for samples in sources]
         shared = all(samples is sources[0] for samples in sources)
         each = max(1, ROWS // len(sources))

@@ -79,7 +79,7 @@ def test_without_noise_and_clipping_all_samples_a_step_is_ordinary_training(name
     learnt = ordinary - flat(student)
     assert float(learnt.abs().max()) > 1e-3
     # A sum in another order grows from step to step, where a ReLU falls on its other side.
-    assert float((private - ordinary).norm()) < 0.02 * float(learnt.norm())
+    assert float((private - ordinary).norm()) < 0.05 * float(learnt.norm())
 
 
 @pytest.mark.parametrize(

@@ -162,14 +162,20 @@ def test_a_temperature_of_the_policy_is_the_students_too(teacher, learnt):
 
 def test_without_a_policy_it_is_distillation_at_one_temperature(small, tmp_path):
     """What is released and what the student divides by is tau, for every item."""
-    experiment = small(SWING, "strategy.tau=3")
+    experiment = small(SWING, "engine.cohort=off", "strategy.tau=3")
     worker = Worker(experiment)
     items = temperatures(experiment.release, worker.public.scores, 3.0)
     assert items.eq(3).all()
     plain = measured(run(experiment, tmp_path / "plain"))
-    said = run(small(SWING, "strategy.tau=3", "release.temperature=3"), tmp_path / "said")
+    said = run(
+        small(SWING, "engine.cohort=off", "strategy.tau=3", "release.temperature=3"),
+        tmp_path / "said",
+    )
     assert measured(said) == plain
-    same = run(small(SWING, "strategy.tau=3", "strategy.student_temperature=same"), tmp_path / "s")
+    same = run(
+        small(SWING, "engine.cohort=off", "strategy.tau=3", "strategy.student_temperature=same"),
+        tmp_path / "s",
+    )
     # A temperature an item sums in another order, if at all.
     assert same.rounds[-1]["own_loss_mean"] == pytest.approx(plain[0][-1]["own_loss_mean"], 1e-4)
 
