@@ -20,6 +20,7 @@ import typer
 from fedkd import registry
 from fedkd.errors import FedkdError, nearest
 from fedkd.experiment import Experiment
+from fedkd.observers import Observers, TensorBoard
 from fedkd.results import CHECKPOINT, PLACES, Run
 from fedkd.results import exposure as exposure_at
 from fedkd.run import Observer
@@ -109,6 +110,7 @@ def _options(
         "fedkd run quickstart --set strategy.beta=3 --set data.alpha=0.1 --seed 1",
         "fedkd run mine.toml --out runs/mine",
         "fedkd run mine.toml --out runs/mine --resume  [dim]go on after a kill[/dim]",
+        "fedkd run mine.toml --tensorboard runs/tb  [dim]watch: tensorboard --logdir runs/tb[/dim]",
         'folder="$(fedkd run quickstart --quiet)"',
     )
 )
@@ -133,6 +135,10 @@ def run(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the folder's checkpoint.")
     ] = False,
+    tensorboard: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Also write every round's numbers for TensorBoard."),
+    ] = None,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Print the run's folder and nothing else.")
     ] = False,
@@ -147,9 +153,10 @@ def run(
     _check_names(chosen)
 
     screen = Screen(_bar(quiet))
+    observer = Observers(screen, TensorBoard(tensorboard)) if tensorboard else screen
     try:
         with screen.bar:
-            finished = simulate(chosen, out, resume=resume, observer=screen)
+            finished = simulate(chosen, out, resume=resume, observer=observer)
     except KeyboardInterrupt:
         _interrupted(screen.run)
     if not quiet:
