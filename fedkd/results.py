@@ -65,7 +65,9 @@ class Run:
     # --- writing ----------------------------------------------------------------------------
 
     @classmethod
-    def at(cls, experiment: Experiment, folder: Path | None = None, resume: bool = False) -> Run:
+    def at(
+        cls, experiment: Experiment, folder: Path | str | None = None, resume: bool = False
+    ) -> Run:
         """The folder for a run of ``experiment``, examined and not yet touched.
 
         Without ``folder``: ``runs/<name>-<digest>``. It may be new, or hold this same experiment.
@@ -75,7 +77,7 @@ class Run:
         FedkdError
             The folder holds something else; or there is nothing to resume.
         """
-        folder = folder or Path("runs") / f"{experiment.name}-{experiment.digest()}"
+        folder = Path(folder or Path("runs") / f"{experiment.name}-{experiment.digest()}")
         run = cls(folder)
         if folder.exists() and not folder.is_dir():
             raise FedkdError(f"--out {folder} is a file; a new folder or a run's own is needed")
