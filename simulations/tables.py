@@ -253,10 +253,9 @@ def _caption(
 def text(table: Table) -> str:
     """Plain text: ``*`` after the best of a column, ``~`` after its ties."""
     marked = any(entry and entry.best for row in table.cells for entry in row)
-    body = _body(
-        table, lambda entry: f"{entry.text} {'*' if entry.best else '~'}", " " * 2 * marked
-    )
-    lines = aligned([[table.corner, *(c + " " * 2 * marked for c in table.columns)], *body], "  ")
+    room = "  " if marked else ""
+    body = _body(table, lambda entry: f"{entry.text} {'*' if entry.best else '~'}", room)
+    lines = aligned([[table.corner, *(head + room for head in table.columns)], *body], "  ")
     return "\n".join([*lines, "", table.caption + (" * best, ~ tie." if marked else "")])
 
 
@@ -327,7 +326,6 @@ SPECIAL = {
     "±": r"$\pm$",
     "≥": r"$\ge$",
     "≈": r"$\approx$",
-    "−": r"$-$",
     "<": r"$<$",
     ">": r"$>$",
     **{sign: rf"\{sign}" for sign in "&%$#_{}"},
