@@ -244,18 +244,16 @@ def _combinations(axes: Mapping[str, Mapping[Label, Any]]) -> Iterator[dict[str,
 
 
 def _matches(labels: Mapping[str, Label], skip: Mapping[str, Any], axes: Mapping[str, Any]) -> bool:
-    for axis, wanted in skip.items():
-        _known(axis, axes)
-        if labels[axis] not in (wanted if isinstance(wanted, list) else [wanted]):
+    for axis, some in skip.items():
+        if axis not in axes:
+            raise FedkdError(f"skip: {_unknown(axis, axes)}")
+        if labels[axis] not in (some if isinstance(some, list) else [some]):
             return False
     return True
 
 
-def _known(axis: str, axes: Mapping[str, Any]) -> None:
-    if axis not in axes:
-        raise FedkdError(
-            f"{axis!r} is not an axis{nearest(axis, list(axes))}; axes: {', '.join(axes)}"
-        )
+def _unknown(axis: str, axes: Mapping[str, Any]) -> str:
+    return f"{axis!r} is not an axis{nearest(axis, list(axes))}; axes: {', '.join(axes)}"
 
 
 def _experiment(
@@ -393,34 +391,47 @@ def _write(suite: Suite) -> None:
     beside.replace(suite.folder / MANIFEST)
 
 
-def chosen(suite: Suite, conditions: Sequence[str], flag: str = "--only") -> list[Cell]:
-    """Cells with the labels in ``conditions``: ``AXIS=LABEL[,LABEL]``, all of which must hold.
+def chosen(suite: Suite, conditions: Sequence[str]) -> list[Cell]:
+    """Cells with the labels in ``conditions``, as :func:`wanted` reads them."""
+    labels = wanted(suite.axes, conditions, "--only")
+    return [
+        cell
+        for cell in suite.cells
+        if all(cell.labels[axis] in some for axis, some in labels.items())
+    ]
+
+
+def wanted(
+    axes: Mapping[str, Sequence[Label]], conditions: Sequence[str], flag: str
+) -> dict[str, list[Label]]:
+    """Labels by axis that ``conditions`` leave: ``AXIS=LABEL[,LABEL]``, all of which must hold.
 
     Raises
     ------
     FedkdError
-        An axis or label is not known.
+        An axis or label is not known; the line names ``flag``.
     """
-    cells = list(suite.cells)
+    left: dict[str, list[Label]] = {}
     for condition in conditions:
         axis, equals, text = condition.partition("=")
         axis = axis.strip()
         if not equals:
             raise FedkdError(f"{flag} {condition!r} is not of the form AXIS=LABEL[,LABEL]")
-        _known(axis, suite.axes)
-        wanted = set()
+        if axis not in axes:
+            raise FedkdError(f"{flag} {condition}: {_unknown(axis, axes)}")
+        some: list[Label] = []
         # A label may have a comma in it, and is then the only one.
-        for part in [text] if _meant(text, suite.axes[axis]) else text.split(","):
-            found = _meant(part, suite.axes[axis])
+        for part in [text] if _meant(text, axes[axis]) else text.split(","):
+            found = _meant(part, axes[axis])
             if not found:
-                known = [str(label) for label in suite.axes[axis]]
+                known = [str(label) for label in axes[axis]]
                 raise FedkdError(
                     f"{flag} {axis}={part.strip()} is not a label{nearest(part.strip(), known)}; "
                     f"labels of {axis}: {', '.join(known)}"
                 )
-            wanted |= set(found)
-        cells = [cell for cell in cells if cell.labels[axis] in wanted]
-    return cells
+            some += found
+        left[axis] = [label for label in left.get(axis, axes[axis]) if label in some]
+    return left
 
 
 def _meant(text: str, labels: Sequence[Label]) -> list[Label]:

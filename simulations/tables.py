@@ -6,8 +6,9 @@ import csv as comma
 import io
 import math
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -117,25 +118,26 @@ def table(
     top = list(dict.fromkeys(key[1] for key in found))
     entries = {key: _entry(values, spread, digits) for key, values in found.items()}
     for column in top if best else ():
-        _mark(
-            {row: found[row, column] for row in left if (row, column) in found},
-            lambda row, column=column: (row, column),  # type: ignore[misc]
-            entries,
-            best == "max",
-            test,
-        )
+        keys = [(row, column) for row in left if (row, column) in found]
+        best_one, ties = _best({key: found[key] for key in keys}, best == "max", test)
+        for key in keys:
+            entries[key] = replace(entries[key], best=key == best_one, tie=key in ties)
     seeds = {entry.seeds for entry in entries.values()}
     if len(seeds) > 1:
         entries = {key: _with_seeds(entry) for key, entry in entries.items()}
     return Table(
         corner=", ".join(down),
-        columns=tuple(", ".join(map(str, column)) or value for column in top),
-        rows=tuple(", ".join(map(str, row)) for row in left),
+        columns=tuple(_heading(column) or value for column in top),
+        rows=tuple(map(_heading, left)),
         cells=tuple(tuple(entries.get((row, column)) for column in top) for row in left),
         value=value,
         unit=unit,
         caption=_caption(value, unit, spread, best, test, seeds, across),
     )
+
+
+def _heading(labels: Sequence[Any]) -> str:
+    return ", ".join(f"{one:g}" if isinstance(one, float) else str(one) for one in labels)
 
 
 def _names(names: str | Sequence[str]) -> list[str]:
@@ -184,40 +186,30 @@ def mean_and_spread(values: Sequence[float], digits: int = 1) -> str:
     return f"{np.mean(values):.{digits}f}{deviation}"
 
 
-def _mark(
-    values: dict[Any, dict[Any, float]],
-    key_of: Any,
-    entries: dict[Any, Entry],
-    largest: bool,
-    test: Test,
-) -> None:
-    """Mark the best entry of a column and what the test does not tell from it."""
-    means = {row: entries[key_of(row)].mean for row in values}
-    means = {row: mean for row, mean in means.items() if math.isfinite(mean)}
+def _best(
+    values: Mapping[Any, Mapping[Any, float]], largest: bool, test: Test
+) -> tuple[Any, set[Any]]:
+    """The key of the best mean, and those that the test does not tell from it."""
+    numbers = {
+        key: {seed: number for seed, number in some.items() if math.isfinite(number)}
+        for key, some in values.items()
+    }
+    means = {key: float(np.mean(list(some.values()))) for key, some in numbers.items() if some}
     if len(means) < 2:
-        return
-    first = (max if largest else min)(means, key=lambda row: means[row])
-    tested = {}
-    for row in means:
-        both = [
-            seed
-            for seed, number in values[row].items()
-            if math.isfinite(number) and math.isfinite(values[first].get(seed, math.nan))
-        ]
-        if row != first and len(both) > 1:
-            pairs = [[values[one][seed] for seed in both] for one in (first, row)]
-            tested[row] = paired(*pairs, test=test).p
-    ties = {row for row, p in zip(tested, holm(list(tested.values()))) if p >= LEVEL}
-    for row in means:
-        known = entries[key_of(row)]
-        entries[key_of(row)] = Entry(
-            known.text, known.mean, known.low, known.high, known.seeds, row == first, row in ties
-        )
+        return None, set()
+    first = (max if largest else min)(means, key=lambda key: means[key])
+    p_values = {}
+    for key in means:
+        both = [seed for seed in numbers[first] if seed in numbers[key]]
+        if key != first and len(both) > 1:
+            a, b = ([numbers[one][seed] for seed in both] for one in (first, key))
+            p_values[key] = paired(a, b, test=test).p
+    adjusted = zip(p_values, holm(list(p_values.values())), strict=True)
+    return first, {key for key, p in adjusted if p >= LEVEL}
 
 
 def _with_seeds(entry: Entry) -> Entry:
-    text = f"{entry.text} (n = {entry.seeds})" if entry.seeds else entry.text
-    return Entry(text, entry.mean, entry.low, entry.high, entry.seeds, entry.best, entry.tie)
+    return replace(entry, text=f"{entry.text} (n = {entry.seeds})") if entry.seeds else entry
 
 
 def _caption(
@@ -374,19 +366,71 @@ def ruled(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {line} |" for line in aligned([heads, rule, *lines], " | ", 3))
 
 
-def one_label(frame: DataFrame, axes: Iterable[str], named: Sequence[str]) -> None:
-    """Refuse axes with several labels that the table does not name.
+# --- of a suite ---------------------------------------------------------------------------------
+
+
+def of_suite(
+    name: str,
+    scale: str,
+    out: Path | None,
+    where: Sequence[str],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    value: str,
+    *,
+    spread: Spread = "std",
+    best: Best | None = "max",
+    test: Test = "t",
+) -> Table:
+    """The table of a suite's finished runs, or of all that lie below a folder.
+
+    ``where`` is ``AXIS=LABEL[,LABEL]``. Without ``rows`` they are the methods, or else the first
+    axis that is neither the seed nor in ``columns``.
 
     Raises
     ------
     FedkdError
-        One line that says which, and their labels.
+        There is no such suite, axis or label; nothing has finished; an axis has several labels and
+        is neither named nor fixed.
     """
+    from fedkd.frames import load_runs
+    from simulations import suite as grid
+
+    folder = Path(name)
+    of_runs = folder.is_dir() and not (folder / grid.MANIFEST).is_file()
+    if of_runs:
+        frame = load_runs(folder)
+        frame = frame[frame.finished] if len(frame) else frame
+        axes = {str(key): tuple(frame[key].unique()) for key in frame.columns}
+    else:
+        opened = grid.read(name, scale, out=out)
+        frame, axes, folder = grid.frame(opened), opened.axes, opened.folder
+    if not len(frame):
+        run = "" if of_runs else f"; fedkd suite {name} --scale {scale} runs it"
+        raise FedkdError(f"{folder} has no finished run{run}")
+    for axis, some in grid.wanted(axes, where, "--where").items():
+        frame = frame[frame[axis].isin(some)]
+    if not len(frame):
+        raise FedkdError(f"--where {' '.join(where)}: no finished run has these labels")
+    if not rows:
+        usual = ("strategy.name",) if of_runs else ("method", *axes)
+        free = [axis for axis in usual if axis in axes and axis not in (*columns, grid.SEED)]
+        rows = free[:1]
+    for axis in (*rows, *columns):
+        if axis not in axes:
+            raise FedkdError(
+                f"{axis!r} is not an axis{nearest(axis, list(axes))}; axes: {', '.join(axes)}"
+            )
+    if not of_runs:
+        _one_label(frame, opened.axes, (*rows, *columns, grid.SEED))
+    return table(frame, rows, columns, value, spread=spread, best=best, test=test)
+
+
+def _one_label(frame: DataFrame, axes: Iterable[str], named: Sequence[str]) -> None:
+    """Refuse axes with several labels that the table does not name."""
     for axis in axes:
-        if axis in named:
-            continue
         labels = list(dict.fromkeys(map(str, frame[axis])))
-        if len(labels) > 1:
+        if axis not in named and len(labels) > 1:
             raise FedkdError(
                 f"{axis} has {len(labels)} labels: name it in --rows or --columns, or fix it by "
                 f"--where {axis}=LABEL; labels: {', '.join(labels)}"
