@@ -1,15 +1,37 @@
 """fedkd: federated knowledge distillation, simulated."""
 
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
 
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
 from fedkd.results import Run
 from fedkd.run import Observer, check, run
 
+if TYPE_CHECKING:
+    from fedkd.frames import load_rounds, load_runs
+
 try:
     __version__ = version("fedkd")
 except PackageNotFoundError:  # run from the source folder
     __version__ = "0+source"
 
-__all__ = ["Experiment", "FedkdError", "Observer", "Run", "check", "run"]
+__all__ = [
+    "Experiment",
+    "FedkdError",
+    "Observer",
+    "Run",
+    "check",
+    "load_rounds",
+    "load_runs",
+    "run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what reads runs into data frames when it is first asked for: pandas is slow."""
+    if name in ("load_runs", "load_rounds"):
+        from fedkd import frames
+
+        return getattr(frames, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

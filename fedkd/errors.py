@@ -8,6 +8,10 @@ class FedkdError(Exception):
     """
 
 
+class MissingData(FedkdError):
+    """A data set is not there: what does not need it can go on."""
+
+
 def nearest(name: str, known: list[str]) -> str:
     """``" (did you mean 'x'?)"`` for the known name closest to ``name``, or an empty string."""
     import difflib

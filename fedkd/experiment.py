@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -320,8 +320,7 @@ class Experiment(Table):
             tables = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise FedkdError(f"the experiment is not valid TOML: {error}") from error
-        for override in overrides:
-            _apply(tables, override)
+        changed(tables, dict(map(override, overrides)))
         return cls.from_dict(tables)
 
     def to_toml(self) -> str:
@@ -414,21 +413,46 @@ def _keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
     return list(model.model_fields)
 
 
-def _apply(tables: dict[str, Any], override: str) -> None:
-    """Set one ``key=value`` in ``tables``; the value is TOML, or else a plain string."""
-    path, equals, text = override.partition("=")
+def override(text: str) -> tuple[str, Any]:
+    """Key and value of ``key=value``; the value is TOML, or else a plain string.
+
+    Raises
+    ------
+    FedkdError
+        There is no key, or no equals sign.
+    """
+    path, equals, written = text.partition("=")
     if not equals or not path.strip():
-        raise FedkdError(f"--set {override!r} is not of the form key=value, e.g. strategy.beta=3")
+        raise FedkdError(f"--set {text!r} is not of the form key=value, e.g. strategy.beta=3")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
+        value = tomllib.loads(f"value = {written}")["value"]
     except tomllib.TOMLDecodeError:
-        value = text.strip()
-    *parents, last = path.strip().split(".")
-    for parent in parents:
-        tables = tables.setdefault(parent, {})
-        if not isinstance(tables, dict):
-            raise FedkdError(f"--set {override!r}: {parent} is not a table")
-    tables[last] = value
+        value = written.strip()
+    return path.strip(), value
+
+
+def changed(tables: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Set dotted keys in ``tables``, in place, and return them.
+
+    Another ``strategy.name`` takes the options of the method before away.
+
+    Raises
+    ------
+    FedkdError
+        A key goes through what is not a table.
+    """
+    name, strategy = changes.get("strategy.name"), tables.get("strategy")
+    if name and isinstance(strategy, dict) and strategy.get("name", StrategyTable().name) != name:
+        tables["strategy"] = {}
+    for key, value in changes.items():
+        *parents, last = key.split(".")
+        inner = tables
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+            if not isinstance(inner, dict):
+                raise FedkdError(f"{key} = {value!r} is not allowed: {parent} is not a table")
+        inner[last] = value
+    return tables
 
 
 def _sorted(value: Any) -> Any:

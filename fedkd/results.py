@@ -28,7 +28,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,7 +45,10 @@ EXPERIMENT, ENVIRONMENT, PARTITION = "experiment.toml", "environment.json", "par
 ROUNDS, SUMMARY, CHECKPOINT = "rounds.jsonl", "summary.json", "checkpoint"
 CLIENTS, RELEASES, EXPOSURES = "clients.jsonl", "releases.jsonl", "exposures.jsonl"
 CANARIES, AUDIT = "canaries.json", "audit.json"
-UNLABELLED = {"name", "seed", "rounds", "evaluate_every", "checkpoint_every", "engine"}
+UNLABELLED = {"name", "seed", "rounds", "evaluate_every", "checkpoint_every", "engine"} | {
+    "data.data_dir",
+    "data.download",
+}
 LONGEST_LABEL = 40
 PLACES = ("teacher", "released", "fused", "student")
 """Where exposure is measured, on a secret's way out of its client."""
@@ -65,7 +68,9 @@ class Run:
     # --- writing ----------------------------------------------------------------------------
 
     @classmethod
-    def at(cls, experiment: Experiment, folder: Path | None = None, resume: bool = False) -> Run:
+    def at(
+        cls, experiment: Experiment, folder: Path | str | None = None, resume: bool = False
+    ) -> Run:
         """The folder for a run of ``experiment``, examined and not yet touched.
 
         Without ``folder``: ``runs/<name>-<digest>``. It may be new, or hold this same experiment.
@@ -75,11 +80,11 @@ class Run:
         FedkdError
             The folder holds something else; or there is nothing to resume.
         """
-        folder = folder or Path("runs") / f"{experiment.name}-{experiment.digest()}"
+        folder = Path(folder or Path("runs") / f"{experiment.name}-{experiment.digest()}")
         run = cls(folder)
         if folder.exists() and not folder.is_dir():
             raise FedkdError(f"--out {folder} is a file; a new folder or a run's own is needed")
-        if folder.is_dir() and any(folder.iterdir()):
+        if folder.is_dir() and any(map(_kept, folder.iterdir())):
             run._check_same(experiment)
         if resume and not (folder / CHECKPOINT).is_dir() and run.summary is None:
             raise FedkdError(f"--resume: {folder} holds no checkpoint to go on from")
@@ -248,6 +253,11 @@ class Run:
         return [json.loads(line) for line in file.read_text().splitlines(True) if line[-1] == "\n"]
 
 
+def _kept(file: Path) -> bool:
+    """Whether a file is more than what a kill left half written."""
+    return not (file.name.startswith(".") and file.name.endswith(".new"))
+
+
 def spread(values: Sequence[float], name: str) -> dict[str, float]:
     """Mean, standard deviation, mean of the worst tenth, minimum and Jain's index over clients.
 
@@ -356,18 +366,35 @@ def utility(run: Run) -> float:
     raise FedkdError(f"{run.folder} has no {name}: it has not ended, or measures nothing")
 
 
-def by_seed(runs: Sequence[Run]) -> list[list[Run]]:
-    """Gather runs that differ only in their seed, in the order given; a folder counts once."""
+def by_seed(runs: Sequence[Run], but: Collection[str] = ()) -> list[list[Run]]:
+    """Gather runs that differ only in their seed, in the order given; a folder counts once.
+
+    ``but`` are further keys, as ``data.alpha``, in which runs of a group may differ.
+    """
     groups: dict[str, list[Run]] = {}
     for run in {run.folder.resolve(): run for run in runs}.values():
-        key = run.experiment.model_copy(update={"seed": 0}).digest()
-        groups.setdefault(key, []).append(run)
+        groups.setdefault(_without(run.experiment, ("seed", *but)).digest(), []).append(run)
     return list(groups.values())
 
 
-def labels(runs: Sequence[Run]) -> list[str]:
-    """Name runs by their methods and what tells them apart; where that is too much, by folder."""
-    tables = [_flat(run.experiment.model_dump(mode="json")) for run in runs]
+def _without(experiment: Experiment, keys: Collection[str]) -> Experiment:
+    """``experiment`` with ``keys`` as they are where nothing is said."""
+    tables = experiment.model_dump(mode="json", exclude_none=True)
+    for key in keys:
+        *parents, last = key.split(".")
+        inner = tables
+        for parent in parents:
+            inner = inner.get(parent, {})
+        inner.pop(last, None)
+    return Experiment.from_dict(tables)
+
+
+def labels(runs: Sequence[Run], but: Collection[str] = ()) -> list[str]:
+    """Name runs by their methods and what tells them apart; where that is too much, by folder.
+
+    ``but`` are keys that a name leaves out, as they are told elsewhere.
+    """
+    tables = [settings(run) for run in runs]
     methods = [run.experiment.strategy.name for run in runs]
     found = []
     for table, method in zip(tables, methods):
@@ -375,7 +402,8 @@ def labels(runs: Sequence[Run]) -> list[str]:
         for key, value in table.items():
             own = key.startswith("strategy.")
             others = [t for t, m in zip(tables, methods) if m == method or not own]
-            if key != "strategy.name" and any(other.get(key) != value for other in others):
+            apart = key != "strategy.name" and key not in but
+            if apart and any(other.get(key) != value for other in others):
                 label += f", {key.split('.')[-1]} = {_short(value)}"
         found.append(label)
     return [
@@ -386,19 +414,27 @@ def labels(runs: Sequence[Run]) -> list[str]:
     ]
 
 
-def _flat(tables: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Every key of an experiment that may stand in a label, as ``table.key``."""
-    flat: dict[str, Any] = {}
+def settings(run: Run) -> dict[str, Any]:
+    """Every key of the run's experiment that may stand in a label, as ``table.key``."""
+    keys = flat(run.experiment.model_dump(mode="json"))
+    return {key: value for key, value in keys.items() if not UNLABELLED & {key, key.split(".")[0]}}
+
+
+def flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Every key of tables in tables, as ``table.key``."""
+    found: dict[str, Any] = {}
     for key, value in tables.items():
         if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
+            found |= flat(value, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = value
-    return {key: value for key, value in flat.items() if key.split(".")[0] not in UNLABELLED}
+            found[prefix + key] = value
+    return found
 
 
 def _short(value: Any) -> str:
-    return "+".join(map(str, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return "+".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def environment(experiment: Experiment) -> dict[str, Any]:

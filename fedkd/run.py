@@ -41,7 +41,7 @@ class Observer:
 
 def run(
     experiment: Experiment,
-    folder: Path | None = None,
+    folder: Path | str | None = None,
     *,
     resume: bool = False,
     observer: Observer | None = None,

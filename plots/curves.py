@@ -1,8 +1,8 @@
-"""Test accuracy against rounds: a line per method, with a band over clients."""
+"""Test accuracy against rounds: a line per method, with a band over seeds or over clients."""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,61 +11,72 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fedkd.results import FedkdError, Run, by_seed, labels
-from plots.style import COLUMN, look, styled
+from fedkd.results import FedkdError, Run
+from plots.gather import METRICS, Line, check, lines, over_seeds, panels, said_of_seeds
+from plots.style import grid, legend, outer, percent, styled, titles
 
-METRICS = {
-    "own_accuracy": "Own test accuracy (%)",
-    "common_accuracy": "Common test accuracy (%)",
-}
 BAND = (10, 90)  # percentiles over clients
 MARKERS_A_LINE = 8
-LEGEND_WIDTH = 62  # characters of the legend's font across a column
 
 
 @styled
 def draw(runs: Sequence[Run], metric: str = "own_accuracy") -> Figure:
-    """Draw ``metric``, mean over clients, against rounds.
+    """Draw ``metric``, mean over clients, against rounds: a panel a kind of data.
 
-    Runs that differ only in their seed are one line, the mean over seeds. A band spans the 10th to
-    90th percentile of clients. One method alone is shown after local training, dashed, and after
-    fusion, solid.
+    Runs that differ only in their seed are one line, the mean over seeds. Where a method has
+    several seeds, bands are 95 % intervals over them, or the range of two; else a band spans the
+    10th to 90th percentile of clients. One method alone is shown after local training, dashed, and
+    after fusion, solid.
 
     Raises
     ------
     FedkdError
         A run has no measured round yet, or another metric was asked for.
     """
-    if metric not in METRICS:
-        raise FedkdError(f"metric {metric!r} is not known; known: {', '.join(METRICS)}")
+    check(metric)
     for run in runs:
         if not _means(run, metric, "fused"):
             raise FedkdError(f"{run.folder} has no round with a measured {metric} yet")
-    groups = by_seed(runs)
-    counts = [len({run.experiment.seed for run in group}) for group in groups]
-    seeds = sorted(set(counts))
-    variants: Counter[str] = Counter()
-    figure = Figure()
-    axes = figure.add_subplot(xlabel="Round", ylabel=METRICS[metric])
-    axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
-    titles = labels([group[0] for group in groups])
-    for group, label, count in zip(groups, titles, counts):
-        method = group[0].experiment.strategy.name
-        style = look(method, variants[method])
-        variants[method] += 1
-        if len(seeds) > 1:
-            label += f" ({count} seed{'s' * (count > 1)})"
-        if len(groups) == 1:
-            style["linestyle"] = "-"
-            if any(_means(run, metric, "local") for run in group):
-                before = style | {"linestyle": "--", "markerfacecolor": "white"}
-                _line(axes, group, metric, "local", f"{label}, after local training", before)
-                label += ", after fusion"
-        _line(axes, group, metric, "fused", label, style)
-        _band(axes, group, metric, style["color"], alpha=0.2 if len(groups) == 1 else 0.08)
-    over = f" ({seeds[0]} seeds)" if len(seeds) == 1 < seeds[0] else ""
-    axes.set_title(f"line: mean, band: {BAND[0]}th to {BAND[1]}th percentile of clients{over}")
-    return _with_legend(figure)
+    parts, keys = panels(runs)
+    methods = lines(runs, keys)
+    cells = [[line.among(part.runs) for line in methods] for part in parts]
+    counts = {cell.seeds for row in cells for cell in row if cell.runs}
+    figure, axes = grid(len(parts), 2.3 if len(parts) == 1 else 1.9, above=0.15 * (len(parts) > 1))
+    for panel, row in zip(axes, cells):
+        panel.xaxis.set_major_locator(
+            MaxNLocator(8, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1)
+        )
+        for line in row:
+            if line.runs:
+                _draw(panel, line, metric, alone=len(methods) == 1, counts=counts)
+        percent(panel)
+    outer(axes, "Round", METRICS[metric])
+    band = said_of_seeds(counts) or f"{BAND[0]}th to {BAND[1]}th percentile of clients"
+    titles(figure, axes, [part.title for part in parts], f"line: mean, band: {band}")
+    legend(figure, axes)
+    return figure
+
+
+def _draw(axes: Axes, line: Line, metric: str, alone: bool, counts: set[int]) -> None:
+    """A method's line, or two if it is alone, and its band."""
+    label, style, many = line.label, line.style, line.seeds
+    if len(counts) > 1:
+        label += f" ({many} seed{'s' * (many > 1)})"
+    if alone:
+        style = style | {"linestyle": "-"}
+        if any(_means(run, metric, "local") for run in line.runs):
+            before = style | {"linestyle": "--", "markerfacecolor": "white"}
+            _line(axes, line.runs, metric, "local", f"{label}, after local training", before)
+            label += ", after fusion"
+    _line(axes, line.runs, metric, "fused", label, style)
+    if max(counts) == 1:
+        found = _over_clients(line.runs, metric)
+    elif many > 1:
+        rounds, means = _together(line.runs, metric, "fused")
+        found = {round: over_seeds(list(at))[1:] for round, at in zip(rounds, means)}
+    else:
+        return
+    _band(axes, found, style["color"], 0.2 if alone else 0.1)
 
 
 def _means(run: Run, metric: str, stage: str) -> dict[int, float]:
@@ -77,30 +88,41 @@ def _means(run: Run, metric: str, stage: str) -> dict[int, float]:
     return {round: 100 * line[key] for round, line in lines if line.get(key) is not None}
 
 
+def _together(runs: list[Run], metric: str, stage: str) -> tuple[list[int], np.ndarray]:
+    """Rounds that all runs have measured, and means ``(rounds, runs)``."""
+    means = [_means(run, metric, stage) for run in runs]
+    rounds = sorted(set.intersection(*map(set, means)))
+    return rounds, np.array([[one[round] for one in means] for round in rounds])
+
+
 def _line(
-    axes: Axes, group: list[Run], metric: str, stage: str, label: str, style: dict[str, Any]
+    axes: Axes, runs: list[Run], metric: str, stage: str, label: str, style: dict[str, Any]
 ) -> None:
     """Draw the mean over seeds, in the rounds that all of them have measured."""
-    seeds = [_means(run, metric, stage) for run in group]
-    rounds = sorted(set.intersection(*(set(means) for means in seeds)))
-    values = [np.mean([means[round] for means in seeds]) for round in rounds]
-    every = -(-len(rounds) // MARKERS_A_LINE)
+    rounds, means = _together(runs, metric, stage)
+    every = -(-len(rounds) // MARKERS_A_LINE) or 1
     first = len(axes.lines) % every  # markers of different lines stand side by side
+    values = means.mean(1) if rounds else []
     axes.plot(rounds, values, label=label, markevery=(first, every), **style)
 
 
-def _band(axes: Axes, group: list[Run], metric: str, colour: str, alpha: float) -> None:
-    """Percentiles over the clients of all seeds, after fusion."""
-    shares: dict[int, list[float]] = defaultdict(list)
-    for run in group:
-        for round, clients in _per_client(run, metric).items():
-            shares[round] += clients
-    rounds = sorted(shares)
-    low, high = np.array([np.percentile(shares[round], BAND) for round in rounds]).reshape(-1, 2).T
+def _band(axes: Axes, found: dict[int, tuple[float, ...]], colour: str, alpha: float) -> None:
+    """Shade from low to high, by round."""
+    rounds = sorted(found)
+    low, high = np.array([found[round] for round in rounds]).reshape(-1, 2).T
     if len(rounds) == 1:
         axes.vlines(rounds, low, high, color=colour, alpha=2 * alpha, linewidth=4)
     else:
         axes.fill_between(rounds, low, high, color=colour, alpha=alpha, linewidth=0)
+
+
+def _over_clients(runs: list[Run], metric: str) -> dict[int, tuple[float, ...]]:
+    """Percentiles over the clients of all runs, after fusion."""
+    shares: dict[int, list[float]] = defaultdict(list)
+    for run in runs:
+        for round, clients in _per_client(run, metric).items():
+            shares[round] += clients
+    return {round: tuple(np.percentile(values, BAND)) for round, values in shares.items()}
 
 
 def _per_client(run: Run, metric: str) -> dict[int, list[float]]:
@@ -120,13 +142,3 @@ def _per_client(run: Run, metric: str) -> dict[int, list[float]]:
         if latest:
             found[round] = list(latest.values())
     return found
-
-
-def _with_legend(figure: Figure) -> Figure:
-    """Put the legend under the axes, in as many columns as fit, and make room for it."""
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    widest = max(len(label) for label in labels)
-    columns = max(1, min(3, len(labels), LEGEND_WIDTH // (widest + 9)))
-    figure.set_size_inches(COLUMN, 2.3 + 0.14 * -(-len(labels) // columns))
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, handlelength=3)
-    return figure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -11,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 
 from fedkd.results import FedkdError, Run
+from plots.gather import one
 from plots.style import COLUMN, look, styled
 
 Series = dict[int, float]
@@ -26,7 +28,7 @@ LEGEND: dict[str, Any] = {"loc": "lower left", "borderaxespad": 0.1, "borderpad"
 
 
 @styled
-def draw(run: Run) -> Figure:
+def draw(runs: Sequence[Run]) -> Figure:
     """Draw own accuracy, the server head's accuracy and bytes a round, on one axis of rounds.
 
     Vertical lines are where the cut moves, with the new cut on top; the first is named at the left.
@@ -34,8 +36,9 @@ def draw(run: Run) -> Figure:
     Raises
     ------
     FedkdError
-        The run has no round that records a cut.
+        The run has no round that records a cut, or there are several runs.
     """
+    run = one(runs, "cuts")
     lines = run.rounds
     cuts = _cuts(lines)
     if not cuts:

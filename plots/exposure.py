@@ -15,12 +15,11 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
 from fedkd.results import PLACES, FedkdError, Run, by_seed, exposure, labels
-from plots.style import ARMS, COLOURS, COLUMN, PAGE, look, styled
+from plots.style import ARMS, COLOURS, COLUMN, PAGE, columns_of, look, styled
 
 NULL = 1 / math.log(2)
 """Mean exposure, in bits, of a secret that nobody has seen (Carlini et al. 2019)."""
 MOST = 24  # arms whose panels fit a page
-FEW = 6  # arms; more stand four in a row
 WORDS = {"released": "released labels", "fused": "fused labels"}
 """What places are called where their name alone does not say it."""
 LOOKS: dict[str, dict[str, Any]] = {
@@ -126,7 +125,7 @@ def draw(runs: Sequence[Run]) -> Figure:
     found = arms(runs)
     if len(found) > MOST:
         raise FedkdError(f"{len(found)} arms do not fit into one figure; allowed: {MOST}")
-    columns = _columns(len(found))
+    columns = columns_of(len(found))
     rows = -(-len(found) // columns)
     width = COLUMN if columns == 1 else PAGE
     figure = Figure(figsize=(width, 0.75 + rows * (1.9 if columns < 4 else 1.4)))
@@ -155,13 +154,6 @@ def draw(runs: Sequence[Run]) -> Figure:
     )
     _legend(figure, places, spaces, columns)
     return figure
-
-
-def _columns(arms: int) -> int:
-    """Panels in a row, with few places left empty."""
-    if arms <= 2 or arms == 4:
-        return min(arms, 2)
-    return 3 if arms <= FEW else 4
 
 
 def _panel(axes: Axes, arm: Arm, levels: list[int], places: list[str]) -> None:

@@ -10,10 +10,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.textpath import TextPath
 
 from fedkd.results import FedkdError, Run, by_seed, labels, spread
-from plots.style import COLUMN, PAGE, RC, look, styled
+from plots.style import COLUMN, PAGE, RC, look, styled, text_width
 
 IN_A_COLUMN = 6  # methods; more take a page's width
 MOST = 50  # methods whose names still fit a page
@@ -28,6 +27,7 @@ DOTS, SPREAD, BESIDE = -0.1, 0.5, 0.3
 in a slot wider than WIDEST inches they keep together as in one of that width."""
 WIDEST = 0.9
 ROOMY = 0.42  # inches; in a narrower slot, dots and marks are smaller
+TICKS = RC["xtick.labelsize"]
 GOLDEN = (5**0.5 - 1) / 2
 ROOM = 0.62  # inches left of the axes
 SLANTED, LINE = 80, 9  # points: longer names stand upright; height of a line of a name
@@ -136,7 +136,7 @@ def _name(axes: Axes, titles: list[str], slot: float) -> None:
     """Write the methods' names, level where they fit into ``slot`` points, and make room."""
     wrapped = [title.replace(", ", "\n") for title in titles]
     high = LINE * max(title.count("\n") + 1 for title in wrapped)
-    long = max(_width(line) for title in wrapped for line in title.split("\n"))
+    long = max(text_width(line, TICKS) for title in wrapped for line in title.split("\n"))
     if long <= slot - 4:
         angle = 0
     elif high == LINE and long <= SLANTED and slot >= 2 * LINE:
@@ -144,7 +144,7 @@ def _name(axes: Axes, titles: list[str], slot: float) -> None:
     else:
         angle = 90
         if high > 0.7 * slot:
-            wrapped, high, long = titles, LINE, max(map(_width, titles))
+            wrapped, high, long = titles, LINE, max(text_width(title, TICKS) for title in titles)
     axes.set_xticks(range(len(titles)), wrapped, rotation=angle)
     axes.tick_params(axis="x", length=0)
     for text in axes.get_xticklabels():
@@ -155,9 +155,3 @@ def _name(axes: Axes, titles: list[str], slot: float) -> None:
     figure = axes.get_figure()
     assert isinstance(figure, Figure)
     figure.set_figheight(2.4 + (long * np.sin(turn) + high * np.cos(turn)) / 72)
-
-
-def _width(text: str) -> float:
-    """Points that ``text`` takes as the label of a tick."""
-    size = RC["xtick.labelsize"]
-    return float(TextPath((0, 0), text, size=size).get_extents().width) if text.strip() else 0.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
@@ -10,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fedkd.results import FedkdError, Run
+from plots.gather import one
 from plots.style import PAGE, styled
 
 COUNTED = (20, 12)  # up to so many clients and classes, counts are written into the cells
@@ -20,7 +23,7 @@ SHADES = LinearSegmentedColormap.from_list("samples", colormaps["Blues"](np.lins
 
 
 @styled
-def draw(run: Run) -> Figure:
+def draw(runs: Sequence[Run]) -> Figure:
     """Draw classes against clients, the darker the more training samples; white is none.
 
     Above: training samples of each client in all.
@@ -28,8 +31,9 @@ def draw(run: Run) -> Figure:
     Raises
     ------
     FedkdError
-        The run has recorded no partition yet.
+        The run has recorded no partition yet, or there are several runs.
     """
+    run = one(runs, "partition")
     partition = run.partition
     if not partition["clients"]:
         raise FedkdError(f"{run.folder} has no partition.json yet; nothing to draw")
@@ -68,4 +72,4 @@ def _write_counts(axes: Axes, counts: np.ndarray) -> None:
     for (label, client), count in np.ndenumerate(counts):
         if count:
             colour = "white" if count > 0.45 * counts.max() else "black"
-            axes.text(client, label, count, color=colour, fontsize=6, ha="center", va="center")
+            axes.text(client, label, count, color=colour, fontsize=6.5, ha="center", va="center")

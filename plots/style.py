@@ -9,11 +9,18 @@ like one of these.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib import rc_context
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.textpath import TextPath
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from fedkd.results import FedkdError
 
@@ -31,6 +38,7 @@ COLOURS = (
     "#7f7f7f",  # grey
 )
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p", "<", ">")
+BESIDE_TICKS = 0.78  # share of a panel's width that ticks and labels leave to it
 LINES: tuple[Any, ...] = ("-", "--", "-.", (0, (1, 1)))
 
 PLACES = (
@@ -123,6 +131,157 @@ def look(method: str, variant: int = 0) -> dict[str, Any]:
         "linestyle": LINES[(line + variant) % len(LINES)],
         "markerfacecolor": "white" if hollow else shown,
     }
+
+
+def grid(
+    panels: int, height: float, *, above: float = 0.0, share: bool = True, columns: int = 0
+) -> tuple[Figure, list[Axes]]:
+    """A figure of so many panels, in rows, each row ``height`` inches: a column wide, or a page.
+
+    ``above`` are inches kept for a line of text over all panels; ``columns`` are panels in a row,
+    if not as many as :func:`columns_of` has it.
+    """
+    columns = columns or columns_of(panels)
+    rows = -(-panels // columns)
+    width = COLUMN if columns == 1 else PAGE
+    figure = Figure(figsize=(width, rows * height + above))
+    axes = figure.subplots(rows, columns, sharex=share, sharey=share, squeeze=False).ravel()
+    for spare in axes[panels:]:
+        spare.remove()
+    for place, panel in enumerate(axes[:panels]):
+        panel.tick_params(labelbottom=not share or place + columns >= panels)
+    return figure, list(axes[:panels])
+
+
+def columns_of(panels: int) -> int:
+    """Panels in a row, with few places left empty."""
+    if panels <= 2 or panels == 4:
+        return min(panels, 2)
+    return 3 if panels <= 6 else 4
+
+
+def outer(axes: Sequence[Axes], xlabel: str, ylabel: str) -> None:
+    """Label the axes at the left and those with nothing below."""
+    columns = _columns(axes)
+    for place, panel in enumerate(axes):
+        if place % columns == 0:
+            panel.set_ylabel(ylabel)
+        if place + columns >= len(axes):
+            panel.set_xlabel(xlabel)
+
+
+def _columns(axes: Sequence[Axes]) -> int:
+    """Panels in a row of a grid."""
+    layout = axes[0].get_gridspec()
+    assert layout is not None
+    return int(layout.ncols)
+
+
+def titles(figure: Figure, axes: Sequence[Axes], each: Sequence[str], overall: str) -> None:
+    """Write a panel's title over each, and ``overall`` over all; over one panel, both in one.
+
+    Titles that are wider than their panel go on in another line.
+    """
+    room = BESIDE_TICKS * 72 * figure.get_figwidth() / _columns(axes)
+    if len(axes) == 1:
+        axes[0].set_title(wrapped("; ".join(filter(None, [each[0], overall])), room))
+        return
+    for panel, title in zip(axes, each, strict=True):
+        panel.set_title(wrapped(title, room))
+    if overall:
+        figure.suptitle(overall, x=0.01, ha="left", fontsize=7, color="#555555")
+
+
+def wrapped(text: str, room: float) -> str:
+    """``text`` as a title, in lines that are at most ``room`` points wide where words are."""
+    lines = [""]
+    for word in text.split(" "):
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and text_width(longer, RC["axes.titlesize"]) > room:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return "\n".join(lines)
+
+
+def legend(figure: Figure, axes: Sequence[Axes], *further: Artist) -> None:
+    """Put a legend under everything, in as many columns as fit, and make the figure higher by it.
+
+    Its entries are what has a label in ``axes``, each label once, and ``further`` handles.
+    """
+    shown: dict[str, Any] = {}
+    for panel in axes:
+        for handle, name in zip(*panel.get_legend_handles_labels()):
+            shown.setdefault(name, handle)
+    entries = [*shown.items(), *((str(handle.get_label()), handle) for handle in further)]
+    size, room = RC["legend.fontsize"], 72 * figure.get_figwidth() - 8
+    widths = np.array([text_width(name, size) for name, _ in entries]) + (3 + 0.8) * size
+    columns = next(
+        (
+            count
+            for count in range(len(entries), 1, -1)
+            if sum(part.max() for part in np.array_split(widths, count)) + 1.4 * size * count
+            <= room
+        ),
+        1,
+    )
+    figure.legend(
+        [handle for _, handle in entries],
+        [name for name, _ in entries],
+        loc="outside lower center",
+        ncols=columns,
+        handlelength=3,
+        columnspacing=1.4,
+    )
+    figure.set_figheight(figure.get_figheight() + 0.15 * -(-len(entries) // columns) + 0.1)
+
+
+def text_width(text: str, size: float) -> float:
+    """Points that a line of text takes at ``size`` points."""
+    return float(TextPath((0, 0), text, size=size).get_extents().width) if text.strip() else 0.0
+
+
+def percent(axes: Axes) -> None:
+    """Let an axis of percentages end where percentages do."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(low, -1.0), min(high, 101.0))
+
+
+def numeric(axes: Sequence[Axes], values: Sequence[float], log: bool) -> None:
+    """An x axis with ticks at ``values``, as many as have room; a log one where it is ``log``."""
+    for panel in axes:
+        if log:
+            panel.set_xscale("log")
+            ratio = (max(values) / min(values)) ** 0.08
+            panel.set_xlim(min(values) / ratio, max(values) * ratio)
+        panel.xaxis.set_major_locator(FixedLocator(sorted(values)))
+        panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        panel.xaxis.set_minor_locator(NullLocator())
+
+
+def thin(figure: Figure, axes: Sequence[Axes], gap: float = 3.0) -> None:
+    """Drop ticks of x axes whose labels would come closer than ``gap`` points to their left one."""
+    figure.draw_without_rendering()
+    for panel in axes:
+        kept: list[float] = []
+        edge = -np.inf
+        low, high = panel.get_xlim()
+        for tick, label in zip(panel.get_xticks(), panel.get_xticklabels()):
+            box = Text.get_window_extent(label)
+            half = 36 / 72 * text_width(label.get_text(), RC["xtick.labelsize"])
+            middle = (box.x0 + box.x1) / 2 * 72 / figure.dpi
+            if low <= tick <= high and middle - half >= edge + gap:
+                kept.append(float(tick))
+                edge = middle + half
+        panel.xaxis.set_major_locator(FixedLocator(kept))
+
+
+def size_of(count: float, _: Any = None) -> str:
+    """Bytes in a unit that suits them: the text of a tick."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= factor * 0.9995:
+            return f"{count / factor:.3g} {unit}"
+    return f"{count:.3g} B"
 
 
 @styled

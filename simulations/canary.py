@@ -8,22 +8,19 @@ from __future__ import annotations
 
 import json
 import math
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
-from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedkd import registry
 from fedkd.errors import FedkdError, nearest
-from fedkd.experiment import Experiment
+from fedkd.experiment import Experiment, changed
 from fedkd.results import PLACES, Run, exposures, finite, utility, utility_name
-from fedkd.run import check, run
+from fedkd.run import check
+from simulations.jobs import Job, grouped, most, outcomes
 
 if TYPE_CHECKING:
     from fedkd.privacy.exposure import Estimate
@@ -155,13 +152,7 @@ def _fedavg(experiment: Experiment, plain: dict[str, Any]) -> Arm:
 
 def varied(experiment: Experiment, arm: Arm, seed: int) -> Experiment:
     """``experiment`` as ``arm`` has it, under its name."""
-    tables = experiment.model_dump(mode="json", exclude_none=True)
-    for key, value in arm.changes.items():
-        *parents, last = key.split(".")
-        inner = tables
-        for parent in parents:
-            inner = inner[parent]
-        inner[last] = value
+    tables = changed(experiment.model_dump(mode="json", exclude_none=True), arm.changes)
     # Arms share their teachers.
     tables["engine"]["remember"] = True
     return Experiment.from_dict(tables | {"name": arm.name, "seed": seed})
@@ -213,52 +204,12 @@ def run_all(
         else:
             done(*task[:2], 0.0)
     failed = {}
-    for name, seed, seconds, why in _outcomes(waiting, min(jobs, len(waiting))):
+    for index, seconds, why in outcomes([Job(*task[2:]) for task in waiting], jobs):
+        name, seed = waiting[index][:2]
         if why:
             failed[f"{name}, seed {seed}"] = why
         done(name, seed, None if why else seconds)
     return failed
-
-
-def _outcomes(
-    tasks: Sequence[tuple[str, int, Experiment, Path]], jobs: int
-) -> Iterator[tuple[str, int, float, str]]:
-    """Arm, seed, seconds and what went wrong, as runs end."""
-    if jobs < 2:
-        for name, seed, task, place in tasks:
-            yield name, seed, *_one(task, place)
-        return
-    before = active_children()
-    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_leave_interrupts)
-    futures = {pool.submit(_one, task, place): (name, seed) for name, seed, task, place in tasks}
-    try:
-        for future in as_completed(futures):
-            try:
-                outcome = future.result()
-            except BrokenProcessPool:
-                outcome = (0.0, "the process was killed; with fewer --jobs each has more memory")
-            yield *futures[future], *outcome
-    except BaseException:
-        for child in active_children():
-            if child not in before:
-                child.terminate()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _leave_interrupts() -> None:
-    """Leave Ctrl-C to the process that waits for this one."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _one(experiment: Experiment, folder: Path) -> tuple[float, str]:
-    """Seconds that a run took, and what a person did wrong."""
-    try:
-        summary = run(experiment, folder).summary or {}
-    except FedkdError as error:
-        return 0.0, str(error)
-    return float(summary.get("seconds", 0.0)), ""
 
 
 @dataclass(frozen=True)
@@ -383,9 +334,7 @@ def main(
     selected = chosen(known, unfit, names)
     _there(experiment)
     folder = out or Path("runs") / f"canary-{experiment.name}-{experiment.digest()}"
-    from fedkd.engine import plan
-
-    jobs = jobs or max(1, plan.cores() // experiment.engine.threads)
+    jobs = jobs or most([experiment])
     total, begin, finished = len(selected) * len(seeds), time.perf_counter(), 0
     for name, why in unfit.items():
         if not names:
@@ -429,17 +378,6 @@ def _there(experiment: Experiment) -> None:
     from fedkd.data.federated import load
 
     load(experiment)
-
-
-def grouped(failed: dict[str, str]) -> str:
-    """Why runs failed, each reason once."""
-    reasons: dict[str, list[str]] = {}
-    for who, why in failed.items():
-        reasons.setdefault(why, []).append(who)
-    return "; ".join(
-        f"{whom[0]}{f' and {len(whom) - 1} more' if len(whom) > 1 else ''}: {why}"
-        for why, whom in reasons.items()
-    )
 
 
 def report(name: str, rows: dict[int, list[Row]]) -> str:

@@ -20,6 +20,7 @@ import typer
 from fedkd import registry
 from fedkd.errors import FedkdError, nearest
 from fedkd.experiment import Experiment
+from fedkd.observers import Observers, TensorBoard
 from fedkd.results import CHECKPOINT, PLACES, Run
 from fedkd.results import exposure as exposure_at
 from fedkd.run import Observer
@@ -30,7 +31,10 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-KINDS = ("strategies", "datasets", "students", "partitions", "objectives", "experiments")
+KINDS = (
+    *("strategies", "datasets", "students", "partitions", "objectives", "experiments"),
+    *("suites", "claims"),
+)
 LOG_LINES = 20  # of progress in a log, whatever the number of rounds
 PHASES = ("learn", "receive")  # of a round, in this order
 LEFT_OUT_SHOWN = 5
@@ -52,7 +56,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 plot = typer.Typer(
-    help="Draw a figure from finished or running runs, as PNG and PDF.",
+    help="Draw a figure from runs, as PNG and PDF. RUN is the folder of a run, finished or going "
+    "on, or one that holds finished runs, as that of a suite.",
     epilog=examples("fedkd plot curves runs/*", "fedkd plot partition runs/quickstart-0a1b2c3d"),
 )
 app.add_typer(plot, name="plot")
@@ -109,6 +114,7 @@ def _options(
         "fedkd run quickstart --set strategy.beta=3 --set data.alpha=0.1 --seed 1",
         "fedkd run mine.toml --out runs/mine",
         "fedkd run mine.toml --out runs/mine --resume  [dim]go on after a kill[/dim]",
+        "fedkd run mine.toml --tensorboard runs/tb  [dim]watch: tensorboard --logdir runs/tb[/dim]",
         'folder="$(fedkd run quickstart --quiet)"',
     )
 )
@@ -133,6 +139,10 @@ def run(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the folder's checkpoint.")
     ] = False,
+    tensorboard: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Also write every round's numbers for TensorBoard."),
+    ] = None,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Print the run's folder and nothing else.")
     ] = False,
@@ -147,9 +157,10 @@ def run(
     _check_names(chosen)
 
     screen = Screen(_bar(quiet))
+    observer = Observers(screen, TensorBoard(tensorboard)) if tensorboard else screen
     try:
         with screen.bar:
-            finished = simulate(chosen, out, resume=resume, observer=screen)
+            finished = simulate(chosen, out, resume=resume, observer=observer)
     except KeyboardInterrupt:
         _interrupted(screen.run)
     if not quiet:
@@ -345,7 +356,8 @@ def list_(
 ) -> None:
     """List what can be named in an experiment, a line each.
 
-    KIND is one of: strategies, datasets, students, partitions, objectives, experiments.
+    KIND is one of: strategies, datasets, students, partitions, objectives, experiments, suites,
+    claims.
     """
     if kind not in KINDS:
         raise FedkdError(
@@ -361,6 +373,14 @@ def _described(kind: str) -> dict[str, str]:
     """Name and one line of everything of a kind."""
     if kind == "experiments":
         return {name: _first_comment(file) for name, file in shipped().items()}
+    if kind == "suites":
+        from simulations.suite import suites
+
+        return {name: _first_comment(file) for name, file in suites().items()}
+    if kind == "claims":
+        from simulations.verdicts import claims as known
+
+        return {name: claim.statement for name, claim in known().items()}
     if kind == "partitions":
         from fedkd.data.partitions import PARTITIONS
 
@@ -410,6 +430,200 @@ def tune(
         print(write(limits))
 
 
+# --- fedkd suite, fedkd table ------------------------------------------------------------------
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Set a key of every cell; repeatable."),
+]
+OfScale = Annotated[str, typer.Option(metavar="quick|full", help="Which of the suite's sizes.")]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER", help="Where data sets lie: data.data_dir, else FEDKD_DATA."),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER", help="The suite's folder; runs/NAME-SCALE when not given."),
+]
+
+
+@app.command(
+    epilog=examples(
+        "fedkd suite knfu-heterogeneity --dry-run",
+        "fedkd suite knfu-heterogeneity --only data=digits --only method=knfu,local",
+        "fedkd suite mine.toml --scale full --jobs 8 --data-dir DATA",
+    )
+)
+def suite(
+    name: Annotated[str, typer.Argument(metavar="SUITE", show_default=False)],
+    overrides: Overrides = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="AXIS=LABEL[,LABEL]", help="Run these cells alone; repeatable."),
+    ] = None,
+    scale: OfScale = "quick",
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Runs at a time; as cores allow when not given.")
+    ] = None,
+    out: Out = None,
+    data_dir: DataDir = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the cells and what is there already.")
+    ] = False,
+) -> None:
+    """Run a grid of experiments; the last line of the output is its folder.
+
+    SUITE is a TOML file, a name of [bold]fedkd list suites[/bold], or a suite's folder. Finished
+    runs are not repeated: after an interruption the same command goes on. A run that fails does not
+    stop the others; the exit code is then 1.
+    """
+    from simulations.suite import check, chosen, read, run_suite
+    from simulations.watch import Screen as SuiteScreen
+    from simulations.watch import state, told
+
+    opened = read(name, scale, overrides=overrides or (), data_dir=data_dir, out=out)
+    if dry_run:
+        cells = chosen(opened, only or ())
+        check(opened, cells)
+        for cell in cells:
+            print(f"{state(cell):8}{cell.title}  {cell.folder}")
+        states = [state(cell) for cell in cells]
+        counts = ", ".join(f"{states.count(one)} {one}" for one in dict.fromkeys(states))
+        print(f"{len(cells)} cells: {counts}")
+        return
+    try:
+        with SuiteScreen(_console(stderr=True)) as screen:
+            outcome = run_suite(opened, jobs, only or (), screen)
+    except KeyboardInterrupt:
+        print("fedkd: interrupted; the same command goes on with what is missing", file=sys.stderr)
+        raise typer.Exit(130) from None
+    for line in told(outcome):
+        print(line, file=sys.stderr)
+    print(opened.folder, flush=True)
+    if outcome.failed:
+        raise typer.Exit(1)
+
+
+@app.command(
+    epilog=examples(
+        "fedkd table knfu-heterogeneity --where data=digits --columns data.alpha",
+        "fedkd table runs/mine --rows method --columns data,data.alpha --format latex",
+        "fedkd table fedd2s-baselines --where data=digits --value own_accuracy_worst10",
+    )
+)
+def table(
+    name: Annotated[str, typer.Argument(metavar="SUITE", show_default=False)],
+    rows: Annotated[str, typer.Option(metavar="AXIS[,AXIS]", help="What rows are.")] = "",
+    columns: Annotated[str, typer.Option(metavar="AXIS[,AXIS]", help="What columns are.")] = "",
+    value: Annotated[str, typer.Option(help="A column of the runs' frame.")] = "own_accuracy_mean",
+    form: Annotated[
+        str, typer.Option("--format", metavar="text|csv|markdown|latex", help="How to print it.")
+    ] = "text",
+    spread: Annotated[
+        str,
+        typer.Option(metavar="std|bootstrap", help="Standard deviation, or interval of the mean."),
+    ] = "std",
+    best: Annotated[
+        str, typer.Option(metavar="max|min|none", help="Which is best; by the value if not given.")
+    ] = "",
+    test: Annotated[
+        str, typer.Option(metavar="t|wilcoxon", help="The paired test that finds ties.")
+    ] = "t",
+    where: Annotated[
+        list[str] | None,
+        typer.Option(metavar="AXIS=LABEL[,LABEL]", help="Take these cells alone; repeatable."),
+    ] = None,
+    scale: OfScale = "quick",
+    out: Out = None,
+) -> None:
+    """Print a table of a suite's finished runs: mean and spread over seeds, the best marked.
+
+    SUITE is what [bold]fedkd suite[/bold] takes, or any folder of runs; axes of such a folder are
+    the experiment's keys.
+    """
+    from simulations import tables
+
+    allowed = {
+        "format": (form, ("text", "csv", "markdown", "latex")),
+        "spread": (spread, ("std", "bootstrap")),
+        "best": (best or "none", ("max", "min", "none")),
+        "test": (test, ("t", "wilcoxon")),
+    }
+    for flag, (given, known) in allowed.items():
+        if given not in known:
+            raise FedkdError(f"--{flag} {given!r} is not allowed: {', '.join(known)}")
+    found = tables.of_suite(
+        name,
+        scale,
+        out,
+        where or (),
+        _listed(rows) or [],
+        _listed(columns) or [],
+        value,
+        spread=spread,  # type: ignore[arg-type]
+        best=None if best == "none" else best or tables.direction(value),  # type: ignore[arg-type]
+        test=test,  # type: ignore[arg-type]
+    )
+    print(getattr(tables, form)(found))
+
+
+# --- fedkd claims -------------------------------------------------------------------------------
+
+
+@app.command(
+    epilog=examples(
+        "fedkd claims  [dim]all of them, on data that is there; some run for minutes[/dim]",
+        "fedkd claims knfu  [dim]those of one method[/dim]",
+        "fedkd claims swing-leak --no-run --format markdown",
+        "fedkd claims --scale full --jobs 8 --data-dir DATA",
+    )
+)
+def claims(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...")] = None,
+    scale: OfScale = "quick",
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Runs at a time; as cores allow when not given.")
+    ] = None,
+    data_dir: DataDir = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Holds the suites' folders; runs when not given."),
+    ] = None,
+    no_run: Annotated[
+        bool, typer.Option("--no-run", help="Judge by the runs that have finished.")
+    ] = False,
+    form: Annotated[
+        str, typer.Option("--format", metavar="text|markdown", help="How to print it.")
+    ] = "text",
+) -> None:
+    """Answer claims of the methods' papers: run what is missing, judge by rules fixed before.
+
+    NAME... are claims of [bold]fedkd list claims[/bold], methods, or TOML files; all when not
+    given. The exit code is 0 whatever the verdicts are, and 1 if a run failed.
+    """
+    from simulations import answers, verdicts
+
+    if form not in ("text", "markdown"):
+        raise FedkdError(f"--format {form!r} is not allowed: text, markdown")
+    wanted = verdicts.chosen(names or ())
+    suites = answers.suites_of(wanted, scale, data_dir, out)
+    well = True
+    if not no_run:
+        try:
+            well = answers.run_missing(suites, jobs)
+        except KeyboardInterrupt:
+            line = "interrupted; the same command goes on with what is missing"
+            print(f"fedkd: {line}", file=sys.stderr)
+            raise typer.Exit(130) from None
+    found = answers.answers(wanted, suites)
+    if form == "markdown":
+        print(answers.markdown(found))
+    else:
+        answers.show(found)
+    if not well:
+        raise typer.Exit(1)
+
+
 # --- fedkd compare ------------------------------------------------------------------------------
 
 
@@ -436,6 +650,40 @@ def compare(
     from simulations.compare import table
 
     print(table([Run.open(folder) for folder in runs], target))
+
+
+# --- fedkd report -------------------------------------------------------------------------------
+
+
+@app.command(
+    epilog=examples(
+        "fedkd report knfu-heterogeneity",
+        "fedkd report runs/knfu-heterogeneity-full --out report.html",
+    )
+)
+def report(
+    suite: Annotated[str, typer.Argument(show_default=False)],
+    scale: Annotated[str, typer.Option(metavar="quick|full", help="Of the suite.")] = "quick",
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The page; report.html in the suite's folder if none."),
+    ] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Where data sets lie: data.data_dir, else FEDKD_DATA."),
+    ] = None,
+) -> None:
+    """Write what there is of a suite as one HTML page: verdicts, tables, figures, how it was made.
+
+    SUITE is a name of [bold]fedkd list suites[/bold], a TOML file, or a suite's folder. Nothing is
+    run; the page needs no network.
+    """
+    from simulations.suite import read
+
+    chosen = read(suite, scale, data_dir=data_dir)
+    from simulations.report import write
+
+    print(write(chosen, out))
 
 
 # --- fedkd canary, fedkd audit -----------------------------------------------------------------
@@ -538,18 +786,41 @@ def audit(
 
 
 class Metric(StrEnum):
-    """What ``fedkd plot curves`` shows."""
+    """Which test accuracy a figure shows."""
 
     own_accuracy = "own_accuracy"
     common_accuracy = "common_accuracy"
 
 
+class Stage(StrEnum):
+    """When in the last round accuracy is measured."""
+
+    fused = "fused"
+    local = "local"
+
+
+Runs = Annotated[list[Path], typer.Argument(metavar="RUN...", show_default=False)]
+OneRun = Annotated[Path, typer.Argument(metavar="RUN", show_default=False)]
 Stem = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE", help="Where to write, without a suffix; RUN/plots/ when not given."
     ),
 ]
+MetricOption = Annotated[Metric, typer.Option(help="Which test accuracy.")]
+StageOption = Annotated[Stage, typer.Option(help="After fusion or after local training.")]
+
+
+def _draw(name: str, folders: Sequence[Path], out: Path | None, *options: Any) -> None:
+    """Draw figure ``name`` of all runs in ``folders``, beside the first when ``out`` is None."""
+    from importlib import import_module
+
+    from plots.gather import find
+    from plots.style import save
+
+    figure = import_module(f"plots.{name}").draw(find(folders), *options)
+    for file in save(figure, out or folders[0] / "plots" / name):
+        print(file)
 
 
 @plot.command(
@@ -558,30 +829,92 @@ Stem = Annotated[
         "fedkd plot curves runs/knfu-* runs/fedmd-* --out figures/curves --metric common_accuracy",
     )
 )
-def curves(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...")],
-    out: Stem = None,
-    metric: Annotated[Metric, typer.Option(help="Which test accuracy.")] = Metric.own_accuracy,
-) -> None:
+def curves(runs: Runs, out: Stem = None, metric: MetricOption = Metric.own_accuracy) -> None:
     """Accuracy against rounds: a line per method, the mean over its seeds.
 
-    RUN... are folders of runs; one alone is shown after local training and after fusion.
+    One method alone is shown after local training and after fusion.
     """
-    from plots.curves import draw
-    from plots.style import save
+    _draw("curves", runs, out, metric.value)
 
-    opened = [Run.open(folder) for folder in runs]
-    _written(save(draw(opened, metric.value), out or opened[0].folder / "plots" / "curves"))
+
+@plot.command(
+    epilog=examples(
+        "fedkd plot alpha runs/*", "fedkd plot alpha runs/* --metric common_accuracy --stage local"
+    )
+)
+def alpha(
+    runs: Runs,
+    out: Stem = None,
+    metric: MetricOption = Metric.own_accuracy,
+    stage: StageOption = Stage.fused,
+) -> None:
+    """Accuracy at the end against data.alpha: a line per method, intervals over its seeds."""
+    _draw("alpha", runs, out, metric.value, stage.value)
+
+
+@plot.command(epilog=examples("fedkd plot size runs/*", "fedkd plot size runs/* --stage local"))
+def size(
+    runs: Runs,
+    out: Stem = None,
+    metric: MetricOption = Metric.own_accuracy,
+    stage: StageOption = Stage.fused,
+) -> None:
+    """Accuracy at the end against data.samples_per_client, a panel an alpha.
+
+    Rings mark where the line of local training crosses that of another method.
+    """
+    _draw("size", runs, out, metric.value, stage.value)
+
+
+@plot.command(
+    epilog=examples(
+        "fedkd plot against strategy.beta runs/knfu-*",
+        "fedkd plot against participation runs/* --metric common_accuracy",
+    )
+)
+def against(
+    key: Annotated[str, typer.Argument(show_default=False)],
+    runs: Runs,
+    out: Stem = None,
+    metric: MetricOption = Metric.own_accuracy,
+    stage: StageOption = Stage.fused,
+) -> None:
+    """Accuracy at the end against any KEY of the experiment that is a number."""
+    _draw("against", runs, out, key, metric.value, stage.value)
+
+
+@plot.command(epilog=examples("fedkd plot weights runs/knfu-*"))
+def weights(runs: Runs, out: Stem = None) -> None:
+    """Whom clients listen to: weight matrices of some rounds, effective contributors over rounds.
+
+    For runs of strategies that fuse for each client, as knfu.
+    """
+    _draw("weights", runs, out)
+
+
+@plot.command(
+    epilog=examples("fedkd plot pareto runs/*", "fedkd plot pareto runs/* --metric common_accuracy")
+)
+def pareto(
+    runs: Runs,
+    out: Stem = None,
+    metric: MetricOption = Metric.own_accuracy,
+    stage: StageOption = Stage.fused,
+) -> None:
+    """Accuracy at the end against bytes sent: a point per method, and the Pareto front."""
+    _draw("pareto", runs, out, metric.value, stage.value)
+
+
+@plot.command(epilog=examples("fedkd plot calibration runs/*"))
+def calibration(runs: Runs, out: Stem = None) -> None:
+    """Calibration error against accuracy, before and after fusion: two points per method."""
+    _draw("calibration", runs, out)
 
 
 @plot.command(epilog=examples("fedkd plot partition runs/quickstart-0a1b2c3d"))
-def partition(run: Annotated[Path, typer.Argument(metavar="RUN")], out: Stem = None) -> None:
+def partition(run: OneRun, out: Stem = None) -> None:
     """Who holds what: training samples per client and class of the run in folder RUN."""
-    from plots.partition import draw
-    from plots.style import save
-
-    opened = Run.open(run)
-    _written(save(draw(opened), out or opened.folder / "plots" / "partition"))
+    _draw("partition", [run], out)
 
 
 @plot.command(
@@ -590,58 +923,42 @@ def partition(run: Annotated[Path, typer.Argument(metavar="RUN")], out: Stem = N
         "fedkd plot fairness runs/fedd2s-* runs/fedavg-* --out figures/fairness",
     )
 )
-def fairness(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...")], out: Stem = None
-) -> None:
+def fairness(runs: Runs, out: Stem = None) -> None:
     """Every client's own accuracy at the end: a column per method, with the clients of all seeds.
 
-    RUN... are folders of runs.
+    One method in several settings takes a column for each.
     """
-    from plots.fairness import draw
-    from plots.style import save
-
-    opened = [Run.open(folder) for folder in runs]
-    _written(save(draw(opened), out or opened[0].folder / "plots" / "fairness"))
+    _draw("fairness", runs, out)
 
 
 @plot.command(epilog=examples("fedkd plot cuts runs/fedd2s-0a1b2c3d"))
-def cuts(run: Annotated[Path, typer.Argument(metavar="RUN")], out: Stem = None) -> None:
+def cuts(run: OneRun, out: Stem = None) -> None:
     """Accuracies and bytes against rounds, and where the cut moves, of the run in folder RUN."""
-    from plots.cuts import draw
-    from plots.style import save
-
-    opened = Run.open(run)
-    _written(save(draw(opened), out or opened.folder / "plots" / "cuts"))
+    _draw("cuts", [run], out)
 
 
 @plot.command(
     epilog=examples(
-        "fedkd plot exposure runs/canary-*/*/*",
-        "fedkd plot exposure runs/canary-*/fkd/* runs/canary-*/swing/* --out figures/exposure",
+        "fedkd plot exposure runs/canary-*",
+        "fedkd plot exposure runs/canary-*/fkd runs/canary-*/swing --out figures/exposure",
     )
 )
-def exposure(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...")], out: Stem = None
-) -> None:
+def exposure(runs: Runs, out: Stem = None) -> None:
     """Exposure of planted secrets against their repeats: a panel an arm, a line a place.
 
-    RUN... are folders of finished runs with canaries; those that differ only in their seed are one.
+    For finished runs with canaries; those that differ only in their seed are one.
     """
-    from plots.exposure import draw
-    from plots.style import save
-
-    opened = [Run.open(folder) for folder in runs]
-    _written(save(draw(opened), out or opened[0].folder / "plots" / "exposure"))
+    _draw("exposure", runs, out)
 
 
 @plot.command(
     epilog=examples(
-        "fedkd plot tradeoff runs/canary-*/*/*",
-        "fedkd plot tradeoff runs/canary-*/*/* --place released --repeats 16",
+        "fedkd plot tradeoff runs/canary-*",
+        "fedkd plot tradeoff runs/canary-* --place released --repeats 16",
     )
 )
 def tradeoff(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...")],
+    runs: Runs,
     out: Stem = None,
     place: Annotated[
         str, typer.Option(help="Where exposure is measured: teacher, released, fused, student.")
@@ -652,19 +969,9 @@ def tradeoff(
 ) -> None:
     """Perplexity or accuracy against excess exposure of planted secrets: a point an arm.
 
-    RUN... are folders of finished runs with canaries; those that differ only in their seed are one.
+    For finished runs with canaries; those that differ only in their seed are one.
     """
-    from plots.style import save
-    from plots.tradeoff import draw
-
-    opened = [Run.open(folder) for folder in runs]
-    figure = draw(opened, place, repeats)
-    _written(save(figure, out or opened[0].folder / "plots" / "tradeoff"))
-
-
-def _written(files: Sequence[Path]) -> None:
-    for file in files:
-        print(file)
+    _draw("tradeoff", runs, out, place, repeats)
 
 
 if __name__ == "__main__":

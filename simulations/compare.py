@@ -8,6 +8,7 @@ import numpy as np
 
 from fedkd.errors import FedkdError
 from fedkd.results import Run, by_seed, labels, reached
+from simulations.tables import mean_and_spread, ruled
 
 ACCURACIES = {
     "own, fused": "own_accuracy_mean",
@@ -58,29 +59,22 @@ def table(runs: Sequence[Run], target: float | None = None) -> str:
     ):
         row = [title, str(len({run.experiment.seed for run in group}))]
         for key in ACCURACIES.values():
-            row.append(_spread([100 * one[key] for one in found if key in one]))
+            row.append(mean_and_spread([100 * one[key] for one in found if key in one]))
         if jain:
-            row.append(_spread([one[JAIN] for one in found if JAIN in one], digits=3))
+            row.append(mean_and_spread([one[JAIN] for one in found if JAIN in one], digits=3))
         for key in text.values():
-            row.append(_spread([one[key] for one in found if key in one]))
+            row.append(mean_and_spread([one[key] for one in found if key in one]))
         for key in ("bytes_up", "bytes_down"):
             row.append(f"{np.mean([one[key] for one in found]) / 1e6:.2f}")
         row.append(f"{np.mean([one['seconds'] for one in found]):.0f}")
         rows.append([*row, *(_to_target(group, target) if target is not None else [])])
-    return _markdown(rows)
+    return ruled(rows)
 
 
 def _summary(run: Run) -> dict[str, float]:
     if run.summary is None:
         raise FedkdError(f"{run.folder} has not finished; go on with fedkd run --resume")
     return run.summary
-
-
-def _spread(values: list[float], digits: int = 1) -> str:
-    if not values:
-        return "-"
-    deviation = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.{digits}f}{deviation}"
 
 
 def _to_target(group: Sequence[Run], target: float) -> list[str]:
@@ -94,14 +88,3 @@ def _to_target(group: Sequence[Run], target: float) -> list[str]:
         digits = 0 if unit == 1 and sum(values) % max(len(values), 1) == 0 else digits
         cells.append(f"{np.mean(values):.{digits}f}{few}" if values else "-")
     return cells
-
-
-def _markdown(rows: list[list[str]]) -> str:
-    """A Markdown table whose columns also line up as plain text; the first row is the heads."""
-    widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    padded = [
-        [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:]))]
-        for row in rows
-    ]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [padded[0], rule, *padded[1:]])

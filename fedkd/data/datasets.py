@@ -17,7 +17,7 @@ import numpy as np
 
 from fedkd import registry
 from fedkd.data import cache
-from fedkd.errors import FedkdError
+from fedkd.errors import FedkdError, MissingData
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -171,7 +171,7 @@ def cinic10(folder: Path | None, download: bool) -> Dataset:
     place = next((place for place in places if place.is_dir()), places[0])
     files = [cache.stamp(place / part) for part in ("train", "test")]
     if not any(files):
-        raise FedkdError(
+        raise MissingData(
             f"{missing('cinic10', place, downloadable=False)}; to get it, unpack CINIC-10.tar.gz "
             f"of https://datashare.ed.ac.uk/handle/10283/3192 into {place}"
         )
@@ -223,12 +223,12 @@ def statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(mean.tolist()), tuple(std.tolist())
 
 
-def missing(name: str, where: Path, downloadable: bool = True) -> FedkdError:
+def missing(name: str, where: Path, downloadable: bool = True) -> MissingData:
     """The line for a data set that is not there."""
     ways = ["point --data-dir (data.data_dir, FEDKD_DATA) at its folder"]
     if downloadable:
         ways.append("set data.download = true")
-    return FedkdError(
+    return MissingData(
         f"data set {name!r} is not at {where}: {', '.join(ways)}, or use data.dataset = 'digits'"
     )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fedkd.data.datasets import Dataset, Part, statistics
-from fedkd.errors import FedkdError, nearest
+from fedkd.errors import FedkdError, MissingData, nearest
 
 KEYS = ["x", "y", "x_test", "y_test", "writer"]
 IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
@@ -68,7 +68,7 @@ def npz(file: Path) -> Dataset:
 
 def _read(file: Path) -> dict[str, np.ndarray]:
     if not file.is_file():
-        raise FedkdError(f"data set 'npz:{file}': there is no such file")
+        raise MissingData(f"data set 'npz:{file}': there is no such file")
     try:
         stored = np.load(file)
         if not isinstance(stored, np.lib.npyio.NpzFile):
@@ -141,7 +141,7 @@ def _wrong(file: Path, key: str, what: str) -> FedkdError:
 def images(folder: Path) -> Dataset:
     """Own images, one folder a class: ``FOLDER/class/*.png``, or that in FOLDER/train and /test."""
     if not folder.is_dir():
-        raise FedkdError(f"data set 'folder:{folder}': there is no such folder")
+        raise MissingData(f"data set 'folder:{folder}': there is no such folder")
     split = (folder / "train").is_dir() and (folder / "test").is_dir()
     train = _list(folder, folder / "train" if split else folder)
     test = _list(folder, folder / "test") if split else {}

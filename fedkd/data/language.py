@@ -25,7 +25,7 @@ import numpy as np
 
 from fedkd.data import cache
 from fedkd.data.datasets import Dataset, Part
-from fedkd.errors import FedkdError
+from fedkd.errors import FedkdError, MissingData
 from fedkd.experiment import TextTable
 
 if TYPE_CHECKING:
@@ -294,7 +294,7 @@ def shakespeare(folder: Path | None, download: bool) -> Corpus:
     """Shakespeare's plays by speaking role: 37 plays, 1,347 roles (McMahan et al. 2017)."""
     file = (folder or cache.home()) / "shakespeare" / "shakespeare_by_role.json"
     if not file.is_file():
-        raise FedkdError(
+        raise MissingData(
             f"data set 'shakespeare' is not at {file}: point --data-dir (data.data_dir, "
             "FEDKD_DATA) at the folder that holds shakespeare/, with the JSON file {play: {role: "
             "[speech, ...]}}; or use data.dataset = 'pydoc'"
@@ -320,7 +320,7 @@ def text(place: Path) -> Corpus:
     if place.is_file():
         return _corpus(name, {"": _text(name, place)})
     if not place.is_dir():
-        raise FedkdError(f"data set {name!r}: there is no such file or folder")
+        raise MissingData(f"data set {name!r}: there is no such file or folder")
     files = sorted(file for file in place.rglob("*.txt") if file.is_file())
     if not files:
         raise FedkdError(f"data set {name!r}: the folder holds no .txt files")
@@ -332,7 +332,7 @@ def jsonl(file: Path) -> Corpus:
     """Own text: a JSON object a line, with ``text`` and, on all lines or none, ``client``."""
     name = f"jsonl:{file}"
     if not file.is_file():
-        raise FedkdError(f"data set {name!r}: there is no such file")
+        raise MissingData(f"data set {name!r}: there is no such file")
     texts: dict[str, list[str]] = {}
     keyed: bool | None = None
     for number, line in enumerate(_text(name, file).split("\n"), start=1):

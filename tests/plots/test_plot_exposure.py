@@ -173,9 +173,9 @@ def test_the_same_experiment_under_two_names_is_two_arms(tmp_path):
 
 def test_runs_of_one_name_are_told_apart_by_what_differs(tmp_path):
     hotter = [fake_run(tmp_path / f"{tau}", "mine", tau_max=tau) for tau in (10.0, 20.0)]
-    assert list(panels(draw(hotter))) == ["swing, tau_max = 10.0", "swing, tau_max = 20.0"]
+    assert list(panels(draw(hotter))) == ["swing, tau_max = 10", "swing, tau_max = 20"]
     beside = [*hotter, fake_run(tmp_path / "fkd")]
-    assert list(panels(draw(beside))) == ["fkd", "mine, tau_max = 10.0", "mine, tau_max = 20.0"]
+    assert list(panels(draw(beside))) == ["fkd", "mine, tau_max = 10", "mine, tau_max = 20"]
 
 
 def test_the_order_of_runs_does_not_matter(tmp_path):

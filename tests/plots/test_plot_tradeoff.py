@@ -192,7 +192,7 @@ def test_two_plain_arms_have_no_region(tmp_path):
     runs = [fake_run(tmp_path / f"{tau}", tau_max=tau) for tau in (10.0, 20.0)]
     figure = draw([*runs, fake_run(tmp_path / "b", "swing")])
     assert not figure.axes[0].patches
-    assert "fkd, tau_max = 10.0" in points(figure)
+    assert "fkd, tau_max = 10" in points(figure)
 
 
 def test_the_plain_arm_has_a_ring_and_a_bold_name(tmp_path):

@@ -13,7 +13,7 @@ from fedkd.privacy import exposure
 from fedkd.privacy.accounting import Release, gaussian_epsilon
 from fedkd.privacy.attacks import audited_epsilon, audited_epsilon_from_exposure
 from fedkd.results import PLACES, Run
-from simulations import canary, cli
+from simulations import canary, cli, jobs
 from simulations.shipped import experiment_text
 
 NULL = exposure.NULL_MEAN
@@ -238,7 +238,7 @@ def test_a_finished_run_is_not_done_again(fedkd, tiny, monkeypatch):
     def never(*given, **named):
         raise AssertionError
 
-    monkeypatch.setattr(canary, "run", never)
+    monkeypatch.setattr(jobs, "run", never)
     again = fedkd(*ARMS)
     assert again[2].count("there already") == 3
 
@@ -259,14 +259,14 @@ def test_seeds_are_gathered_and_those_there_already_are_kept(fedkd, tiny):
 
 
 def test_an_arm_that_fails_does_not_stop_the_others(fedkd, tiny, monkeypatch, tmp_path):
-    really = canary.run
+    really = jobs.run
 
-    def fail(experiment, folder):
+    def fail(experiment, folder, resume):
         if experiment.name == "fkd":
             raise FedkdError("teachers of\nthis arm diverged")
-        return really(experiment, folder)
+        return really(experiment, folder, resume=resume)
 
-    monkeypatch.setattr(canary, "run", fail)
+    monkeypatch.setattr(jobs, "run", fail)
     code, out, err = fedkd(*ARMS)
     assert code == 2
     assert [line.split()[1] for line in out.splitlines() if line.startswith("|")][2:] == [
@@ -276,7 +276,7 @@ def test_an_arm_that_fails_does_not_stop_the_others(fedkd, tiny, monkeypatch, tm
     assert err.splitlines()[-1] == "fedkd: fkd, seed 0: teachers of this arm diverged"
     rows = json.loads((tmp_path / "all" / "table.json").read_text())
     assert {row["arm"] for row in rows} == {"clean", "swing"}
-    monkeypatch.setattr(canary, "run", really)
+    monkeypatch.setattr(jobs, "run", really)
     assert fedkd(*ARMS)[2].count("there already") == 2
 
 
@@ -287,7 +287,7 @@ def test_one_reason_for_many_failures_is_told_once():
 
 def test_a_folder_of_another_experiment_is_refused_before_anything_runs(fedkd, tiny, monkeypatch):
     fedkd(*ARMS)
-    monkeypatch.setattr(canary, "run", None)
+    monkeypatch.setattr(jobs, "run", None)
     code, out, err = fedkd(*ARMS, "--set", "training.local_epochs=3")
     assert (code, out) == (2, "")
     assert "already holds another experiment" in err
@@ -295,28 +295,28 @@ def test_a_folder_of_another_experiment_is_refused_before_anything_runs(fedkd, t
 
 
 def test_ctrl_c_keeps_what_is_finished(fedkd, tiny, monkeypatch):
-    really = canary.run
+    really = jobs.run
 
-    def interrupt(experiment, folder):
+    def interrupt(experiment, folder, resume):
         if experiment.name == "fkd":
             raise KeyboardInterrupt
-        return really(experiment, folder)
+        return really(experiment, folder, resume=resume)
 
-    monkeypatch.setattr(canary, "run", interrupt)
+    monkeypatch.setattr(jobs, "run", interrupt)
     code, out, err = fedkd(*ARMS)
     assert (code, out) == (130, "")
     assert err.splitlines()[-1].startswith("fedkd: interrupted; the same command goes on")
-    monkeypatch.setattr(canary, "run", really)
+    monkeypatch.setattr(jobs, "run", really)
     assert fedkd(*ARMS)[2].count("there already") == 1
 
 
 @pytest.mark.slow
 def test_runs_at_the_same_time_give_the_same_table(fedkd, tiny, tmp_path):
-    for jobs in ("1", "2"):
-        words = ("--arms", "clean,fkd,swing-noise", "--seeds", "0,1", "--out", f"jobs{jobs}")
-        code, _, err = fedkd("canary", "tiny.toml", *words, "--jobs", jobs)
+    for many in ("1", "2"):
+        words = ("--arms", "clean,fkd,swing-noise", "--seeds", "0,1", "--out", f"jobs{many}")
+        code, _, err = fedkd("canary", "tiny.toml", *words, "--jobs", many)
         assert code == 0, err
-    one, two = ((tmp_path / f"jobs{jobs}" / "table.json").read_text() for jobs in (1, 2))
+    one, two = ((tmp_path / f"jobs{many}" / "table.json").read_text() for many in (1, 2))
     assert one == two
 
 

@@ -24,7 +24,7 @@ UNUSED = (
 HELP = (
     *("--help", "run --help", "list --help", "plot --help"),
     *("plot curves --help", "plot partition --help", "plot fairness --help", "plot cuts --help"),
-    *("compare --help", "canary --help", "audit --help"),
+    *("compare --help", "canary --help", "audit --help", "report --help"),
     *("plot exposure --help", "plot tradeoff --help"),
 )
 BAD = {
@@ -55,6 +55,10 @@ BAD = {
     "audit": "RUN",
     "audit nowhere": "nowhere is not a run's folder",
     "audit nowhere --shadows=-1": "-1 is not in the range",
+    "report": "SUITE",
+    "report nowhere": "suite 'nowhere' is neither a file",
+    "report knfu-heterogenety": "did you mean 'knfu-heterogeneity'?",
+    "report knfu-heterogeneity --scale huge": "--scale 'huge'",
     "plot tradeoff nowhere --repeats a": "'a' is not a valid integer",
 }
 

@@ -1,0 +1,108 @@
+"""Runs as pandas data frames, for tables, notebooks and figures of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedkd.errors import FedkdError
+from fedkd.results import EXPERIMENT, Run, flat
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+
+def load_runs(folder: str | Path) -> DataFrame:
+    """Every run at or below ``folder``: a row a run, in the order of their paths.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``folder`` (text) and ``finished`` (bool); every key of the experiment, dotted
+        (``strategy.name``, ``data.alpha``, ``seed``; lists as ``a+b``); every entry of
+        ``summary.json`` whose name is not a key's (``own_accuracy_mean`` after fusion,
+        ``own_accuracy_mean_local`` after local training, ``bytes_up``, ``seconds``). Accuracies are
+        fractions. What a run does not have is missing: NaN or None.
+
+    Raises
+    ------
+    FedkdError
+        ``folder`` is not a folder, or an experiment in it cannot be read.
+    """
+    return frame([row(run) for run in runs_below(folder)])
+
+
+def load_rounds(folder: str | Path) -> DataFrame:
+    """Every round of every run at or below ``folder``: a row a run and round.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``folder``, every key of the experiment as in :func:`load_runs` (but ``rounds``, which is
+        ``round`` here), and the numbers of the round's line. What was measured after local training
+        ends in ``_local``; what the strategy recorded begins with ``record.``; matrices and lists
+        are left out.
+
+    Raises
+    ------
+    FedkdError
+        As :func:`load_runs`.
+    """
+    rows = []
+    for run in runs_below(folder):
+        known = {"folder": str(run.folder), **_keys(run)}
+        known.pop("rounds")
+        for line in run.rounds:
+            numbers = {name: value for name, value in line.items() if name not in SHAPED}
+            numbers |= {f"{name}_local": value for name, value in line.get("local", {}).items()}
+            numbers |= flat(line.get("strategy", {}), "record.")
+            rows.append(
+                known | {k: v for k, v in numbers.items() if not isinstance(v, list | dict)}
+            )
+    return frame(rows)
+
+
+SHAPED = ("local", "strategy")
+"""Entries of a round's line that are tables."""
+
+
+def runs_below(folder: str | Path) -> Iterator[Run]:
+    """Every run at or below ``folder``, in the order of their paths."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FedkdError(f"{folder} is not a folder of runs")
+    for file in sorted(folder.rglob(EXPERIMENT)):
+        yield Run(file.parent)
+
+
+def row(run: Run) -> dict[str, Any]:
+    """The row of :func:`load_runs` for one run."""
+    summary = run.summary
+    known = {"folder": str(run.folder), "finished": summary is not None, **_keys(run)}
+    return known | {name: value for name, value in (summary or {}).items() if name not in known}
+
+
+def frame(rows: list[dict[str, Any]]) -> DataFrame:
+    """Rows as a data frame; a column of numbers of which some are missing is one of floats."""
+    from pandas import DataFrame
+
+    found = DataFrame(rows)
+    for name in found.columns:
+        if found[name].dtype.kind != "O":
+            continue
+        values = [value for value in found[name] if value is not None]
+        if values and all(type(value) in (int, float) for value in values):
+            found[name] = found[name].astype(float)
+    return found
+
+
+def _keys(run: Run) -> dict[str, Any]:
+    try:
+        tables = run.experiment.model_dump(mode="json")
+    except FedkdError as error:
+        raise FedkdError(f"{run.folder / EXPERIMENT}: {error}") from error
+    return {
+        key: "+".join(map(str, value)) if isinstance(value, list) else value
+        for key, value in flat(tables).items()
+    }

@@ -1,0 +1,220 @@
+"""Which runs a figure is made from, and how it gathers them: panels, lines, seeds."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedkd.frames import runs_below
+from fedkd.results import EXPERIMENT, SUMMARY, FedkdError, Run, by_seed, labels, settings
+from fedkd.statistics import interval
+from plots.style import look
+
+SUITE = "suite.json"
+FEW = 3  # seeds; of fewer the range is shown, as an interval would say nothing
+METRICS = {
+    "own_accuracy": "Own test accuracy (%)",
+    "common_accuracy": "Common test accuracy (%)",
+}
+STAGES = {"fused": "after fusion", "local": "after local training"}
+
+
+def find(folders: Iterable[Path | str]) -> list[Run]:
+    """The runs in ``folders``, each once.
+
+    A folder is a run's own, or holds finished runs at any depth; of a suite's folder, the cells
+    that its ``suite.json`` names, so that what an earlier version of the suite left there is not
+    mixed in.
+
+    Raises
+    ------
+    FedkdError
+        A folder neither is a run's nor holds a finished one.
+    """
+    found: dict[Path, Run] = {}
+    for folder in map(Path, folders):
+        for run in [Run(folder)] if (folder / EXPERIMENT).is_file() else _below(folder):
+            found.setdefault(run.folder.resolve(), run)
+    return list(found.values())
+
+
+def _below(folder: Path) -> list[Run]:
+    if (folder / SUITE).is_file():
+        try:
+            suite = json.loads((folder / SUITE).read_text(encoding="utf-8"))
+            runs = [Run(folder / cell["folder"]) for cell in suite["cells"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise FedkdError(f"{folder / SUITE} cannot be read: {error!r}") from error
+    else:
+        runs = list(runs_below(folder))
+    runs = [run for run in runs if (run.folder / SUMMARY).is_file()]
+    if not runs:
+        raise FedkdError(f"{folder} is not a run's folder and holds no finished run")
+    return runs
+
+
+def one(runs: Sequence[Run], figure: str) -> Run:
+    """The only run there is.
+
+    Raises
+    ------
+    FedkdError
+        There are several.
+    """
+    if len(runs) != 1:
+        raise FedkdError(
+            f"{figure} shows one run and {len(runs)} were given; name one, as {runs[0].folder}"
+        )
+    return runs[0]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Runs on data of one kind; ``title`` says which, where there are several panels."""
+
+    title: str
+    runs: list[Run]
+
+
+def panels(runs: Sequence[Run], key: str = "") -> tuple[list[Panel], tuple[str, ...]]:
+    """Part runs by the keys of ``[data]`` that vary within a method, in rising order.
+
+    Accuracies on other data are not comparable, so figures show them side by side. The transfer
+    set, and ``key``, which is the figure's own axis, do not count.
+
+    Returns
+    -------
+    tuple
+        The panels, and the keys that tell them apart: all that vary, also those that a title does
+        not need, as the size that goes with a data set.
+    """
+    tables = [settings(run) for run in runs]
+    values: dict[tuple[str, str], set[str]] = {}
+    for table in tables:
+        own = {name: value for name, value in table.items() if name.startswith("strategy.")}
+        for name, value in table.items():
+            values.setdefault((name, repr(own)), set()).add(repr(value))
+    keys = tuple(
+        name
+        for name in tables[0]
+        if name.startswith("data.")
+        and not name.startswith("data.transfer.")
+        and name != key
+        and any(len(seen) > 1 for (at, _), seen in values.items() if at == name)
+    )
+    told: list[str] = []
+    for name in keys:
+        before, after = (
+            len({_values(table, which) for table in tables}) for which in (told, [*told, name])
+        )
+        if after > before:
+            told.append(name)
+    places: dict[tuple[str, ...], Panel] = {}
+    for table, run in sorted(zip(tables, runs), key=lambda pair: _order(pair[0], told)):
+        title = ", ".join(f"{name.split('.')[-1]} = {_said(table.get(name))}" for name in told)
+        places.setdefault(_values(table, told), Panel(title, [])).runs.append(run)
+    return list(places.values()), keys
+
+
+def _said(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _values(table: dict[str, Any], keys: Sequence[str]) -> tuple[str, ...]:
+    return tuple(repr(table.get(key)) for key in keys)
+
+
+def _order(table: dict[str, Any], keys: Sequence[str]) -> list[tuple[bool, float, str]]:
+    """Numbers by their size, before words."""
+    values = [table.get(key) for key in keys]
+    return [
+        (False, float(value), "") if isinstance(value, int | float) else (True, 0.0, str(value))
+        for value in values
+    ]
+
+
+@dataclass(frozen=True)
+class Line:
+    """What a figure shows as one line or point: runs that differ in seed and ``but`` keys alone.
+
+    ``style`` are keywords of ``Axes.plot``.
+    """
+
+    label: str
+    style: dict[str, Any]
+    runs: list[Run]
+
+    @property
+    def seeds(self) -> int:
+        """How many seeds there are."""
+        return len({run.experiment.seed for run in self.runs})
+
+    def among(self, runs: Sequence[Run]) -> Line:
+        """The same with those of its runs that are among ``runs``, of which there may be none."""
+        folders = {run.folder for run in runs}
+        return Line(self.label, self.style, [run for run in self.runs if run.folder in folders])
+
+
+def lines(runs: Sequence[Run], but: Collection[str] = ()) -> list[Line]:
+    """Gather runs into lines, in the order given; ``but`` are keys shown otherwise."""
+    groups = by_seed(runs, but)
+    names = labels([group[0] for group in groups], but)
+    variants: Counter[str] = Counter()
+    found = []
+    for name, group in zip(names, groups):
+        method = group[0].experiment.strategy.name
+        found.append(Line(name, look(method, variants[method]), group))
+        variants[method] += 1
+    return found
+
+
+def over_seeds(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean, low and high over seeds: 95 % by Student's t, the range of two, NaN bounds of one."""
+    if 1 < len(values) < FEW:
+        return sum(values) / len(values), min(values), max(values)
+    found = interval(values)
+    return found.mean, found.low, found.high
+
+
+def said_of_seeds(counts: Collection[int]) -> str:
+    """What bars or bands over these numbers of seeds are; nothing where there are none."""
+    several = sorted({count for count in counts if count > 1})
+    if not several:
+        return ""
+    fewest = f"{several[0]} to " if len(several) > 1 else ""
+    if several[-1] < FEW:
+        return f"range over {several[-1]} seeds"
+    note = " (of two: the range)" if several[0] < FEW else ""
+    return f"95 % interval over {fewest}{several[-1]} seeds{note}"
+
+
+def final(run: Run, metric: str, stage: str = "fused") -> float:
+    """``metric``, mean over clients when the run ended; NaN where it was not measured.
+
+    Raises
+    ------
+    FedkdError
+        The run has not ended.
+    """
+    if run.summary is None:
+        raise FedkdError(f"{run.folder} has not ended; this figure shows the end of a run")
+    value = run.summary.get(f"{metric}_mean{'_local' if stage == 'local' else ''}")
+    return math.nan if value is None else float(value)
+
+
+def check(metric: str, stage: str = "fused") -> None:
+    """Refuse a metric or a stage that is not known.
+
+    Raises
+    ------
+    FedkdError
+        It is not known.
+    """
+    for word, value, known in (("metric", metric, METRICS), ("stage", stage, STAGES)):
+        if value not in known:
+            raise FedkdError(f"{word} {value!r} is not known; known: {', '.join(known)}")

@@ -1,0 +1,131 @@
+"""``fedkd claims``: run what claims need and is not run yet, and say what the runs say of them."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedkd.errors import FedkdError
+from simulations.suite import Suite, read, run_suite
+from simulations.tables import ruled
+from simulations.verdicts import Claim, Verdict, judge_suite
+from simulations.watch import Screen, told
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+HEADS = ("where", "verdict", "effect [95 %]", "seeds", "")
+STYLES = {"supported": "green", "not supported": "red", "vacuous": "yellow", "not run": "dim"}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A claim and what its suite's runs say; ``why`` it could not be judged, if it could not."""
+
+    claim: Claim
+    suite: Suite
+    verdicts: Sequence[Verdict]
+    why: str = ""
+
+    @property
+    def figure(self) -> str:
+        """The command for the claim's figure."""
+        return self.claim.figure.format(folder=shlex.quote(str(self.suite.folder)))
+
+
+def suites_of(
+    claims: Mapping[str, Claim], scale: str, data_dir: Path | None, out: Path | None
+) -> dict[str, Suite]:
+    """The suites that judge ``claims``, by name; in ``out/<name>-<scale>``, or below ``runs``."""
+    names = dict.fromkeys(claim.suite for claim in claims.values())
+    return {
+        name: read(
+            name, scale, data_dir=data_dir, out=out / f"{Path(name).stem}-{scale}" if out else None
+        )
+        for name in names
+    }
+
+
+def run_missing(suites: Mapping[str, Suite], jobs: int | None) -> bool:
+    """Run what suites lack, one suite after another, and tell on stderr; whether all went well."""
+    console = console_of(sys.stderr.isatty(), stderr=True)
+    well = True
+    for suite in suites.values():
+        console.print(f"suite {suite.name}, {suite.scale}: {suite.folder}", style="bold")
+        with Screen(console) as screen:
+            outcome = run_suite(suite, jobs, observer=screen)
+        for line in told(outcome):
+            console.print(line, style="red" if line.startswith("failed:") else "", soft_wrap=True)
+        well = well and not outcome.failed
+    return well
+
+
+def console_of(terminal: bool, stderr: bool = False) -> Console:
+    """A console for text as it stands; wide where it is not a terminal, as logs do not wrap."""
+    from rich.console import Console
+
+    wide = None if terminal else 160
+    return Console(stderr=stderr, width=wide, markup=False, highlight=False, emoji=False)
+
+
+def answers(claims: Mapping[str, Claim], suites: Mapping[str, Suite]) -> list[Answer]:
+    """What finished runs say of ``claims``; one that does not fit its runs says why."""
+    found = []
+    for claim in claims.values():
+        verdicts, why = [], ""
+        try:
+            verdicts = judge_suite(claim, suites[claim.suite])
+        except FedkdError as error:
+            why = str(error)
+        found.append(Answer(claim, suites[claim.suite], verdicts, why))
+    return found
+
+
+def show(found: Sequence[Answer]) -> None:
+    """Print each claim, its verdicts and the command for its figure, for people."""
+    from rich.table import Table
+    from rich.text import Text
+
+    console = console_of(sys.stdout.isatty())
+    for answer in found:
+        claim = answer.claim
+        console.print(f"{claim.name}: {claim.statement}", style="bold")
+        console.print(claim.source, style="dim")
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        for head in HEADS:
+            table.add_column(head, justify="right" if head == "seeds" else "left")
+        for one in answer.verdicts:
+            said = Text(one.verdict, style=STYLES.get(one.verdict, ""))
+            end = not one.where
+            cells = (one.where_text, said, one.effect_text, str(one.seeds or ""), one.detail)
+            table.add_row(*cells, style="bold" if end else "")
+        if answer.verdicts:
+            console.print(table)
+        if answer.why:
+            console.print(f"not judged: {answer.why}", style="red", soft_wrap=True)
+        console.print(f"figure: {answer.figure}\n", soft_wrap=True)
+
+
+def markdown(found: Sequence[Answer]) -> str:
+    """The same as Markdown: a heading, a statement and a table a claim."""
+    return "\n\n".join(section(answer) for answer in found)
+
+
+def section(answer: Answer, level: str = "###") -> str:
+    """One claim as Markdown."""
+    claim = answer.claim
+    rows = [
+        [one.where_text, _strong(one), one.effect_text, str(one.seeds or ""), one.detail]
+        for one in answer.verdicts
+    ]
+    parts = [f"{level} {claim.name}", claim.statement, f"*{claim.source}.*"]
+    parts.append(f"Not judged: {answer.why}" if answer.why else ruled([HEADS, *rows]))
+    return "\n\n".join([*parts, f"Figure: `{answer.figure}`"])
+
+
+def _strong(one: Verdict) -> str:
+    return one.verdict if one.where else f"**{one.verdict}**"

@@ -1,0 +1,412 @@
+"""A suite as one page: what was run, tables, figures, verdicts, how to do it again.
+
+The page is a single HTML file that asks for nothing else: figures are PNG images inside it, styles
+stand in it, and it has no script. Everything on it is read from the suite's run folders.
+"""
+
+from __future__ import annotations
+
+import base64
+import importlib
+import io
+import json
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedkd.errors import FedkdError
+from fedkd.experiment import Experiment
+from fedkd.results import ENVIRONMENT, EXPERIMENT, Run
+from plots.style import styled
+from simulations import tables
+from simulations.suite import SEED, Cell, Suite, frame, suites
+from simulations.verdicts import MEASURES, Claim, Verdict, claims, judge_suite
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+TEMPLATE = "report.html.jinja"
+DPI = 200
+INCH = 96  # CSS pixels
+MOST = 12  # figures of a kind; the others are a command
+COMPARED = ("method", "arm")  # axes whose labels are held against each other, if there are any
+DATA = "data"
+
+VALUES = (
+    *("own_accuracy_mean", "own_accuracy_mean_local", "own_accuracy_worst10"),
+    *("common_accuracy_mean", "common_accuracy_mean_local"),
+    *("own_perplexity_mean", "common_perplexity_mean"),
+)
+"""What there is a table of, where it was measured."""
+TABLES_SAY = (
+    "Mean ± standard deviation over seeds. Bold: the best of a column; ≈: not told from it by a "
+    "paired t test over seeds (Holm, p ≥ 0.05)."
+)
+FIGURES = {
+    "alpha": "Accuracy against heterogeneity",
+    "size": "Accuracy against local size",
+    "curves": "Accuracy by round",
+    "pareto": "Accuracy against bytes",
+    "fairness": "Accuracy of every client",
+    "calibration": "Calibration",
+    "exposure": "Exposure of planted secrets",
+    "tradeoff": "Privacy and utility",
+    "weights": "Weights between clients",
+    "cuts": "Cuts",
+    "partition": "Who holds what",
+}
+"""Modules of ``plots``, and their titles; each tells by itself whether runs fit."""
+SINGLE = ("cuts", "partition")
+"""Figures of one run."""
+RECORDED = {"weights": "weights", "cuts": "cut"}
+"""What a method must record for a figure of it."""
+
+
+def write(suite: Suite, file: Path | None = None) -> Path:
+    """Write the page of ``suite`` to ``file``, else to ``report.html`` in the suite's folder.
+
+    Raises
+    ------
+    FedkdError
+        The file cannot be written.
+    """
+    file = file or suite.folder / "report.html"
+    text = page(suite)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise FedkdError(f"--out {file} cannot be written: {error}") from error
+    return file
+
+
+def page(suite: Suite) -> str:
+    """The page of ``suite``, of the cells that have finished."""
+    import jinja2
+
+    found = frame(suite)
+    states = [_state(cell) for cell in suite.cells]
+    environment = _environments(suite)
+    judged = [_judged(claim, suite) for claim in claims().values() if claim.suite == suite.name]
+    template = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    ).get_template(TEMPLATE)
+    return template.render(
+        name=suite.name,
+        about=suite.about,
+        scale=suite.scale,
+        counts=_counts(states),
+        seeds=suite.axes.get(SEED, ()),
+        missing=[
+            f"{count} cell{'s' * (count > 1)} not run: {why}"
+            for why, count in Counter(cell.missing for cell in suite.cells if cell.missing).items()
+        ],
+        axes={axis: [str(label) for label in labels] for axis, labels in suite.axes.items()},
+        fewer=len(suite.cells) < _combinations(suite),
+        claims=judged,
+        tables=_tables(suite, found) if len(found) else {},
+        tables_say=TABLES_SAY,
+        figures=_figures(suite),
+        cells=_cells(suite, found, states),
+        cell_heads=[*suite.axes, "state", *(_words(value) for value in _measured(found)), "s"],
+        shared=_shared([cell.experiment for cell in suite.cells]),
+        commands=_commands(suite, judged),
+        environment=environment,
+        differing=[key for key, values in environment.items() if len(values) > 1],
+    )
+
+
+# --- panels: which cells stand together -----------------------------------------------------------
+
+
+def _compared(suite: Suite) -> str:
+    """The axis whose labels are held against each other: methods, if that is an axis."""
+    axes = [axis for axis in suite.axes if axis != SEED]
+    named = [axis for axis in COMPARED if axis in axes]
+    plain = [axis for axis in axes if not axis.startswith("data")]
+    return [*named, *plain, *axes, SEED][0]
+
+
+def _panels(suite: Suite, shown: Iterable[str]) -> Iterator[tuple[dict[str, Any], list[Cell]]]:
+    """The finished cells, gathered by the labels of all axes but those that are ``shown``.
+
+    Axes with one label are not worth a word.
+    """
+    shown = set(shown)
+    groups: dict[tuple[Any, ...], list[Cell]] = {}
+    apart = [axis for axis, labels in suite.axes.items() if axis not in shown and len(labels) > 1]
+    for cell in suite.cells:
+        if cell.finished:
+            groups.setdefault(tuple(cell.labels[axis] for axis in apart), []).append(cell)
+    for labels, cells in groups.items():
+        yield dict(zip(apart, labels, strict=True)), cells
+
+
+def _where(labels: dict[str, Any]) -> str:
+    return ", ".join(f"{axis} = {label}" for axis, label in labels.items())
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A table of the page and the command that prints it."""
+
+    title: str
+    table: tables.Table
+    command: str
+
+
+def _tables(suite: Suite, found: DataFrame) -> dict[str, list[Shown]]:
+    """The tables of each panel, by what the panel is of."""
+    rows = _compared(suite)
+    others = [axis for axis in suite.axes if axis not in (rows, SEED)]
+    columns = sorted(others, key=lambda axis: -len(suite.axes[axis]))[:1]
+    panels = {}
+    for labels, _ in _panels(suite, (rows, *columns, SEED)):
+        here = found
+        for axis, label in labels.items():
+            here = here[here[axis] == label]
+        panels[_where(labels)] = [
+            _table(suite, here, rows, columns, value, labels) for value in _measured(here)
+        ]
+    return panels
+
+
+def _table(
+    suite: Suite,
+    here: DataFrame,
+    rows: str,
+    columns: list[str],
+    value: str,
+    labels: dict[str, Any],
+) -> Shown:
+    made = tables.table(here, rows, columns, value, best=tables.direction(value))
+    seeds = {entry.seeds for row in made.cells for entry in row if entry is not None}
+    many = f"; {max(seeds)} seed{'s' * (max(seeds) > 1)}" if len(seeds) == 1 else ""
+    unit = f", in {made.unit}" if made.unit else ""
+    title = f"{_words(value)}{unit}{_by(columns)}{many}"
+    words = ["fedkd", "table", str(suite.folder), "--rows", rows]
+    words += [word for axis in columns for word in ("--columns", axis)]
+    words += ["--value", value]
+    words += [word for axis, label in labels.items() for word in ("--where", f"{axis}={label}")]
+    return Shown(title, made, shlex.join(words))
+
+
+def _by(columns: Sequence[str]) -> str:
+    return f", by {', '.join(columns)}" if columns else ""
+
+
+def _measured(found: DataFrame) -> list[str]:
+    return [value for value in VALUES if value in found and found[value].notna().any()]
+
+
+def _words(value: str) -> str:
+    return MEASURES.get(value, value.removesuffix("_mean").replace("_", " "))
+
+
+# --- figures --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure of the page: a PNG as a ``data:`` URI, its size in CSS pixels, what it is of."""
+
+    where: str
+    uri: str
+    width: int
+    height: int
+    command: str
+
+
+def _figures(suite: Suite) -> dict[str, list[Picture]]:
+    """The figures that the suite's runs make, by title."""
+    found = {
+        title: _singles(name, suite) if name in SINGLE else _pictures(name, suite)
+        for name, title in FIGURES.items()
+    }
+    return {title: pictures for title, pictures in found.items() if pictures}
+
+
+def _pictures(name: str, suite: Suite) -> list[Picture]:
+    """One figure a data set; where that is too much, one a panel of the tables."""
+    for shown in ({*suite.axes} - {DATA}, {_compared(suite), SEED}):
+        found = []
+        for labels, panel in _panels(suite, shown):
+            cells = [cell for cell in panel if _has(name, cell)]
+            if picture := _picture(name, labels, cells):
+                found.append(picture)
+        if found:
+            if [picture.where for picture in found] == [""]:
+                whole = shlex.join(["fedkd", "plot", name, str(suite.folder)])
+                return [replace(found[0], command=whole)]
+            return found[:MOST]
+    return []
+
+
+def _singles(name: str, suite: Suite) -> list[Picture]:
+    """Figures of one run: of the first seed, and of runs that would look the same only once."""
+    found: dict[str, Picture] = {}
+    for labels, (cell, *_) in _panels(suite, (SEED,)):
+        if not _has(name, cell) or len(found) == MOST:
+            continue
+        same = str(cell.folder)
+        if name == "partition":
+            partition = Run(cell.folder).partition
+            same = str([client["labels"] for client in partition["clients"]])
+            labels.pop(_compared(suite), None)
+        if SEED in cell.labels:
+            labels[SEED] = cell.labels[SEED]
+        if same not in found and (picture := _picture(name, labels, [cell])):
+            found[same] = picture
+    return list(found.values())
+
+
+def _has(name: str, cell: Cell) -> bool:
+    """Whether a run's method records what the figure shows."""
+    key = RECORDED.get(name)
+    return key is None or any(key in line.get("strategy", {}) for line in Run(cell.folder).rounds)
+
+
+@styled
+def _picture(name: str, labels: dict[str, Any], cells: Sequence[Cell]) -> Picture | None:
+    """The figure, or nothing where these runs have not what it shows."""
+    if not cells:
+        return None
+    runs = [Run(cell.folder) for cell in cells]
+    try:
+        draw = importlib.import_module(f"plots.{name}").draw
+        figure: Figure = draw(runs)
+    except FedkdError:
+        return None
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=DPI)
+    width, height = (round(INCH * inches) for inches in figure.get_size_inches())
+    uri = "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
+    words = ["fedkd", "plot", name, *(str(run.folder) for run in runs)]
+    return Picture(_where(labels), uri, width, height, shlex.join(words))
+
+
+# --- what was run, and on what --------------------------------------------------------------------
+
+
+def _state(cell: Cell) -> str:
+    if cell.finished:
+        return "done"
+    if cell.missing:
+        return "without data"
+    return "begun" if (cell.folder / EXPERIMENT).is_file() else "not run"
+
+
+def _counts(states: Sequence[str]) -> dict[str, int]:
+    counts = Counter(states)
+    order = ("done", "begun", "not run", "without data")
+    return {"cells": len(states)} | {state: counts[state] for state in order if counts[state]}
+
+
+def _combinations(suite: Suite) -> int:
+    count = 1
+    for labels in suite.axes.values():
+        count *= len(labels)
+    return count
+
+
+def _cells(suite: Suite, found: DataFrame, states: Sequence[str]) -> list[list[str]]:
+    """A row a cell: its labels, its state, what was measured, seconds."""
+    values = _measured(found)
+    rows = []
+    for cell, state in zip(suite.cells, states, strict=True):
+        summary = Run(cell.folder).summary or {}
+        numbers = [_number(value, summary.get(value)) for value in values]
+        seconds = f"{summary['seconds']:.1f}" if "seconds" in summary else ""
+        rows.append([*map(str, cell.labels.values()), state, *numbers, seconds])
+    return rows
+
+
+def _number(value: str, number: float | None) -> str:
+    if number is None:
+        return ""
+    return f"{100 * number:.1f} %" if "accuracy" in value else f"{number:.2f}"
+
+
+def _shared(experiments: Sequence[Experiment]) -> str:
+    """The keys that have the same value in all experiments, as TOML."""
+    import tomli_w
+
+    def common(tables: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        found = {}
+        for key, value in tables[0].items():
+            if all(isinstance(table.get(key), dict) for table in tables):
+                if inner := common([table[key] for table in tables]):
+                    found[key] = inner
+            elif all(key in table and table[key] == value for table in tables):
+                found[key] = value
+        return found
+
+    dumped = [one.model_dump(mode="json", exclude_none=True) for one in experiments]
+    return tomli_w.dumps(common(dumped)) if dumped else ""
+
+
+def _environments(suite: Suite) -> dict[str, dict[str, int]]:
+    """Every entry of the runs' environments, with its values and how many runs have them."""
+    found: dict[str, Counter[str]] = {}
+    for folder in dict.fromkeys(cell.folder for cell in suite.cells):
+        file = folder / ENVIRONMENT
+        if not file.is_file():
+            continue
+        entries = json.loads(file.read_text())
+        entries.pop("command", None)
+        git = entries.pop("git", None)
+        changed = ", changed since" if git and git["changed"] else ""
+        entries["commit"] = f"{git['commit']}{changed}" if git else "not a checkout"
+        for name, version in entries.pop("packages", {}).items():
+            entries[name] = version or "not installed"
+        for key, value in entries.items():
+            found.setdefault(key, Counter())[str(value)] += 1
+    return {key: dict(values.most_common()) for key, values in found.items()}
+
+
+# --- claims and commands --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A claim, its figure's command and its verdicts; or ``why`` it could not be judged."""
+
+    name: str
+    statement: str
+    source: str
+    figure: str
+    verdicts: Sequence[Verdict]
+    why: str = ""
+
+
+def _judged(claim: Claim, suite: Suite) -> Judged:
+    said: Sequence[Verdict] = ()
+    why = ""
+    try:
+        said = judge_suite(claim, suite)
+    except FedkdError as error:
+        why = f"Not judged: {error}"
+    source, figure = claim.source.rstrip("."), claim.figure.format(folder=suite.folder)
+    return Judged(claim.name, claim.statement, source, figure, said, why)
+
+
+def _commands(suite: Suite, judged: Sequence[Judged]) -> list[str]:
+    """Commands that run what is missing, judge it and write this page."""
+    name = suite.name if suite.name in suites() else f"{suite.name}.toml"
+    folder, scale = str(suite.folder), ["--scale", suite.scale]
+    out = ["--out", folder] if suite.folder != Path("runs") / f"{suite.name}-{suite.scale}" else []
+    commands = [["fedkd", "suite", name, *scale, *out], ["fedkd", "report", folder]]
+    if judged:
+        commands.insert(1, ["fedkd", "claims", *(one.name for one in judged), *scale])
+    return [shlex.join(words) for words in commands]

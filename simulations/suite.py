@@ -1,0 +1,583 @@
+"""Suites: a grid of experiments, run where it is not run yet, and read as one data frame.
+
+A suite is a TOML file: a base experiment, keys set in every cell, and axes. Every combination of
+the axes' labels is a cell. Its folder holds ``suite.json`` and a run's folder a cell, called by the
+cell's labels and the experiment's digest, so that a changed suite repeats only what has changed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from pydantic import Field
+
+from fedkd.errors import FedkdError, MissingData, nearest
+from fedkd.experiment import Experiment, Table, changed, override, validated
+from fedkd.results import SUMMARY, Run, flat
+from simulations.jobs import Job, most, outcomes
+from simulations.shipped import experiment_text
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+FOLDER = Path(__file__).parent / "suites"
+MANIFEST = "suite.json"
+ARM = "arm"
+"""A key of cells that is none of the experiment: a way of release that ``fedkd canary`` has."""
+SEED = "seed"
+LONGEST_SLUG = 100
+
+Label = str | int | float | bool
+Scale = Literal["quick", "full"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination of labels, by axis in the axes' order, and its run.
+
+    ``missing`` says why the data is not there; it is empty where it is, or the run has finished.
+    Cells that are the same experiment share a folder.
+    """
+
+    labels: dict[str, Label]
+    experiment: Experiment
+    folder: Path
+    missing: str
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has ended."""
+        return (self.folder / SUMMARY).is_file()
+
+    @property
+    def title(self) -> str:
+        """The labels in a line."""
+        return ", ".join(
+            f"{axis} {label}" if _number(label) else str(label)
+            for axis, label in self.labels.items()
+        )
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A grid of cells; ``axes`` are their labels by axis, ``about`` is the file's first comment."""
+
+    name: str
+    about: str
+    scale: str
+    axes: dict[str, tuple[Label, ...]]
+    cells: tuple[Cell, ...]
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What running a suite came to: cells that ran, were there already, were skipped and why."""
+
+    ran: tuple[Cell, ...]
+    there: tuple[Cell, ...]
+    skipped: tuple[Cell, ...]
+    failed: tuple[tuple[Cell, str], ...]
+
+
+class Watch:
+    """Told what happens while a suite runs; every method does nothing unless overridden."""
+
+    def begins(self, there: Sequence[Cell], left: Sequence[Cell], jobs: int) -> None:
+        """Runs are about to begin: what is there already, what is left, how many at a time."""
+
+    def started(self, cell: Cell) -> None:
+        """The run of a cell begins."""
+
+    def ended(self, cell: Cell, seconds: float, why: str) -> None:
+        """The run of a cell has ended, or failed for the reason in ``why``."""
+
+
+# --- the file -----------------------------------------------------------------------------------
+
+
+class _Scale(Table):
+    keys: dict[str, Any] = Field(default_factory=dict, alias="set")
+    axes: dict[str, Any] = Field(default_factory=dict)
+
+
+class _File(_Scale):
+    experiment: str
+    skip: tuple[dict[str, Any], ...] = ()
+    quick: _Scale = _Scale()
+    full: _Scale = _Scale()
+
+
+def suites() -> dict[str, Path]:
+    """The suites that come with fedkd, by name."""
+    return {file.stem: file for file in sorted(FOLDER.glob("*.toml"))}
+
+
+def read(
+    name_or_file: str | Path,
+    scale: str = "quick",
+    *,
+    overrides: Sequence[str] = (),
+    data_dir: Path | None = None,
+    out: Path | None = None,
+) -> Suite:
+    """The suite called so: a shipped one, a file, or the folder of one that was run.
+
+    Parameters
+    ----------
+    scale : {"quick", "full"}
+        Which of the file's two sizes.
+    overrides : sequence of str
+        ``key=value``, set in every cell after its labels.
+    data_dir : Path, optional
+        Where data sets lie.
+    out : Path, optional
+        The suite's folder; ``runs/<name>-<scale>`` when not given.
+
+    Raises
+    ------
+    FedkdError
+        There is no such suite, or one line that names file, key, value and what is allowed.
+    """
+    if (Path(name_or_file) / MANIFEST).is_file():
+        return _opened(Path(name_or_file), data_dir)
+    if scale not in get_args(Scale):
+        raise FedkdError(f"--scale {scale!r} is not allowed: {' or '.join(get_args(Scale))}")
+    file = _file(str(name_or_file))
+    try:
+        text = file.read_text(encoding="utf-8")
+        tables = tomllib.loads(text)
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise FedkdError(f"suite {file} cannot be read: {error}") from error
+    about = next((line.lstrip("# ") for line in text.splitlines() if line.startswith("#")), "")
+    folder = out or Path("runs") / f"{file.stem}-{scale}"
+    given = dict(map(override, overrides))
+    if data_dir is not None:
+        given["data.data_dir"] = str(data_dir)
+    try:
+        table = validated(_File, tables)
+        of_scale = getattr(table, scale)
+        axes = {name: _axis(name, held) for name, held in (table.axes | of_scale.axes).items()}
+        if not axes:
+            raise FedkdError("it has no axes; e.g. [axes] seed = [0, 1, 2]")
+        for key in given:
+            if key in axes:
+                raise FedkdError(f"--set {key} is not allowed, as it is an axis; use --only {key}=")
+        base = tomllib.loads(experiment_text(_base(table.experiment, file)))
+        settings = flat(table.keys) | flat(of_scale.keys)
+        labelled = [
+            labels
+            for labels in _combinations(axes)
+            if not any(_matches(labels, one, axes) for one in table.skip)
+        ]
+        experiments = []
+        for labels in labelled:
+            changes = {key: v for axis, one in labels.items() for key, v in axes[axis][one].items()}
+            named = file.stem, labels
+            experiments.append(_experiment(base, (settings, changes, given), named))
+    except FedkdError as error:
+        raise FedkdError(f"suite {file}: {error}") from error
+    found = {name: tuple(labels) for name, labels in axes.items()}
+    cells = _cells(labelled, experiments, folder)
+    return Suite(file.stem, about, scale, found, cells, folder)
+
+
+def _file(name: str) -> Path:
+    file = Path(name).expanduser()
+    if file.is_file():
+        return file
+    known = suites()
+    if name not in known:
+        raise FedkdError(
+            f"suite {name!r} is neither a file, nor a suite's folder, nor the name of a shipped one"
+            f"{nearest(name, list(known))}; shipped: {', '.join(known) or 'none'}"
+        )
+    return known[name]
+
+
+def _base(experiment: str, file: Path) -> str:
+    beside = file.parent / experiment
+    return str(beside) if beside.is_file() else experiment
+
+
+def _axis(name: str, held: Any) -> dict[Label, dict[str, Any]]:
+    """The labels of an axis and the keys that each sets."""
+    if isinstance(held, list) and held:
+        found = {_label(value): {name: value} for value in held}
+        if len(found) < len(held):
+            raise FedkdError(f"axes.{name} = {held!r} is not allowed: a value is there twice")
+        return found
+    if isinstance(held, dict) and held:
+        for label, keys in held.items():
+            if not isinstance(keys, dict):
+                raise FedkdError(
+                    f"axes.{name}.{label} = {keys!r} is not allowed: a table of keys is, as in "
+                    f'{{"strategy.name" = "knfu"}}; an axis named by a key is quoted, as in '
+                    f'"{name}.{label}" = [1, 2]'
+                )
+        return {label: flat(keys) for label, keys in held.items()}
+    raise FedkdError(
+        f"axes.{name} = {held!r} is not allowed: a list of values is, or a table of labels"
+    )
+
+
+def _label(value: Any) -> Label:
+    if isinstance(value, list):
+        return "+".join(map(str, value)) or "none"
+    if not isinstance(value, Label):
+        raise FedkdError(f"{value!r} cannot be a label of an axis: texts, numbers and lists can")
+    return value
+
+
+def _combinations(axes: Mapping[str, Mapping[Label, Any]]) -> Iterator[dict[str, Label]]:
+    for labels in itertools.product(*axes.values()):
+        yield dict(zip(axes, labels, strict=True))
+
+
+def _matches(labels: Mapping[str, Label], skip: Mapping[str, Any], axes: Mapping[str, Any]) -> bool:
+    for axis, some in skip.items():
+        if axis not in axes:
+            raise FedkdError(f"skip: {_unknown(axis, axes)}")
+        if labels[axis] not in (some if isinstance(some, list) else [some]):
+            return False
+    return True
+
+
+def _unknown(axis: str, axes: Mapping[str, Any]) -> str:
+    return f"{axis!r} is not an axis{nearest(axis, list(axes))}; axes: {', '.join(axes)}"
+
+
+def _experiment(
+    base: Mapping[str, Any],
+    layers: Sequence[Mapping[str, Any]],
+    named: tuple[str, Mapping[str, Label]],
+) -> Experiment:
+    """The experiment of a cell: ``layers`` of keys over the base, the last ones win."""
+    suite, labels = named
+    tables = deepcopy(dict(base))
+    for keys in layers:
+        changed(tables, keys)
+    arm = tables.pop(ARM, None)
+    slug = _slug(_names({axis: labels[axis] for axis in labels if axis != SEED})) or suite
+    experiment = Experiment.from_dict(tables | {"name": slug})
+    if arm is None:
+        return experiment
+    return _released(experiment.model_copy(update={"seed": 0}).to_toml(), arm, experiment.seed)
+
+
+@cache
+def _arms(experiment: str) -> Any:
+    from simulations.canary import arms
+
+    return arms(Experiment.from_toml(experiment))
+
+
+def _released(experiment: str, arm: str, seed: int) -> Experiment:
+    from simulations.canary import varied
+
+    known, unfit = _arms(experiment)
+    if arm in unfit:
+        raise FedkdError(f"arm = {arm!r} does not fit: {unfit[arm]}")
+    if arm not in known:
+        raise FedkdError(
+            f"arm = {arm!r} is not known{nearest(arm, list(known))}; known: {', '.join(known)}"
+        )
+    return varied(Experiment.from_toml(experiment), known[arm], seed)
+
+
+def _slug(labels: Any) -> str:
+    words = (re.sub(r"[^A-Za-z0-9._]+", "-", str(label)).strip("-._") for label in labels)
+    return "-".join(word for word in words if word)[:LONGEST_SLUG]
+
+
+def _number(label: Label) -> bool:
+    return isinstance(label, int | float)
+
+
+# --- cells --------------------------------------------------------------------------------------
+
+
+def _cells(
+    labelled: Sequence[dict[str, Label]], experiments: Sequence[Experiment], folder: Path
+) -> tuple[Cell, ...]:
+    """Cells in ``folder``; what is there under another name is not done again."""
+    taken = {}
+    if folder.is_dir():
+        taken = {path.name.rpartition("-")[2]: path for path in sorted(folder.iterdir())}
+    found = []
+    for labels, experiment in zip(labelled, experiments, strict=True):
+        digest = experiment.digest()
+        place = taken.setdefault(digest, folder / f"{_slug(_names(labels))}-{digest}")
+        there = (place / SUMMARY).is_file()
+        found.append(Cell(labels, experiment, place, "" if there else _missing(experiment)))
+    return tuple(found)
+
+
+def _names(labels: Mapping[str, Label]) -> Iterator[str]:
+    """Labels as they stand in a folder's name: a bare number says of what."""
+    for axis, label in labels.items():
+        yield f"{axis.split('.')[-1]}{label}" if _number(label) else str(label)
+
+
+def _missing(experiment: Experiment) -> str:
+    table = experiment.data
+    if table.download:
+        return ""
+    others = [table.transfer.source] if table.transfer.source != "train" else []
+    said = (_not_there(name, experiment.data_dir()) for name in (table.dataset, *others))
+    return next(filter(None, said), "")
+
+
+def _not_there(dataset: str, folder: Path | None) -> str:
+    """Why a data set is not there; what else is wrong with it is a run's to say."""
+    from fedkd.data.datasets import load_dataset
+
+    if (dataset, folder) not in _looked:
+        why = ""
+        try:
+            load_dataset(dataset, folder, False)
+        except MissingData as error:
+            why = str(error)
+        except FedkdError:
+            pass
+        _looked[dataset, folder] = why
+    return _looked[dataset, folder]
+
+
+_looked: dict[tuple[str, Path | None], str] = {}
+
+
+def _opened(folder: Path, data_dir: Path | None) -> Suite:
+    """The suite that a folder holds the runs of, from its ``suite.json``."""
+    try:
+        stored = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        cells = []
+        for one in stored["cells"]:
+            tables = changed(
+                one["experiment"], {"data.data_dir": str(data_dir)} if data_dir else {}
+            )
+            place, experiment = folder / one["folder"], Experiment.from_dict(tables)
+            missing = "" if (place / SUMMARY).is_file() else _missing(experiment)
+            cells.append(Cell(one["labels"], experiment, place, missing))
+        axes = {name: tuple(labels) for name, labels in stored["axes"].items()}
+        return Suite(stored["name"], stored["about"], stored["scale"], axes, tuple(cells), folder)
+    except (OSError, ValueError, KeyError, TypeError, FedkdError) as error:
+        raise FedkdError(f"{folder / MANIFEST} cannot be read: {error}") from error
+
+
+def _write(suite: Suite) -> None:
+    cells = [
+        {
+            "labels": cell.labels,
+            "folder": cell.folder.name,
+            "digest": cell.experiment.digest(),
+            "experiment": cell.experiment.model_dump(mode="json", exclude_defaults=True),
+        }
+        for cell in suite.cells
+    ]
+    head = {"name": suite.name, "scale": suite.scale, "about": suite.about, "axes": suite.axes}
+    suite.folder.mkdir(parents=True, exist_ok=True)
+    beside = suite.folder / f".{MANIFEST}.new"
+    beside.write_text(json.dumps(head | {"cells": cells}, indent=1), encoding="utf-8")
+    beside.replace(suite.folder / MANIFEST)
+
+
+def chosen(suite: Suite, conditions: Sequence[str]) -> list[Cell]:
+    """Cells with the labels in ``conditions``, as :func:`wanted` reads them."""
+    labels = wanted(suite.axes, conditions, "--only")
+    return [
+        cell
+        for cell in suite.cells
+        if all(cell.labels[axis] in some for axis, some in labels.items())
+    ]
+
+
+def wanted(
+    axes: Mapping[str, Sequence[Label]], conditions: Sequence[str], flag: str
+) -> dict[str, list[Label]]:
+    """Labels by axis that ``conditions`` leave: ``AXIS=LABEL[,LABEL]``, all of which must hold.
+
+    Raises
+    ------
+    FedkdError
+        An axis or label is not known; the line names ``flag``.
+    """
+    left: dict[str, list[Label]] = {}
+    for condition in conditions:
+        axis, equals, text = condition.partition("=")
+        axis = axis.strip()
+        if not equals:
+            raise FedkdError(f"{flag} {condition!r} is not of the form AXIS=LABEL[,LABEL]")
+        if axis not in axes:
+            raise FedkdError(f"{flag} {condition}: {_unknown(axis, axes)}")
+        some: list[Label] = []
+        # A label may have a comma in it, and is then the only one.
+        for part in [text] if _meant(text, axes[axis]) else text.split(","):
+            found = _meant(part, axes[axis])
+            if not found:
+                known = [str(label) for label in axes[axis]]
+                raise FedkdError(
+                    f"{flag} {axis}={part.strip()} is not a label{nearest(part.strip(), known)}; "
+                    f"labels of {axis}: {', '.join(known)}"
+                )
+            some += found
+        left[axis] = [label for label in left.get(axis, axes[axis]) if label in some]
+    return left
+
+
+def _meant(text: str, labels: Sequence[Label]) -> list[Label]:
+    """The label that ``text`` stands for: as it is written, or the same number."""
+    text = text.strip()
+    found = [label for label in labels if str(label).lower() == text.lower()]
+    if not found:
+        try:
+            number = float(text)
+        except ValueError:
+            return []
+        found = [label for label in labels if _number(label) and float(label) == number]
+    return found
+
+
+# --- running ------------------------------------------------------------------------------------
+
+
+def run_suite(
+    suite: Suite,
+    jobs: int | None = None,
+    only: Sequence[str] = (),
+    observer: Watch | None = None,
+) -> Outcome:
+    """Run what has not finished yet: a run that was begun goes on from its checkpoint.
+
+    Parameters
+    ----------
+    jobs : int, optional
+        Runs at a time; as many as there are cores for when not given.
+    only : sequence of str
+        ``AXIS=LABEL[,LABEL]``: which cells.
+    observer : Watch, optional
+        Told of progress.
+
+    Returns
+    -------
+    Outcome
+        A run that fails does not stop the others.
+
+    Raises
+    ------
+    FedkdError
+        Before anything has run: an experiment cannot be run as it is, and why.
+    """
+    observer = observer or Watch()
+    cells = chosen(suite, only)
+    check(suite, cells)
+    there = [cell for cell in cells if cell.finished]
+    skipped = [cell for cell in cells if cell.missing and not cell.finished]
+    left = list(
+        {
+            cell.folder: cell for cell in reversed(cells) if not (cell.finished or cell.missing)
+        }.values()
+    )[::-1]
+    jobs = jobs or most([cell.experiment for cell in left])
+    _write(suite)
+    observer.begins(there, left, min(jobs, max(len(left), 1)))
+    tasks = [Job(cell.experiment, cell.folder, resume=True) for cell in left]
+    ran, failed = [], []
+    for index, seconds, why in outcomes(tasks, jobs, lambda index: observer.started(left[index])):
+        cell = left[index]
+        if why:
+            failed.append((cell, why))
+        else:
+            ran.append(cell)
+        observer.ended(cell, seconds, why)
+    return Outcome(tuple(ran), tuple(there), tuple(skipped), tuple(failed))
+
+
+def check(suite: Suite, cells: Sequence[Cell]) -> None:
+    """Refuse a suite with a cell that cannot be run, as far as that is known without its data.
+
+    Raises
+    ------
+    FedkdError
+        One line: suite, labels, key, value and what is allowed.
+    """
+    from fedkd import registry
+    from simulations.canary import refused
+
+    seen = set()
+    for cell in cells:
+        digest = cell.experiment.model_copy(update={"seed": 0}).digest()
+        if digest in seen:
+            continue
+        seen.add(digest)
+        name = cell.experiment.data.dataset
+        if ":" not in name:
+            registry.load("datasets", name)
+        if why := refused(cell.experiment):
+            raise FedkdError(f"suite {suite.name}: {why} (in the cell {cell.title})")
+
+
+class Clock:
+    """How long what is left will take, by what alike cells have taken."""
+
+    def __init__(self, there: Sequence[Cell], jobs: int) -> None:
+        self.jobs = jobs
+        self.took: dict[tuple[str, ...], list[float]] = {}
+        for cell in there:
+            self.add(cell, (Run(cell.folder).summary or {}).get("seconds", 0.0))
+
+    def add(self, cell: Cell, seconds: float) -> None:
+        """A run of ``cell`` has taken so long."""
+        for kind in _kinds(cell):
+            self.took.setdefault(kind, []).append(seconds)
+
+    def left(self, waiting: Sequence[Cell], running: Mapping[Path, float]) -> float | None:
+        """Seconds until all is done; ``running`` is how long runs by folder have been at it.
+
+        None while nothing has ended yet.
+        """
+        if not self.took:
+            return None
+        total = 0.0
+        for cell in waiting:
+            known = next(self.took[kind] for kind in _kinds(cell) if kind in self.took)
+            total += max(0.0, sum(known) / len(known) - running.get(cell.folder, 0.0))
+        return total / self.jobs
+
+
+def _kinds(cell: Cell) -> list[tuple[str, ...]]:
+    """What makes runs alike in cost, the closest first: data and method, data, nothing."""
+    data, method = cell.experiment.data.dataset, cell.experiment.strategy.name
+    return [(data, method), (data,), ()]
+
+
+# --- reading ------------------------------------------------------------------------------------
+
+
+def frame(suite: Suite) -> DataFrame:
+    """A row a finished cell: a column for each axis, then those of :func:`fedkd.load_runs`.
+
+    An axis' column holds labels; a column of ``load_runs`` of the same name is left out.
+    """
+    from fedkd import frames
+
+    rows = []
+    for cell in suite.cells:
+        if cell.finished:
+            known: dict[str, Any] = dict(cell.labels)
+            more = frames.row(Run(cell.folder))
+            rows.append(known | {key: more[key] for key in more if key not in known})
+    if not rows:
+        from pandas import DataFrame
+
+        return DataFrame(columns=list(suite.axes))
+    return frames.frame(rows)
