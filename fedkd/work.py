@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 if TYPE_CHECKING:
@@ -368,6 +369,11 @@ def _tensor(array: Any) -> torch.Tensor:
     return torch.from_numpy(array.numpy())
 
 
+@cache
+def _parts(kind: type) -> tuple[str, ...]:
+    return tuple(part.name for part in fields(kind))
+
+
 ENVELOPES = {kind.__name__: kind for kind in (Assignment, Reply)}
 
 
@@ -383,8 +389,9 @@ def _flatten(thing: Any, path: str, scalars: dict[str, Any], arrays: dict[str, A
         scalars[path] = thing
     elif is_dataclass(thing):
         scalars[inside("kind")] = type(thing).__name__
-        for part in fields(thing):
-            _flatten(getattr(thing, part.name), inside(part.name), scalars, arrays)
+        for name, value in vars(thing).items():
+            if value is not None:
+                _flatten(value, inside(name), scalars, arrays)
     elif isinstance(thing, tuple | list):
         scalars[inside("length")] = len(thing)
         for index, item in enumerate(thing):
@@ -411,10 +418,7 @@ def _unflatten(scalars: dict[str, Any], arrays: dict[str, Any], path: str) -> An
     if inside("kind") in scalars:
         name = scalars[inside("kind")]
         kind = KINDS.get(name) or ENVELOPES[name]
-        values = {
-            part.name: _unflatten(scalars, arrays, inside(part.name)) for part in fields(kind)
-        }
-        return kind(**values)
+        return kind(**{part: _unflatten(scalars, arrays, inside(part)) for part in _parts(kind)})
     if inside("length") in scalars:
         count = scalars[inside("length")]
         return tuple(_unflatten(scalars, arrays, inside(index)) for index in range(count))

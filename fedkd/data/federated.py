@@ -192,6 +192,20 @@ class FederatedData:
         """Private training samples of each client: ``(N,)`` int64."""
         return torch.tensor([len(rows.rows) for rows in self._private])
 
+    def together(self, what: str, clients: Sequence[int]) -> list[Samples]:
+        """What each of some clients has that is ``private``, ``own`` or ``validation``.
+
+        They lie behind one another in memory.
+        """
+        held = {"private": self._private, "own": self._own, "validation": self._validation}[what]
+        mine = [held[client] for client in clients]
+        rows = [each.rows for each in mine]
+        whole = self._samples(Rows(mine[0].store, torch.cat(rows)))
+        sizes = [len(each) for each in rows]
+        assert whole.labels is not None
+        pairs = zip(whole.inputs.split(sizes), whole.labels.split(sizes), strict=True)
+        return [Samples(inputs, labels) for inputs, labels in pairs]
+
     def with_part(self, kept: Sequence[Tensor]) -> FederatedData:
         """The same data, where each client trains on some of its samples alone.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -184,7 +184,7 @@ def _shape(thing: Any) -> Any:
         labelled = thing.labels is not None
         return "samples", tuple(thing.inputs.shape[1:]), labelled
     if is_dataclass(thing):
-        return type(thing), *(_shape(getattr(thing, part.name)) for part in fields(thing))
+        return type(thing), *map(_shape, vars(thing).values())
     if isinstance(thing, Mapping):
         return tuple((name, _shape(value)) for name, value in thing.items())
     if isinstance(thing, tuple | list):

@@ -183,6 +183,9 @@ class Cohort:
         """Each session's samples; one object where they are everybody's."""
         if wanted[0] in ("common", "transfer"):
             return [self.sessions[0].samples(wanted[0])] * len(self.sessions)
+        if isinstance(wanted[0], str):
+            clients = [session.assignment.client for session in self.sessions]
+            return self.worker.together(wanted[0], clients)
         return [session.samples(on) for session, on in zip(self.sessions, wanted, strict=True)]
 
     # --- fit --------------------------------------------------------------------------------

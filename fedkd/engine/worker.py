@@ -291,6 +291,12 @@ class Worker:
             self._exposures = {state: torch.from_numpy(found["bits"])}
         return self._exposures[state]
 
+    def together(self, on: str, clients: Sequence[int]) -> list[Samples]:
+        """The samples that ``on`` means for each of some clients."""
+        if len(clients) == 1 or on not in ("private", "own", "validation"):
+            return [self.samples(client, on) for client in clients]
+        return self._held.together(on, clients)
+
     def samples(self, client: int, on: Source) -> Samples:
         """The samples that ``on`` means for ``client``, on the worker's device."""
         if isinstance(on, Samples):
