@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -174,6 +175,21 @@ def test_the_page_shows_every_claim_and_suite_that_there_is():
     for figure in re.findall(r"\]\((figures/[^)]+)\)", text):
         file = ROOT / "docs" / figure
         assert file.stat().st_size <= results_page.LARGEST
+
+
+def test_the_documented_claim_is_one(tmp_path, capsys):
+    text = (ROOT / "docs" / "claims.md").read_text()
+    (toml,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "mine.toml").write_text(toml)
+    one = verdicts.read(tmp_path / "mine.toml")
+    assert (one.name, one.tests[0].rule, one.vacuous.of) == ("mine", "better", "knfu")
+    # Every key and rule that there is stands on the page.
+    keys = {*verdicts.Claim.model_fields, *verdicts.Criterion.model_fields} - {"name"}
+    assert all(re.search(rf"\b{key}\b", text) for key in keys)
+    assert all(f"| `{rule}` |" in text for rule in get_args(verdicts.Rule))
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(compile(code, "claims.md", "exec"), {})
+    assert capsys.readouterr().out == "overall not run \n"
 
 
 # --- the page ---------------------------------------------------------------------------------
