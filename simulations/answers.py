@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from fedkd.errors import FedkdError
 from simulations.suite import Suite, read, run_suite
-from simulations.tables import ruled
 from simulations.verdicts import Claim, Verdict, judge_suite
 from simulations.watch import Screen, told
 
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 HEADS = ("where", "verdict", "effect [95 %]", "seeds", "")
+WIDE = 160  # characters
 STYLES = {"supported": "green", "not supported": "red", "vacuous": "yellow", "not run": "dim"}
 
 
@@ -68,7 +68,7 @@ def console_of(terminal: bool, stderr: bool = False) -> Console:
     """A console for text as it stands; wide where it is not a terminal, as logs do not wrap."""
     from rich.console import Console
 
-    wide = None if terminal else 160
+    wide = None if terminal else WIDE
     return Console(stderr=stderr, width=wide, markup=False, highlight=False, emoji=False)
 
 
@@ -97,7 +97,9 @@ def show(found: Sequence[Answer]) -> None:
         console.print(claim.source, style="dim")
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
         for head in HEADS:
-            table.add_column(head, justify="right" if head == "seeds" else "left")
+            whole = head != "" and (head != "where" or console.width >= WIDE)
+            justify = "right" if head == "seeds" else "left"
+            table.add_column(head, justify=justify, no_wrap=whole)  # type: ignore[arg-type]
         for one in answer.verdicts:
             said = Text(one.verdict, style=STYLES.get(one.verdict, ""))
             end = not one.where
@@ -123,8 +125,16 @@ def section(answer: Answer, level: str = "###") -> str:
         for one in answer.verdicts
     ]
     parts = [f"{level} {claim.name}", claim.statement, f"*{claim.source}.*"]
-    parts.append(f"Not judged: {answer.why}" if answer.why else ruled([HEADS, *rows]))
+    parts.append(f"Not judged: {answer.why}" if answer.why else listed([HEADS, *rows]))
     return "\n\n".join([*parts, f"Figure: `{answer.figure}`"])
+
+
+def listed(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table of words, to the left; the first row is the heads."""
+    lines = [" | ".join(cell.replace("|", r"\|") for cell in row) for row in rows]
+    return "\n".join(
+        f"| {line} |" for line in [lines[0], " | ".join("-" * len(rows[0])), *lines[1:]]
+    )
 
 
 def _strong(one: Verdict) -> str:

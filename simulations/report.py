@@ -12,7 +12,7 @@ import io
 import json
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from fedkd.experiment import Experiment
 from fedkd.results import ENVIRONMENT, EXPERIMENT, Run
 from plots.style import styled
 from simulations import tables
-from simulations.suite import SEED, Cell, Suite, frame, suites
+from simulations.suite import SEED, Cell, Suite, failures, frame, suites
 from simulations.verdicts import MEASURES, Claim, Verdict, claims, judge_suite
 
 if TYPE_CHECKING:
@@ -62,6 +62,8 @@ FIGURES = {
 """Modules of ``plots``, and their titles; each tells by itself whether runs fit."""
 SINGLE = ("cuts", "partition")
 """Figures of one run."""
+APART = ("fairness",)
+"""Figures that have no panels of their own: one for each combination of the other axes."""
 RECORDED = {"weights": "weights", "cuts": "cut"}
 """What a method must record for a figure of it."""
 
@@ -89,7 +91,8 @@ def page(suite: Suite) -> str:
     import jinja2
 
     found = frame(suite)
-    states = [_state(cell) for cell in suite.cells]
+    failed = failures(suite)
+    states = [_state(cell, failed) for cell in suite.cells]
     environment = _environments(suite)
     judged = [_judged(claim, suite) for claim in claims().values() if claim.suite == suite.name]
     template = jinja2.Environment(
@@ -105,10 +108,7 @@ def page(suite: Suite) -> str:
         scale=suite.scale,
         counts=_counts(states),
         seeds=suite.axes.get(SEED, ()),
-        missing=[
-            f"{count} cell{'s' * (count > 1)} not run: {why}"
-            for why, count in Counter(cell.missing for cell in suite.cells if cell.missing).items()
-        ],
+        lacking=_lacking(suite, failed),
         axes={axis: [str(label) for label in labels] for axis, labels in suite.axes.items()},
         fewer=len(suite.cells) < _combinations(suite),
         claims=judged,
@@ -238,8 +238,9 @@ def _figures(suite: Suite) -> dict[str, list[Picture]]:
 
 
 def _pictures(name: str, suite: Suite) -> list[Picture]:
-    """One figure a data set; where that is too much, one a panel of the tables."""
-    for shown in ({*suite.axes} - {DATA}, {_compared(suite), SEED}):
+    """One figure a data set; where that is too much, one for what is apart by anything else."""
+    close = {_compared(suite), SEED}
+    for shown in [close] if name in APART else [{*suite.axes} - {DATA}, close]:
         found = []
         for labels, panel in _panels(suite, shown):
             cells = [cell for cell in panel if _has(name, cell)]
@@ -299,17 +300,30 @@ def _picture(name: str, labels: dict[str, Any], cells: Sequence[Cell]) -> Pictur
 # --- what was run, and on what --------------------------------------------------------------------
 
 
-def _state(cell: Cell) -> str:
+def _state(cell: Cell, failed: Container[Path]) -> str:
     if cell.finished:
         return "done"
     if cell.missing:
         return "without data"
+    if cell.folder in failed:
+        return "failed"
     return "begun" if (cell.folder / EXPERIMENT).is_file() else "not run"
+
+
+def _lacking(suite: Suite, failed: Mapping[Path, str]) -> list[str]:
+    """Why cells have no run: a line a reason."""
+    without = Counter(cell.missing for cell in suite.cells if cell.missing)
+    fell = Counter(failed[cell.folder] for cell in suite.cells if cell.folder in failed)
+    return [
+        f"{count} cell{'s' * (count > 1)} {what}: {why}"
+        for what, reasons in (("failed", fell), ("not run", without))
+        for why, count in reasons.items()
+    ]
 
 
 def _counts(states: Sequence[str]) -> dict[str, int]:
     counts = Counter(states)
-    order = ("done", "begun", "not run", "without data")
+    order = ("done", "failed", "begun", "not run", "without data")
     return {"cells": len(states)} | {state: counts[state] for state in order if counts[state]}
 
 

@@ -374,7 +374,24 @@ def _opened(folder: Path, data_dir: Path | None) -> Suite:
         raise FedkdError(f"{folder / MANIFEST} cannot be read: {error}") from error
 
 
-def _write(suite: Suite) -> None:
+def failures(suite: Suite) -> dict[Path, str]:
+    """Why runs failed when the suite was last run, by folder; those that have ended since are not.
+
+    Raises
+    ------
+    FedkdError
+        ``suite.json`` cannot be read.
+    """
+    file = suite.folder / MANIFEST
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise FedkdError(f"{file} cannot be read: {error}") from error
+    found = {suite.folder / place: why for place, why in stored.get("failed", {}).items()}
+    return {place: why for place, why in found.items() if not (place / SUMMARY).is_file()}
+
+
+def _write(suite: Suite, failed: Mapping[Path, str]) -> None:
     cells = [
         {
             "labels": cell.labels,
@@ -384,10 +401,13 @@ def _write(suite: Suite) -> None:
         }
         for cell in suite.cells
     ]
+    told = {place.name: why for place, why in failed.items()}
     head = {"name": suite.name, "scale": suite.scale, "about": suite.about, "axes": suite.axes}
     suite.folder.mkdir(parents=True, exist_ok=True)
     beside = suite.folder / f".{MANIFEST}.new"
-    beside.write_text(json.dumps(head | {"cells": cells}, indent=1), encoding="utf-8")
+    beside.write_text(
+        json.dumps(head | {"cells": cells, "failed": told}, indent=1), encoding="utf-8"
+    )
     beside.replace(suite.folder / MANIFEST)
 
 
@@ -488,7 +508,10 @@ def run_suite(
         }.values()
     )[::-1]
     jobs = jobs or most([cell.experiment for cell in left])
-    _write(suite)
+    told = failures(suite)
+    for cell in left:
+        told.pop(cell.folder, None)
+    _write(suite, told)
     observer.begins(there, left, min(jobs, max(len(left), 1)))
     tasks = [Job(cell.experiment, cell.folder, resume=True) for cell in left]
     ran, failed = [], []
@@ -496,6 +519,8 @@ def run_suite(
         cell = left[index]
         if why:
             failed.append((cell, why))
+            told[cell.folder] = why
+            _write(suite, told)
         else:
             ran.append(cell)
         observer.ended(cell, seconds, why)

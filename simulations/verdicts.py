@@ -289,11 +289,12 @@ def _judged(
     for where, cells in _cells(claim, expected).items():
         labels = dict(where)
         rows = [row for row in _only(claim, found) if _fits(row, labels)]
-        why = {missing.get(tuple(cell.values()), "") for cell in cells}
+        # The rest of the line is how to get it.
+        why = {missing.get(tuple(cell.values()), "").partition(": ")[0]: None for cell in cells}
         for test in claim.tests:
             one = _verdict(claim, test, cells, rows)
-            if not rows and len(why) == 1:
-                one = replace(one, detail=why.pop() or one.detail)
+            if not rows:
+                one = replace(one, detail="; ".join(filter(None, why)) or "no finished run")
             measured = MEASURES.get(test.value, test.value.replace("_", " "))
             verdicts.append(replace(one, where={**labels, "measured": measured}))
     return [*verdicts, overall(claim, verdicts)]
@@ -316,12 +317,18 @@ def overall(claim: Claim, verdicts: Sequence[Verdict]) -> Verdict:
         said = "supported"
     counts = ", ".join(f"{len(ones)} {kind}" for kind, ones in by.items() if ones)
     named = [
-        f"{kind} at {'; '.join(dict.fromkeys(one.where_text for one in by[kind]))}"
+        f"{kind} at {'; '.join(dict.fromkeys(map(_cell, by[kind])))}"
         for kind in ("vacuous", "not run")
         if by[kind] and len(by[kind]) < len(verdicts)
     ]
     seeds = min((one.seeds for one in verdicts if one.verdict != "not run"), default=0)
     return Verdict(claim.name, {}, said, None, seeds, ". ".join([counts, *named]))
+
+
+def _cell(one: Verdict) -> str:
+    """A verdict's cell, whatever was measured there."""
+    labels = [f"{axis} = {label}" for axis, label in one.where.items() if axis != "measured"]
+    return ", ".join(labels) or one.where_text
 
 
 def _cells(claim: Claim, rows: Sequence[Row]) -> dict[tuple[tuple[str, Label], ...], list[Row]]:

@@ -205,15 +205,30 @@ def test_environments_that_differ_are_named(copied):
 
 @pytest.mark.usefixtures("_no_figures")
 def test_a_run_that_has_not_ended_is_counted_and_left_out(copied):
-    gone = {("knfu", 0.1, seed) for seed in (0, 1)}
     for cell in copied.cells:
-        if (cell.labels["method"], cell.labels["data.alpha"], cell.labels["seed"]) in gone:
+        if (cell.labels["method"], cell.labels["data.alpha"]) == ("knfu", 0.1):
             (cell.folder / "summary.json").unlink(missing_ok=True)
     page = report.page(copied)
     assert "6 done 2 begun 8 without data" in words(page)
     shown = rows(page, "own accuracy, fused")
-    assert shown["knfu"][shown["method"].index("0.1")] == "-"
-    assert "±" in shown["knfu"][shown["method"].index("1.0")]
+    assert [float(alpha) for alpha in shown["method"]] == [0.1, 1.0]
+    gone, there = shown["knfu"]
+    assert (gone, "±" in there) == ("-", True)
+
+
+@pytest.mark.usefixtures("_no_figures")
+def test_a_run_that_failed_is_named_with_its_reason_until_it_has_ended(tmp_path):
+    (tmp_path / "few.toml").write_text(
+        'experiment = "quickstart"\n[set]\nrounds = 1\n"student.models" = ["mlp"]\n'
+        '[axes]\n"data.samples_per_client" = [60, 2000]\nseed = [0]\n'
+    )
+    few = suite.read("few.toml")
+    outcome = suite.run_suite(few, jobs=1)
+    text = words(report.page(few))
+    assert "2 cells 1 done 1 failed" in text
+    assert f"1 cell failed: {outcome.failed[0][1]}" in text
+    shutil.copytree(outcome.ran[0].folder, outcome.failed[0][0].folder, dirs_exist_ok=True)
+    assert "failed" not in words(report.page(few))
 
 
 def test_a_suite_that_was_not_run_has_a_page_too(copied):

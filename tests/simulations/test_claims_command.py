@@ -1,0 +1,268 @@
+"""``fedkd claims`` and the page of results, on a suite of a second a run."""
+
+import re
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from fedkd import FedkdError
+from simulations import answers, cli, results_page, suite, verdicts
+from simulations.suite import suites
+from simulations.verdicts import claims
+
+ROOT = Path(__file__).parents[2]
+SUITE = """# Does fusion help?
+experiment = "quickstart"
+[set]
+rounds = 1
+"data.clients" = 3
+"data.samples_per_client" = 40
+"student.models" = ["mlp"]
+"training.local_epochs" = 1
+[axes]
+"data.alpha" = [0.1, 1]
+seed = [0, 1]
+[axes.method]
+knfu = {"strategy.name" = "knfu"}
+local = {"strategy.name" = "local"}
+[axes.data]
+digits = {}
+mnist = {"data.dataset" = "mnist"}
+"""
+CLAIM = """statement = "Fusion helps."
+source = "nobody (arXiv 0)"
+suite = "SUITE"
+within = ["data", "data.alpha"]
+seeds = 2
+figure = "fedkd plot curves {folder}"
+[compare]
+axis = "method"
+of = "knfu"
+with = ["local"]
+[[tests]]
+value = "own_accuracy_mean"
+rule = "not worse"
+margin = 100
+"""
+
+
+@pytest.fixture(autouse=True)
+def _no_data(monkeypatch):
+    monkeypatch.delenv("FEDKD_DATA", raising=False)
+
+
+@pytest.fixture
+def claim(tmp_path):
+    """A claim's file, and its suite's."""
+    (tmp_path / "small.toml").write_text(SUITE)
+    file = tmp_path / "helps.toml"
+    file.write_text(CLAIM.replace("SUITE", str(tmp_path / "small.toml")))
+    return str(file)
+
+
+def fedkd(*words):
+    with pytest.raises(SystemExit) as end:
+        cli.main(words)
+    return end.value.code or 0
+
+
+def test_claims_run_what_is_missing_and_say_where_data_is(claim, capsys):
+    assert fedkd("claims", claim, "--jobs", "1") == 0
+    first = capsys.readouterr()
+    assert "8 to run" in first.err
+    said = [line for line in first.out.splitlines() if line.startswith("data = digits")]
+    assert len(said) == 2
+    assert all(re.search(r"supported +[+-]\d.* points +2 +against local", line) for line in said)
+    assert "data set 'mnist' is not at" in first.out
+    # Others alone do not support a claim that is about mnist too.
+    assert re.search(r"overall +undecided", first.out)
+    assert "figure: fedkd plot curves runs/small-quick" in first.out
+    assert fedkd("claims", claim, "--jobs", "1", "--format", "markdown") == 0
+    again = capsys.readouterr()
+    assert "to run" not in again.err
+    assert "### helps" in again.out
+    assert re.search(r"^\| overall \| \*\*undecided\*\* \|", again.out, re.MULTILINE)
+
+
+def test_without_runs_nothing_is_decided(claim, capsys):
+    assert fedkd("claims", claim, "--no-run") == 0
+    out = capsys.readouterr().out
+    assert "no finished run" in out
+    assert re.search(r"overall +not run", out)
+    assert not Path("runs").exists()
+
+
+def test_runs_that_fail_are_told_by_the_exit_code(claim, capsys, monkeypatch):
+    def broken(opened, jobs, observer):
+        return suite.Outcome((), (), (), ((opened.cells[0], "out of memory"),))
+
+    monkeypatch.setattr(answers, "run_suite", broken)
+    assert fedkd("claims", claim) == 1
+    said = capsys.readouterr()
+    assert "out of memory" in said.err
+    assert "overall" in said.out
+
+
+def test_a_claim_that_does_not_fit_its_suite_says_so(claim, capsys):
+    text = Path(claim).read_text().replace('"data.alpha"]', '"data.alhpa"]')
+    Path(claim).write_text(text)
+    assert fedkd("claims", claim, "--no-run") == 0
+    assert "not judged: claim helps: suite" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "wrong"),
+    [
+        (("nothing",), "claim 'nothing' is not known"),
+        (("--format", "html"), "--format 'html' is not allowed: text, markdown"),
+        (("--scale", "huge"), "--scale 'huge' is not allowed"),
+    ],
+)
+def test_wrong_input_is_one_line(words, wrong, capsys):
+    assert fedkd("claims", *words) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("fedkd: ")
+    assert said.count("\n") == 1
+    assert wrong in said
+
+
+def test_claims_are_listed_with_their_statements(capsys):
+    assert fedkd("list", "claims") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(claims())
+
+
+# --- claims and suites that come with fedkd ---------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", ["quick", "full"])
+@pytest.mark.parametrize("name", claims())
+def test_every_claim_fits_its_suite_at_both_scales(name, scale):
+    one = claims()[name]
+    opened = suite.read(one.suite, scale)
+    labels = opened.axes[one.compare.axis]
+    named = (one.compare.of, *one.compare.with_) if one.compare.with_ else ()
+    assert set(named) <= set(labels)
+    for axis, wanted in one.only.items():
+        if wanted not in ("first", "last"):
+            wanted = wanted if isinstance(wanted, tuple) else (wanted,)
+            assert set(wanted) & set(opened.axes[axis])
+    # Every verdict is that nothing has run, and none that runs cannot be told apart.
+    found = verdicts.judge_suite(one, opened)
+    assert {verdict.verdict for verdict in found} == {"not run"}
+    cells = [cell for cell in opened.cells if not cell.missing]
+    assert cells, "some of it runs on the embedded data"
+    seeds = {cell.labels["seed"] for cell in opened.cells}
+    assert len(seeds) >= one.seeds
+
+
+@pytest.mark.parametrize("name", suites())
+def test_every_suite_has_a_place_on_the_page(name):
+    shown = results_page.SECTIONS[name]
+    for scale in ("quick", "full"):
+        axes = suite.read(name, scale).axes
+        used = {shown.rows, shown.columns}
+        used |= {axis for picture in shown.pictures for axis in (*picture.each, *picture.only)}
+        assert used <= set(axes)
+
+
+def test_the_page_shows_every_claim_and_suite_that_there_is():
+    text = (ROOT / "docs" / "results.md").read_text()
+    assert "do not edit" in text
+    assert all(f"### {name}\n" in text for name in claims())
+    assert all(f"## Suite {name}\n" in text for name in suites())
+    for figure in re.findall(r"\]\((figures/[^)]+)\)", text):
+        file = ROOT / "docs" / figure
+        assert file.stat().st_size <= results_page.LARGEST
+
+
+def test_the_documented_claim_is_one(tmp_path, capsys):
+    text = (ROOT / "docs" / "claims.md").read_text()
+    (toml,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "mine.toml").write_text(toml)
+    one = verdicts.read(tmp_path / "mine.toml")
+    assert (one.name, one.tests[0].rule, one.vacuous.of) == ("mine", "better", "knfu")
+    # Every key and rule that there is stands on the page.
+    keys = {*verdicts.Claim.model_fields, *verdicts.Criterion.model_fields} - {"name"}
+    assert all(re.search(rf"\b{key}\b", text) for key in keys)
+    assert all(f"| `{rule}` |" in text for rule in get_args(verdicts.Rule))
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(compile(code, "claims.md", "exec"), {})
+    assert capsys.readouterr().out == "overall not run \n"
+
+
+# --- the page ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def page(tmp_path, monkeypatch, claim):
+    """The page of a small suite, and its figures, from runs in a folder with a name of its own."""
+    shown = results_page.Section(
+        "method",
+        "data.alpha",
+        ("own_accuracy_mean", "common_perplexity_mean"),
+        (
+            results_page.Picture("alpha"),
+            results_page.Picture("weights", only={"method": "knfu", "data.alpha": 1}),
+            results_page.Picture("exposure"),
+        ),
+    )
+    one = verdicts.read(Path(claim)).model_copy(update={"suite": "small"})
+    monkeypatch.setattr(results_page, "SECTIONS", {"small": shown})
+    monkeypatch.setattr(results_page, "claims", lambda: {"helps": one})
+    monkeypatch.setattr(results_page, "suites", lambda: {"small": tmp_path / "small.toml"})
+    monkeypatch.setattr(suite, "suites", lambda: {"small": tmp_path / "small.toml"})
+    return tmp_path / "docs" / "results.md"
+
+
+def test_one_command_makes_the_page(page, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FEDKD_DATA", str(tmp_path / "private" / "data"))
+    (page.parent / "figures").mkdir(parents=True)
+    (page.parent / "figures" / "old.png").write_bytes(b"")
+    words = ["--page", str(page), "--out", str(tmp_path / "elsewhere"), "--jobs", "1"]
+    assert results_page.main(words) == 0
+    text = page.read_text()
+    # Verdicts, what they come to, a table with its command, figures with theirs, the machine.
+    assert "- Undecided: [helps](#helps)." in text
+    assert re.search(r"\| data = digits, data.alpha = 0.1, own accuracy, fused +\| +supp", text)
+    assert "16 runs: 8 finished, 8 without data." in text
+    assert "| processor" in text
+    table = "fedkd table small --scale quick --value own_accuracy_mean --rows method"
+    assert f"`{table} --columns data.alpha --where data=digits`" in text
+    assert re.search(r"\| knfu +\|.*±", text)
+    assert "perplexity" not in text
+    assert "`fedkd plot alpha runs/small-quick`" in text
+    assert "`fedkd plot weights runs/small-quick/alpha1-*-knfu-digits-*`" in text
+    figures = sorted(file.name for file in (page.parent / "figures").iterdir())
+    assert figures == ["small-alpha.png", "small-weights.png"]
+    assert re.findall(r"\]\(figures/([^)]+)\)", text) == figures
+    for name in figures:
+        png = (page.parent / "figures" / name).read_bytes()
+        assert 5_000 < len(png) <= results_page.LARGEST
+    # What cannot be drawn is told, and stops nothing; this machine's folders are not on the page.
+    assert "small: no figure exposure" in capsys.readouterr().err
+    assert str(tmp_path) not in text
+    assert "not at DATA" in text
+    # The same runs make the same page.
+    before = {file: file.read_bytes() for file in page.parent.rglob("*.*")}
+    assert results_page.main([*words, "--no-run"]) == 0
+    assert {file: file.read_bytes() for file in page.parent.rglob("*.*")} == before
+
+
+def test_a_page_without_runs_says_so(page):
+    assert results_page.main(["--page", str(page), "--no-run"]) == 0
+    text = page.read_text()
+    assert "No runs." in text
+    assert "- Not run: [helps](#helps)." in text
+    assert "16 runs: 8 not run, 8 without data." in text
+
+
+def test_what_is_wrong_with_the_page_is_one_line(page, monkeypatch, capsys):
+    def wrong(*words, **more):
+        raise FedkdError("no suite")
+
+    monkeypatch.setattr(results_page, "read", wrong)
+    assert results_page.main(["--page", str(page)]) == 2
+    assert capsys.readouterr().err == "fedkd: no suite\n"
+    assert not page.exists()
