@@ -108,11 +108,11 @@ class Watch:
 class _Scale(Table):
     keys: dict[str, Any] = Field(default_factory=dict, alias="set")
     axes: dict[str, Any] = Field(default_factory=dict)
+    skip: tuple[dict[str, Any], ...] = ()
 
 
 class _File(_Scale):
     experiment: str
-    skip: tuple[dict[str, Any], ...] = ()
     quick: _Scale = _Scale()
     full: _Scale = _Scale()
 
@@ -177,7 +177,7 @@ def read(
         labelled = [
             labels
             for labels in _combinations(axes)
-            if not any(_matches(labels, one, axes) for one in table.skip)
+            if not any(_matches(labels, one, axes) for one in (*table.skip, *of_scale.skip))
         ]
         experiments = []
         for labels in labelled:
