@@ -108,11 +108,11 @@ class Watch:
 class _Scale(Table):
     keys: dict[str, Any] = Field(default_factory=dict, alias="set")
     axes: dict[str, Any] = Field(default_factory=dict)
+    skip: tuple[dict[str, Any], ...] = ()
 
 
 class _File(_Scale):
     experiment: str
-    skip: tuple[dict[str, Any], ...] = ()
     quick: _Scale = _Scale()
     full: _Scale = _Scale()
 
@@ -166,7 +166,9 @@ def read(
     try:
         table = validated(_File, tables)
         of_scale = getattr(table, scale)
-        axes = {name: _axis(name, held) for name, held in (table.axes | of_scale.axes).items()}
+        held = of_scale.axes | table.axes | of_scale.axes
+        # What only a scale has comes first, seeds last: cells of one seed are far apart in time.
+        axes = {name: _axis(name, held[name]) for name in sorted(held, key=lambda n: n == SEED)}
         if not axes:
             raise FedkdError("it has no axes; e.g. [axes] seed = [0, 1, 2]")
         for key in given:
@@ -177,7 +179,7 @@ def read(
         labelled = [
             labels
             for labels in _combinations(axes)
-            if not any(_matches(labels, one, axes) for one in table.skip)
+            if not any(_matches(labels, one, axes) for one in (*table.skip, *of_scale.skip))
         ]
         experiments = []
         for labels in labelled:
