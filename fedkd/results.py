@@ -49,7 +49,7 @@ UNLABELLED = {"name", "seed", "rounds", "evaluate_every", "checkpoint_every", "e
     "data.data_dir",
     "data.download",
 }
-LONGEST_LABEL = 40
+LONGEST_LABEL = 48
 PLACES = ("teacher", "released", "fused", "student")
 """Where exposure is measured, on a secret's way out of its client."""
 Line = Mapping[str, Any]

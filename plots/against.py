@@ -82,15 +82,16 @@ def draw(
         [_points(line.among(part.runs), values, metric, stage) for line in methods]
         for part in parts
     ]
-    figure, axes = grid(len(parts), 2.4 if len(parts) == 1 else 2.0, above=0.15 * (len(parts) > 1))
+    figure, axes = grid(len(parts), 2.4 if len(parts) == 1 else 2.0)
     counts, crossed = set(), False
     for panel, row in zip(axes, cells):
-        numeric([panel], at, log)
+        ticks = sorted({x for found in row for x in found})
+        numeric(panel, ticks, log)
         for place, (line, found) in enumerate(zip(methods, row)):
             if found:
-                _line(panel, line, found, ASIDE * (place - (len(methods) - 1) / 2), at, log)
+                _line(panel, line, found, ASIDE * (place - (len(methods) - 1) / 2), ticks, log)
                 counts |= {len(seeds) for seeds in found.values()}
-        percent(panel)
+    percent(axes)
     silent = [place for place, line in enumerate(methods) if _silent(line)][:1]
     for panel, row in zip(axes, cells):
         panel.set_autoscale_on(False)
@@ -152,12 +153,12 @@ def _line(
     line: Line,
     found: dict[float, list[float]],
     aside: float,
-    at: list[float],
+    ticks: list[float],
     log: bool,
 ) -> None:
     """A method's means, joined, with bars; a little aside of the others."""
     x = np.array(list(found))
-    x = x * (at[-1] / at[0]) ** aside if log else x + aside * (at[-1] - at[0])
+    x = x * (ticks[-1] / ticks[0]) ** aside if log else x + aside * (ticks[-1] - ticks[0])
     mean, low, high = np.array([over_seeds(seeds) for seeds in found.values()]).T
     drawn, caps, bars = axes.errorbar(
         x,

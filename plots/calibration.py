@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 
 from fedkd.results import FedkdError, Run
 from plots.gather import STAGES, Line, final, lines, over_seeds, panels, said_of_seeds
-from plots.style import grid, legend, outer, styled, titles
+from plots.style import columns_of, grid, legend, outer, styled, titles
 
 TESTS = ("own", "common")
 GREY = "#555555"
@@ -42,13 +42,13 @@ def draw(runs: Sequence[Run]) -> Figure:
     ]
     if not cells:
         raise FedkdError("no run has measured a calibration error; nothing to draw")
-    alone, even = len(cells) == 1, 1 < len(parts) <= 4
+    columns = columns_of(len(parts))
+    even = len(parts) > 1 and len(parts) % columns == 0
     figure, axes = grid(
         len(cells),
-        2.3 if alone else 2.0,
-        above=0.15 * (not alone),
-        share=False,
-        columns=len(parts) if even else 0,
+        2.3 if len(cells) == 1 else 2.0,
+        sharey="none",
+        columns=columns if even else 0,
     )
     for panel, (_, tests, row) in zip(axes, cells):
         for line in row:

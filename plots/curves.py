@@ -41,7 +41,7 @@ def draw(runs: Sequence[Run], metric: str = "own_accuracy") -> Figure:
     methods = lines(runs, keys)
     cells = [[line.among(part.runs) for line in methods] for part in parts]
     counts = {cell.seeds for row in cells for cell in row if cell.runs}
-    figure, axes = grid(len(parts), 2.3 if len(parts) == 1 else 1.9, above=0.15 * (len(parts) > 1))
+    figure, axes = grid(len(parts), 2.3 if len(parts) == 1 else 1.9, sharex=True)
     for panel, row in zip(axes, cells):
         panel.xaxis.set_major_locator(
             MaxNLocator(8, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1)
@@ -49,7 +49,7 @@ def draw(runs: Sequence[Run], metric: str = "own_accuracy") -> Figure:
         for line in row:
             if line.runs:
                 _draw(panel, line, metric, alone=len(methods) == 1, counts=counts)
-        percent(panel)
+    percent(axes)
     outer(axes, "Round", METRICS[metric])
     band = said_of_seeds(counts) or f"{BAND[0]}th to {BAND[1]}th percentile of clients"
     titles(figure, axes, [part.title for part in parts], f"line: mean, band: {band}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,8 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from fedkd.results import FedkdError, Run, by_seed, labels, spread
-from plots.style import COLUMN, PAGE, RC, look, styled, text_width
+from fedkd.results import FedkdError, Run, spread
+from plots.gather import apart
+from plots.style import COLUMN, PAGE, RC, styled, text_width
 
 IN_A_COLUMN = 6  # methods; more take a page's width
 MOST = 50  # methods whose names still fit a page
@@ -45,28 +45,25 @@ def draw(runs: Sequence[Run]) -> Figure:
     FedkdError
         A run has no client with a measured own accuracy yet, or there are too many methods.
     """
-    groups = by_seed(runs)
-    if len(groups) > MOST:
-        raise FedkdError(f"{len(groups)} methods do not fit into one figure; allowed: {MOST}")
-    columns = [[_last(run) for run in group] for group in groups]
-    counts = [len({run.experiment.seed for run in group}) for group in groups]
+    methods = apart(runs)
+    if len(methods) > MOST:
+        raise FedkdError(f"{len(methods)} methods do not fit into one figure; allowed: {MOST}")
+    columns = [[_last(run) for run in line.runs] for line in methods]
+    counts = [line.seeds for line in methods]
     seeds = sorted(set(counts))
-    titles = labels([group[0] for group in groups])
+    titles = [line.label for line in methods]
     if len(seeds) > 1:
         titles = [f"{title}, {n} seed{'s' * (n > 1)}" for title, n in zip(titles, counts)]
-    width = COLUMN if len(groups) <= IN_A_COLUMN else PAGE
-    slot = (width - ROOM) / len(groups)
+    width = COLUMN if len(methods) <= IN_A_COLUMN else PAGE
+    slot = (width - ROOM) / len(methods)
     figure = Figure(figsize=(width, 2.4))
     axes = figure.add_subplot(xlabel="Method", ylabel="Own test accuracy (%)")
     most = max(sum(map(len, column)) for column in columns)
     close, small = min(1.0, WIDEST / slot), min(1.0, slot / ROOMY)
     size = small * float(np.clip(4 * (20 / most) ** 0.5, 1.5, 4))
-    variants: Counter[str] = Counter()
-    for place, (group, column, title) in enumerate(zip(groups, columns, titles)):
-        method = group[0].experiment.strategy.name
-        style = look(method, variants[method]) | {"linestyle": "none", "markersize": size}
+    for place, (line, column, title) in enumerate(zip(methods, columns, titles)):
+        style = line.style | {"linestyle": "none", "markersize": size}
         style["markeredgewidth"] = 0.7 if style["markerfacecolor"] == "white" else 0
-        variants[method] += 1
         values = np.sort(np.concatenate(column))
         # Steps of the golden ratio keep clients of like accuracy apart, the same in every figure.
         aside = (np.arange(1, len(values) + 1) * GOLDEN) % 1 - 0.5
@@ -77,7 +74,7 @@ def draw(runs: Sequence[Run]) -> Figure:
     over = f"; marks: means of {several}" if seeds[-1] > 1 else ""
     axes.set_title(f"dot: a client at the end of a run{over}")
     axes.grid(axis="x", visible=False)
-    axes.set_xlim(-0.5, len(groups) - 0.5)
+    axes.set_xlim(-0.5, len(methods) - 0.5)
     _name(axes, titles, 72 * slot)
     dot = Line2D(
         [], [], color="#7f7f7f", marker="o", linestyle="none", markersize=3, label="client"

@@ -17,6 +17,7 @@ from plots.style import look
 
 SUITE = "suite.json"
 FEW = 3  # seeds; of fewer the range is shown, as an interval would say nothing
+MOST = 12  # panels of a figure
 METRICS = {
     "own_accuracy": "Own test accuracy (%)",
     "common_accuracy": "Common test accuracy (%)",
@@ -90,39 +91,70 @@ def panels(runs: Sequence[Run], key: str = "") -> tuple[list[Panel], tuple[str, 
     Returns
     -------
     tuple
-        The panels, and the keys that tell them apart: all that vary, also those that a title does
-        not need, as the size that goes with a data set.
+        The panels, and keys in which runs of one line may differ between them: those in the titles,
+        and whatever goes with these and ``key``, as the student that goes with a data set.
+
+    Raises
+    ------
+    FedkdError
+        There are more panels than fit into a figure.
     """
-    tables = [settings(run) for run in runs]
-    values: dict[tuple[str, str], set[str]] = {}
-    for table in tables:
-        own = {name: value for name, value in table.items() if name.startswith("strategy.")}
-        for name, value in table.items():
-            values.setdefault((name, repr(own)), set()).add(repr(value))
-    keys = tuple(
-        name
-        for name in tables[0]
-        if name.startswith("data.")
-        and not name.startswith("data.transfer.")
-        and name != key
-        and any(len(seen) > 1 for (at, _), seen in values.items() if at == name)
-    )
+    # How long a run is and when it is measured may go with the data, and is in no label.
+    tables = [
+        settings(run) | run.experiment.model_dump(include={"rounds", "evaluate_every"})
+        for run in runs
+    ]
+    varying = [name for name in _varying(tables) if name != key]
     told: list[str] = []
-    for name in keys:
+    for name in filter(_of_data, varying):
         before, after = (
             len({_values(table, which) for table in tables}) for which in (told, [*told, name])
         )
         if after > before:
             told.append(name)
+    within = [(_method(table), _values(table, [*told, key])) for table in tables]
+    along = tuple(
+        name
+        for name in varying
+        if len(set(within))
+        == len({(at, repr(table.get(name))) for at, table in zip(within, tables)})
+    )
     places: dict[tuple[str, ...], Panel] = {}
     for table, run in sorted(zip(tables, runs), key=lambda pair: _order(pair[0], told)):
-        title = ", ".join(f"{name.split('.')[-1]} = {_said(table.get(name))}" for name in told)
+        title = ", ".join(_said(name, table.get(name)) for name in told)
         places.setdefault(_values(table, told), Panel(title, [])).runs.append(run)
-    return list(places.values()), keys
+    if len(places) > MOST:
+        raise FedkdError(
+            f"runs on {len(places)} kinds of data do not fit into one figure; allowed: {MOST}"
+        )
+    return list(places.values()), along
 
 
-def _said(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def _method(table: dict[str, Any]) -> str:
+    """The strategy with its options."""
+    return repr({name: value for name, value in table.items() if name.startswith("strategy.")})
+
+
+def _of_data(name: str) -> bool:
+    """Whether a key says what clients and tests have."""
+    return name.startswith("data.") and not name.startswith("data.transfer.")
+
+
+def _varying(tables: Sequence[dict[str, Any]]) -> list[str]:
+    """Keys beside the strategy's that have several values within a method."""
+    seen: dict[tuple[str, str], set[str]] = {}
+    for table in tables:
+        for name, value in table.items():
+            seen.setdefault((name, _method(table)), set()).add(repr(value))
+    found = {name for (name, _), values in seen.items() if len(values) > 1}
+    return [name for name in tables[0] if name in found and not name.startswith("strategy.")]
+
+
+def _said(name: str, value: Any) -> str:
+    """A key and its value in a title; a data set by its name alone."""
+    if name == "data.dataset":
+        return str(value).rsplit("/", 1)[-1]
+    return f"{name.split('.')[-1]} = {f'{value:g}' if isinstance(value, float) else value}"
 
 
 def _values(table: dict[str, Any], keys: Sequence[str]) -> tuple[str, ...]:
@@ -163,13 +195,33 @@ class Line:
 def lines(runs: Sequence[Run], but: Collection[str] = ()) -> list[Line]:
     """Gather runs into lines, in the order given; ``but`` are keys shown otherwise."""
     groups = by_seed(runs, but)
-    names = labels([group[0] for group in groups], but)
+    tables = [settings(group[0]) for group in groups]
+    # What a method has alone is no other method's name.
+    apart = {*_varying(tables), *filter(_of_data, tables[0])}
+    known = [name for name in tables[0] if name not in apart and not name.startswith("strategy.")]
+    names = labels([group[0] for group in groups], (*but, *known))
     variants: Counter[str] = Counter()
     found = []
     for name, group in zip(names, groups):
         method = group[0].experiment.strategy.name
         found.append(Line(name, look(method, variants[method]), group))
         variants[method] += 1
+    return found
+
+
+def apart(runs: Sequence[Run]) -> list[Line]:
+    """The lines of all panels, named by method and panel, for figures that have no panels."""
+    parts, keys = panels(runs)
+    methods = lines(runs, keys)
+    variants: Counter[str] = Counter()
+    found = []
+    for part in parts:
+        for line in (line.among(part.runs) for line in methods):
+            if line.runs:
+                method = line.runs[0].experiment.strategy.name
+                name = ", ".join(filter(None, [line.label, part.title]))
+                found.append(Line(name, look(method, variants[method]), line.runs))
+                variants[method] += 1
     return found
 
 

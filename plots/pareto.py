@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from fedkd.results import FedkdError, Run
 from plots.gather import (
@@ -28,7 +28,8 @@ from plots.gather import (
 from plots.style import grid, legend, outer, percent, size_of, styled, thin, titles
 
 FRONT: dict[str, Any] = {"color": "#777777", "linewidth": 0.9, "linestyle": (0, (4, 2))}
-DECADES = 2.0  # of bytes; over fewer, ticks stand closer than powers of ten
+TICKS: tuple[tuple[float, ...], ...] = ((1,), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8))
+"""Times powers of ten: the first of which there are three on the axis."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def draw(runs: Sequence[Run], metric: str = "own_accuracy", stage: str = "fused"
     ]
     if not any(spot.bytes[0] for row in cells for spot in row):
         raise FedkdError("no run sends anything; accuracy against bytes needs one that does")
-    figure, axes = grid(len(parts), 2.4 if len(parts) == 1 else 2.0, above=0.15 * (len(parts) > 1))
+    figure, axes = grid(len(parts), 2.4 if len(parts) == 1 else 2.0, sharex=True)
     for panel, row in zip(axes, cells):
         panel.set_xscale("log")
         for spot in row:
@@ -73,14 +74,11 @@ def draw(runs: Sequence[Run], metric: str = "own_accuracy", stage: str = "fused"
     for panel, row in zip(axes, cells):
         panel.set_xlim(low / margin, high * margin)
         _front(panel, row, high * margin)
-        percent(panel)
-        if math.log10(high / low) > DECADES:
-            panel.xaxis.set_major_locator(LogLocator(numticks=20))
-        else:
-            panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=20))
+        panel.xaxis.set_major_locator(FixedLocator(_round(low / margin, high * margin)))
         panel.xaxis.set_minor_locator(NullLocator())
         panel.xaxis.set_major_formatter(FuncFormatter(size_of))
         panel.yaxis.set_major_locator(MaxNLocator(6))
+    percent(axes)
     outer(axes, "Sent in the run, up and down", METRICS[metric])
     counts = {spot.line.seeds for row in cells for spot in row}
     said = said_of_seeds(counts)
@@ -93,6 +91,18 @@ def draw(runs: Sequence[Run], metric: str = "own_accuracy", stage: str = "fused"
     legend(figure, axes, Line2D([], [], label="Pareto front", **FRONT))
     thin(figure, axes)
     return figure
+
+
+def _round(low: float, high: float) -> list[float]:
+    """Round numbers of bytes between two."""
+    found: list[float] = []
+    for steps in TICKS:
+        powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        every = [step * 10.0**power for power in powers for step in steps]
+        found = [tick for tick in every if low <= tick <= high]
+        if len(found) > 2:
+            break
+    return found
 
 
 def _spot(line: Line, metric: str, stage: str) -> Spot:

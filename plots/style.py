@@ -11,14 +11,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 from matplotlib.textpath import TextPath
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
@@ -38,6 +37,8 @@ COLOURS = (
     "#7f7f7f",  # grey
 )
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p", "<", ">")
+ABOVE = 0.15  # inches for a line of text over all panels
+TIED = "\u00a0=\u00a0"
 BESIDE_TICKS = 0.78  # share of a panel's width that ticks and labels leave to it
 LINES: tuple[Any, ...] = ("-", "--", "-.", (0, (1, 1)))
 
@@ -134,22 +135,26 @@ def look(method: str, variant: int = 0) -> dict[str, Any]:
 
 
 def grid(
-    panels: int, height: float, *, above: float = 0.0, share: bool = True, columns: int = 0
+    panels: int,
+    height: float,
+    *,
+    sharex: bool = False,
+    sharey: Literal["row", "none"] = "row",
+    columns: int = 0,
 ) -> tuple[Figure, list[Axes]]:
     """A figure of so many panels, in rows, each row ``height`` inches: a column wide, or a page.
 
-    ``above`` are inches kept for a line of text over all panels; ``columns`` are panels in a row,
-    if not as many as :func:`columns_of` has it.
+    ``columns`` are panels in a row, if not as many as :func:`columns_of` has it.
     """
     columns = columns or columns_of(panels)
     rows = -(-panels // columns)
     width = COLUMN if columns == 1 else PAGE
-    figure = Figure(figsize=(width, rows * height + above))
-    axes = figure.subplots(rows, columns, sharex=share, sharey=share, squeeze=False).ravel()
+    figure = Figure(figsize=(width, rows * height + ABOVE * (panels > 1)))
+    axes = figure.subplots(rows, columns, sharex=sharex, sharey=sharey, squeeze=False).ravel()
     for spare in axes[panels:]:
         spare.remove()
     for place, panel in enumerate(axes[:panels]):
-        panel.tick_params(labelbottom=not share or place + columns >= panels)
+        panel.tick_params(labelbottom=not sharex or place + columns >= panels)
     return figure, list(axes[:panels])
 
 
@@ -195,13 +200,13 @@ def titles(figure: Figure, axes: Sequence[Axes], each: Sequence[str], overall: s
 def wrapped(text: str, room: float) -> str:
     """``text`` as a title, in lines that are at most ``room`` points wide where words are."""
     lines = [""]
-    for word in text.split(" "):
+    for word in text.replace(" = ", TIED).split(" "):
         longer = f"{lines[-1]} {word}".strip()
         if lines[-1] and text_width(longer, RC["axes.titlesize"]) > room:
             lines.append(word)
         else:
             lines[-1] = longer
-    return "\n".join(lines)
+    return "\n".join(lines).replace(TIED, " = ")
 
 
 def legend(figure: Figure, axes: Sequence[Axes], *further: Artist) -> None:
@@ -241,22 +246,23 @@ def text_width(text: str, size: float) -> float:
     return float(TextPath((0, 0), text, size=size).get_extents().width) if text.strip() else 0.0
 
 
-def percent(axes: Axes) -> None:
-    """Let an axis of percentages end where percentages do."""
-    low, high = axes.get_ylim()
-    axes.set_ylim(max(low, -1.0), min(high, 101.0))
-
-
-def numeric(axes: Sequence[Axes], values: Sequence[float], log: bool) -> None:
-    """An x axis with ticks at ``values``, as many as have room; a log one where it is ``log``."""
+def percent(axes: Sequence[Axes]) -> None:
+    """Let axes of percentages end where percentages do, once all is drawn."""
     for panel in axes:
-        if log:
-            panel.set_xscale("log")
-            ratio = (max(values) / min(values)) ** 0.08
-            panel.set_xlim(min(values) / ratio, max(values) * ratio)
-        panel.xaxis.set_major_locator(FixedLocator(sorted(values)))
-        panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        panel.xaxis.set_minor_locator(NullLocator())
+        low, high = panel.get_ylim()
+        panel.set_ylim(max(low, -1.0), min(high, 101.0))
+
+
+def numeric(axes: Axes, values: Sequence[float], log: bool) -> None:
+    """An x axis with ticks at ``values``, which rise; a log one where it is ``log``."""
+    low, high = values[0], values[-1]
+    if log:
+        axes.set_xscale("log")
+        ratio = (high / low) ** 0.08 if high > low else 2.0
+        axes.set_xlim(low / ratio, high * ratio)
+    axes.xaxis.set_major_locator(FixedLocator(list(values)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def thin(figure: Figure, axes: Sequence[Axes], gap: float = 3.0) -> None:
@@ -266,10 +272,10 @@ def thin(figure: Figure, axes: Sequence[Axes], gap: float = 3.0) -> None:
         kept: list[float] = []
         edge = -np.inf
         low, high = panel.get_xlim()
-        for tick, label in zip(panel.get_xticks(), panel.get_xticklabels()):
-            box = Text.get_window_extent(label)
-            half = 36 / 72 * text_width(label.get_text(), RC["xtick.labelsize"])
-            middle = (box.x0 + box.x1) / 2 * 72 / figure.dpi
+        said = panel.xaxis.get_major_formatter()
+        for tick in panel.get_xticks():
+            half = text_width(said(tick), RC["xtick.labelsize"]) / 2
+            middle = panel.transData.transform((tick, 1.0))[0] * 72 / figure.dpi
             if low <= tick <= high and middle - half >= edge + gap:
                 kept.append(float(tick))
                 edge = middle + half

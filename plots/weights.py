@@ -11,7 +11,7 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from fedkd.results import FedkdError, Run
-from plots.gather import Line, lines, over_seeds, said_of_seeds
+from plots.gather import Line, apart, over_seeds, said_of_seeds
 from plots.style import PAGE, legend, styled
 
 SHOWN = 3  # rounds as heat maps: the first, one between, the last
@@ -28,20 +28,20 @@ def draw(runs: Sequence[Run]) -> Figure:
     A row of heat maps a method: row n is whom client n's target is made of, in the first run (the
     lowest seed); rows sum to 1. At the right, effective contributors ``1 / sum_m w(n, m)^2``, mean
     over clients, and over seeds with a band: the number of clients if all weigh the same, 1 if a
-    client hears one alone.
+    client hears one alone. Runs that record no weights are left out.
 
     Raises
     ------
     FedkdError
-        A run has no round that records weights; or there are too many methods.
+        No run has a round that records weights; or there are too many methods.
     """
-    for run in runs:
-        if not _weights(run):
-            raise FedkdError(
-                f"{run.folder} has no round that records weights; allowed: runs of a strategy that "
-                "fuses for each client, as knfu"
-            )
-    methods = lines(runs)
+    recorded = [run for run in runs if _weights(run)]
+    if not recorded:
+        raise FedkdError(
+            f"{runs[0].folder} has no round that records weights; allowed: runs of a strategy that "
+            "fuses for each client, as knfu"
+        )
+    methods = apart(recorded)
     if len(methods) > MOST:
         raise FedkdError(f"{len(methods)} methods do not fit into one figure; allowed: {MOST}")
     rows = len(methods)

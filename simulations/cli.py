@@ -887,7 +887,7 @@ def against(
 def weights(runs: Runs, out: Stem = None) -> None:
     """Whom clients listen to: weight matrices of some rounds, effective contributors over rounds.
 
-    For runs of strategies that fuse for each client, as knfu.
+    For runs of strategies that fuse for each client, as knfu; others are left out.
     """
     _draw("weights", runs, out)
 

@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Any
 from fedkd.errors import FedkdError
 from fedkd.results import ENVIRONMENT, Run
 from plots.style import styled
-from simulations import tables
+from simulations import canary, tables
 from simulations.answers import Answer, answers, listed, run_missing, section
-from simulations.suite import SEED, Cell, Label, Suite, frame, read, suites
+from simulations.suite import ARM, SEED, Cell, Label, Suite, frame, read, suites
 from simulations.verdicts import MEASURES, Judgement, claims
 
 if TYPE_CHECKING:
@@ -43,7 +43,6 @@ OWN = ("own_accuracy_mean", "own_accuracy_mean_local")
 ACCURACIES = (*OWN, "common_accuracy_mean")
 COST = ("bytes_up",)
 FAIRNESS = ("own_accuracy_std", "own_accuracy_worst10")
-UTILITY = ("common_perplexity_mean", "common_accuracy_mean")
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,10 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """What the page shows of a suite: tables of ``values``, and figures."""
+    """What the page shows of a suite: tables of ``values``, and figures.
+
+    Where rows are ways of release, also a table of what each leaks.
+    """
 
     rows: str
     columns: str
@@ -112,8 +114,10 @@ SECTIONS = {
     "fedd2s-participation": Section(
         "method", "participation", OWN, (Picture("against", {"key": "participation"}),)
     ),
-    "swing-arms": Section("arm", "data", UTILITY, (Picture("tradeoff", each=("data",)),)),
-    "privacy-budget": Section("arm", "data", UTILITY, (Picture("tradeoff", each=("data",)),)),
+    "swing-arms": Section(ARM, "data", (), (Picture("tradeoff", each=("data",)),)),
+    "privacy-budget": Section(
+        ARM, "release.scale", (), (Picture("tradeoff", each=("data", "release.scale")),)
+    ),
 }
 """What to show of a suite; of any other, its verdicts alone."""
 
@@ -249,6 +253,7 @@ def _suite(suite: Suite, judged: Sequence[Answer], figures: dict[str, bytes]) ->
     shown = SECTIONS.get(suite.name)
     if shown and counts["finished"]:
         parts += _tables(suite, shown)
+        parts += _leaks(suite) if shown.rows == ARM else ()
         for picture in shown.pictures:
             parts += _pictures(suite, picture, figures)
     return "\n\n".join(parts)
@@ -264,6 +269,18 @@ def _tables(suite: Suite, shown: Section) -> Iterator[str]:
         for value in shown.values:
             if value in here and here[value].notna().any():
                 yield _table(suite, here, shown, value, labels)
+
+
+def _leaks(suite: Suite) -> Iterator[str]:
+    """A table of what every way of release leaks, as ``fedkd canary`` prints it."""
+    for labels, cells in _panels(suite, ARM):
+        groups: dict[str, list[Run]] = {}
+        for cell in cells:
+            groups.setdefault(str(cell.labels[ARM]), []).append(Run(cell.folder))
+        repeats = max(cells[0].experiment.canary.repeats)
+        rows = canary.table(groups, {}, repeats)
+        title = ", ".join(["exposure", *_named(labels)])
+        yield "\n\n".join([f"#### {title}", canary.markdown(rows), *canary.findings(rows)])
 
 
 def _table(

@@ -166,7 +166,9 @@ def read(
     try:
         table = validated(_File, tables)
         of_scale = getattr(table, scale)
-        axes = {name: _axis(name, held) for name, held in (table.axes | of_scale.axes).items()}
+        held = of_scale.axes | table.axes | of_scale.axes
+        # What only a scale has comes first, seeds last: cells of one seed are far apart in time.
+        axes = {name: _axis(name, held[name]) for name in sorted(held, key=lambda n: n == SEED)}
         if not axes:
             raise FedkdError("it has no axes; e.g. [axes] seed = [0, 1, 2]")
         for key in given:

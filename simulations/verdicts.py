@@ -573,7 +573,7 @@ def _reduced(claim: Claim, test: Criterion, rows: Sequence[Row], samples: Sample
         verdict = "supported"
     elif share.high < test.margin:
         verdict = "not supported"
-    return _Found(verdict, effect, len(seeds), f"against {plain}; wanted {test.margin:.0%}")
+    return _Found(verdict, effect, len(seeds), f"against {plain}; wanted {100 * test.margin:g} %")
 
 
 def _vacuous(claim: Claim, rows: Sequence[Row]) -> str:

@@ -13,10 +13,11 @@ from plots.style import look
 CLIENTS = 10
 
 
-def fake_run(folder, method="knfu", seed=0, rounds=(1, 2, 3), accuracy=0.5, **options):
+def fake_run(folder, method="knfu", seed=0, rounds=(1, 2, 3), accuracy=0.5, alpha=0.5, **options):
     """A run in which client n has ``accuracy + n / 100`` after fusion, 0.1 less before."""
     strategy = {"name": method, **options}
-    experiment = Experiment.from_dict({"seed": seed, "strategy": strategy})
+    data = {"alpha": alpha}
+    experiment = Experiment.from_dict({"seed": seed, "data": data, "strategy": strategy})
     run = Run.at(experiment, folder).begin(experiment)
     for round in rounds:
         line, clients = {"round": round}, []
@@ -83,6 +84,44 @@ def test_seeds_of_one_experiment_are_one_line_their_mean(tmp_path):
     figure = draw([*runs, fake_run(tmp_path / "other", "fedmd")])
     assert legend(figure) == ["knfu (3 seeds)", "fedmd (1 seed)"]
     assert lines(figure)["knfu (3 seeds)"].get_ydata() == pytest.approx([54.5] * 3)
+
+
+def test_with_several_seeds_the_band_is_the_interval_over_them(tmp_path):
+    runs = [fake_run(tmp_path / f"{s}", seed=s, accuracy=0.4 + s / 100) for s in range(3)]
+    axes = draw(runs).axes[0]
+    assert "95 % interval over 3 seeds" in axes.get_title(loc="left")
+    heights = axes.collections[0].get_paths()[0].vertices[:, 1]
+    half = 4.302653 / 3**0.5  # t of two degrees of freedom, a standard deviation of a point
+    assert [heights.min(), heights.max()] == pytest.approx([45.5 - half, 45.5 + half])
+
+
+def test_of_two_seeds_the_band_is_the_range(tmp_path):
+    runs = [fake_run(tmp_path / f"{s}", seed=s, accuracy=0.4 + s / 100) for s in range(2)]
+    axes = draw(runs).axes[0]
+    assert "range over 2 seeds" in axes.get_title(loc="left")
+    heights = axes.collections[0].get_paths()[0].vertices[:, 1]
+    assert [heights.min(), heights.max()] == pytest.approx([44.5, 45.5])
+
+
+def test_a_method_with_one_seed_beside_others_has_no_band(tmp_path):
+    runs = [fake_run(tmp_path / f"{s}", seed=s) for s in range(3)]
+    assert len(draw([*runs, fake_run(tmp_path / "b", "fedmd")]).axes[0].collections) == 1
+
+
+def test_other_data_are_other_panels_that_show_every_line_whole(tmp_path):
+    runs = [
+        fake_run(tmp_path / f"{method}-{alpha}", method, accuracy=accuracy, alpha=alpha)
+        for method in ("knfu", "fedmd")
+        for alpha, accuracy in ((0.1, 0.3), (1.0, 0.8))
+    ]
+    figure = draw(runs)
+    assert [panel.get_title(loc="left") for panel in figure.axes] == ["alpha = 0.1", "alpha = 1"]
+    assert legend(figure) == ["knfu", "fedmd"]
+    for panel in figure.axes:
+        low, high = panel.get_ylim()
+        drawn = np.concatenate([line.get_ydata() for line in panel.lines])
+        assert low < drawn.min()
+        assert drawn.max() < high
 
 
 def test_seeds_are_compared_only_in_rounds_that_all_have(tmp_path):

@@ -233,7 +233,7 @@ def test_one_command_makes_the_page(page, tmp_path, monkeypatch, capsys):
     assert re.search(r"\| knfu +\|.*±", text)
     assert "perplexity" not in text
     assert "`fedkd plot alpha runs/small-quick`" in text
-    assert "`fedkd plot weights runs/small-quick/alpha1-*-knfu-digits-*`" in text
+    assert "`fedkd plot weights runs/small-quick/alpha1-knfu-digits-*-*`" in text
     figures = sorted(file.name for file in (page.parent / "figures").iterdir())
     assert figures == ["small-alpha.png", "small-weights.png"]
     assert re.findall(r"\]\(figures/([^)]+)\)", text) == figures

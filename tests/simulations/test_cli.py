@@ -337,6 +337,8 @@ def test_list_prints_every_name_with_a_line(fedkd, kind):
         names = sorted(PARTITIONS)
     elif kind == "experiments":
         names = sorted(file.stem for file in (ROOT / "simulations").glob("*.toml"))
+    elif kind in ("suites", "claims"):
+        names = [file.stem for file in sorted((ROOT / "simulations" / kind).glob("*.toml"))]
     else:
         names = registry.names(kind)
     code, out, _ = fedkd("list", kind)
@@ -367,7 +369,7 @@ def test_plot_writes_png_and_pdf_and_prints_their_paths(fedkd, simulation, tmp_p
 def test_plot_of_what_is_not_a_run_is_one_line(fedkd, figure):
     code, out, err = fedkd("plot", figure, "nowhere")
     assert (code, out) == (2, "")
-    assert err == "fedkd: nowhere is not a run's folder: it has no experiment.toml\n"
+    assert err == "fedkd: nowhere is not a run's folder and holds no finished run\n"
 
 
 def test_plot_of_a_run_without_rounds_is_one_line(fedkd, tmp_path):
