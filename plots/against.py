@@ -48,6 +48,7 @@ def draw(
 ) -> Figure:
     """Draw ``metric``, mean over clients at the end, against ``key``: a panel a kind of data.
 
+    Data on which ``key`` has one value only, as alpha on a natural partition, are left out.
     Lines are means over seeds with 95 % intervals (the range of two seeds). Where one method sends
     nothing, as local training, rings mark where its line crosses another's, found by interpolating
     both lines as they are drawn; where they do not cross there is none.
@@ -72,12 +73,16 @@ def draw(
     """
     check(metric, stage)
     values = {run.folder: _number(run, key) for run in runs}
-    at = sorted(set(values.values()))
-    if len(at) < 2:
-        raise FedkdError(f"all runs have {key} = {at[0]:g}; two values at least make a figure")
-    log = at[0] > 0
+    log = min(values.values()) > 0
     parts, keys = panels(runs, key)
-    methods = lines(runs, (key, *keys))
+    parts = [part for part in parts if len({values[run.folder] for run in part.runs}) > 1]
+    if not parts:
+        have = ", ".join(f"{value:g}" for value in sorted(set(values.values())))
+        raise FedkdError(
+            f"all runs{' on the same data' * (',' in have)} have {key} = {have}; two values at "
+            "least make a figure"
+        )
+    methods = lines([run for part in parts for run in part.runs], (key, *keys))
     cells = [
         [_points(line.among(part.runs), values, metric, stage) for line in methods]
         for part in parts

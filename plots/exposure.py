@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
 from fedkd.results import PLACES, FedkdError, Run, by_seed, exposure, labels
+from plots.gather import panels
 from plots.style import ARMS, COLOURS, COLUMN, PAGE, columns_of, look, styled
 
 NULL = 1 / math.log(2)
@@ -55,7 +56,8 @@ class Arm:
 def arms(runs: Sequence[Run]) -> list[Arm]:
     """Gather runs by arm, in an order that does not depend on theirs.
 
-    An arm is called by its experiment's name; arms of the same name also by what tells them apart.
+    An arm is called by its experiment's name; arms of the same name also by what tells them apart,
+    and, where runs are on data of several kinds, by its data.
 
     Raises
     ------
@@ -64,6 +66,15 @@ def arms(runs: Sequence[Run]) -> list[Arm]:
     """
     for run in runs:
         _check(run)
+    return [
+        replace(arm, label=f"{arm.label}, {part.title}") if part.title else arm
+        for part in panels(runs)[0]
+        for arm in _arms(part.runs)
+    ]
+
+
+def _arms(runs: Sequence[Run]) -> list[Arm]:
+    """The arms of runs on data of one kind."""
     named: dict[str, list[list[Run]]] = {}
     for group in by_seed(runs):
         for name in {run.experiment.name for run in group}:

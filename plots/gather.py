@@ -52,7 +52,7 @@ def _below(folder: Path) -> list[Run]:
         except (ValueError, KeyError, TypeError) as error:
             raise FedkdError(f"{folder / SUITE} cannot be read: {error!r}") from error
     else:
-        runs = list(runs_below(folder))
+        runs = list(runs_below(folder)) if folder.is_dir() else []
     runs = [run for run in runs if (run.folder / SUMMARY).is_file()]
     if not runs:
         raise FedkdError(f"{folder} is not a run's folder and holds no finished run")

@@ -119,6 +119,16 @@ def test_no_crossing_has_no_ring_and_no_entry(tmp_path):
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["local", "knfu"]
 
 
+def test_data_on_which_the_key_never_changes_are_left_out(tmp_path):
+    runs = study(tmp_path, {"knfu": {1: 50, 100: 70}}, more=("data.dataset=mnist",))
+    runs += study(tmp_path / "b", {"knfu": {1: 40}}, more=("data.dataset=femnist",))
+    figure = alpha.draw(runs)
+    assert len(figure.axes) == 1
+    assert points(figure.axes[0])["knfu"] == pytest.approx([50, 70])
+    with pytest.raises(FedkdError, match=r"on the same data have data\.alpha = 1, 100"):
+        alpha.draw(runs[1:])
+
+
 def test_methods_that_both_send_are_not_compared(tmp_path):
     runs = study(tmp_path, {"fedmd": {1: 60, 100: 60}, "knfu": {1: 50, 100: 70}})
     assert rings(alpha.draw(runs).axes[0]) == []

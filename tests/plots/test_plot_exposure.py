@@ -248,3 +248,17 @@ def test_the_command_writes_png_and_pdf_beside_the_first_run(tmp_path, capsys):
     stem = tmp_path / "fkd" / "plots" / "exposure"
     assert not ended.value.code
     assert capsys.readouterr().out.split() == [f"{stem}.png", f"{stem}.pdf"]
+
+
+def test_arms_on_other_data_are_named_by_the_data(tmp_path):
+    runs = []
+    for dataset in ("pydoc", "shakespeare"):
+        folder = tmp_path / dataset
+        folder.mkdir()
+        runs.append(fake_run(folder / "fkd"))
+        runs.append(fake_run(folder / "swing", "swing", tau_max=4.0))
+    for run, dataset in zip(runs, ("pydoc", "pydoc", "shakespeare", "shakespeare")):
+        changed = run.experiment.to_toml().replace('dataset = "digits"', f'dataset = "{dataset}"')
+        (run.folder / "experiment.toml").write_text(changed)
+    found = list(panels(draw(runs)))
+    assert found == ["fkd, pydoc", "swing, pydoc", "fkd, shakespeare", "swing, shakespeare"]
