@@ -263,6 +263,7 @@ def _read_checkpoint(taken: Run) -> dict[str, Any]:
     except (
         OSError,
         EOFError,
+        LookupError,
         RuntimeError,
         ValueError,
         pickle.UnpicklingError,

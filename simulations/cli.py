@@ -541,8 +541,6 @@ def table(
     SUITE is what [bold]fedkd suite[/bold] takes, or any folder of runs; axes of such a folder are
     the experiment's keys.
     """
-    from simulations import tables
-
     allowed = {
         "format": (form, ("text", "csv", "markdown", "latex")),
         "spread": (spread, ("std", "bootstrap")),
@@ -552,6 +550,8 @@ def table(
     for flag, (given, known) in allowed.items():
         if given not in known:
             raise FedkdError(f"--{flag} {given!r} is not allowed: {', '.join(known)}")
+    from simulations import tables
+
     found = tables.of_suite(
         name,
         scale,

@@ -143,7 +143,14 @@ def _child() -> tuple[Connection, SpawnProcess]:
     context = get_context("spawn")
     here, there = context.Pipe()
     child = context.Process(target=_serve, args=(there,))
-    child.start()
+    # Ctrl-C is for this process alone, also while the other one starts.
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None
+    try:
+        child.start()
+    finally:
+        if main:
+            signal.signal(signal.SIGINT, before)
     there.close()
     return here, child
 

@@ -25,7 +25,7 @@ HELP = (
     *("--help", "run --help", "list --help", "plot --help"),
     *("plot curves --help", "plot partition --help", "plot fairness --help", "plot cuts --help"),
     *("compare --help", "canary --help", "audit --help", "report --help"),
-    *("plot exposure --help", "plot tradeoff --help"),
+    *("plot exposure --help", "plot tradeoff --help", "suite --help", "table --help"),
 )
 BAD = {
     "rum": "rum",
@@ -52,6 +52,12 @@ BAD = {
     "canary swing --repeats 3": "--repeats 3 is not known; known: 1, 4, 16, 64",
     "canary swing --jobs 0": "0 is not in the range",
     "canary swing --set strategy.name=swign": "did you mean 'swing'?",
+    "suite": "SUITE",
+    "suite nowhere": "suite 'nowhere' is neither a file",
+    "suite knfu-beta --jobs 0": "0 is not in the range",
+    "suite knfu-beta --set roundz=3": "did you mean 'rounds'?",
+    "table": "SUITE",
+    "table knfu-beta --format pdf": "--format 'pdf' is not allowed",
     "audit": "RUN",
     "audit nowhere": "nowhere is not a run's folder",
     "audit nowhere --shadows=-1": "-1 is not in the range",

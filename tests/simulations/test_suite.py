@@ -1,0 +1,562 @@
+"""Suites: the grid, what runs and what does not run again, and one frame of it all."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from multiprocessing import active_children
+from pathlib import Path
+
+import pytest
+from conftest import SMALL
+
+from fedkd import registry
+from fedkd.engine import plan
+from fedkd.errors import FedkdError
+from fedkd.experiment import Experiment
+from fedkd.results import CHECKPOINT, Run
+from fedkd.run import Observer
+from fedkd.run import run as simulate
+from simulations import cli, jobs, suite
+from simulations.suite import read, run_suite
+
+ROOT = Path(cli.__file__).parent.parent
+GRID = """
+# Two methods on a small one.
+experiment = "small.toml"
+skip = [{method = "local", "data.alpha" = 10}]
+
+[set]
+"training.local_epochs" = 1
+data.clients = 3
+
+[axes]
+"data.alpha" = [0.1, 10]
+seed = [0, 1]
+
+[axes.method]
+knfu = {"strategy.name" = "knfu", "strategy.beta" = 3.0}
+"left, alone" = {strategy.name = "local"}
+local = {"strategy.name" = "local", "training.local_epochs" = 2}
+
+[quick.set]
+rounds = 1
+
+[full.axes]
+"data.alpha" = [0.5]
+seed = [0, 1, 2]
+"""
+
+
+@pytest.fixture
+def grid(tmp_path):
+    """A function that writes a suite's file, with replacements, and gives its path."""
+
+    def write(*changes, name="grid.toml"):
+        text = GRID
+        for old, new in changes:
+            assert old in text
+            text = text.replace(old, new)
+        (tmp_path / "small.toml").write_text(SMALL)
+        (tmp_path / name).write_text(text)
+        return str(tmp_path / name)
+
+    return write
+
+
+@pytest.fixture
+def fedkd(capsys):
+    """The command line: code, output, errors."""
+
+    def run(*words):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(words)
+        out, err = capsys.readouterr()
+        return ended.value.code or 0, out, err
+
+    return run
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Names and seeds of what is run, for suites whose runs go one at a time."""
+    seen = []
+
+    def run(experiment, folder, resume):
+        seen.append((experiment.name, experiment.seed))
+        return simulate(experiment, folder, resume=resume)
+
+    monkeypatch.setattr(jobs, "run", run)
+    return seen
+
+
+# --- the grid -----------------------------------------------------------------------------------
+
+
+def test_every_combination_is_a_cell_but_those_that_are_skipped(grid):
+    found = read(grid())
+    assert found.axes == {
+        "data.alpha": (0.1, 10),
+        "method": ("knfu", "left, alone", "local"),
+        "seed": (0, 1),
+    }
+    labels = [tuple(cell.labels.values()) for cell in found.cells]
+    assert len(labels) == len(set(labels)) == 2 * 3 * 2 - 2
+    assert (10, "local", 0) not in labels
+    assert labels[0] == (0.1, "knfu", 0)
+
+
+def test_seeds_are_the_axis_that_changes_fastest(grid):
+    assert [cell.labels["seed"] for cell in read(grid()).cells[:4]] == [0, 1, 0, 1]
+
+
+def test_a_cell_has_the_keys_of_the_base_the_suite_the_scale_and_its_labels(grid):
+    cell = next(c for c in read(grid()).cells if c.labels["method"] == "local")
+    experiment = cell.experiment
+    assert experiment.student.models == ("mlp",)
+    assert (experiment.data.clients, experiment.data.alpha, experiment.rounds) == (3, 0.1, 1)
+    assert experiment.training.local_epochs == 2
+    assert experiment.name == "alpha0.1-local"
+
+
+def test_another_method_leaves_the_options_of_the_one_before_behind(grid):
+    (old, new) = '"training.local_epochs" = 1', '"strategy.beta" = 2.0'
+    cells = read(grid((old, new))).cells
+    options = {cell.labels["method"]: cell.experiment.strategy.options for cell in cells}
+    assert options == {"knfu": {"beta": 3.0}, "left, alone": {}, "local": {}}
+
+
+def test_a_scale_replaces_axes_whole(grid):
+    found = read(grid(), "full")
+    assert found.axes["data.alpha"] == (0.5,)
+    assert found.axes["seed"] == (0, 1, 2)
+    assert found.cells[0].experiment.rounds == 2
+    assert found.folder == Path("runs/grid-full")
+
+
+def test_runs_are_called_by_their_labels_and_digest(grid):
+    for cell in read(grid()).cells:
+        assert cell.folder.name.endswith(f"seed{cell.labels['seed']}-{cell.experiment.digest()}")
+    assert len({cell.folder for cell in read(grid()).cells}) == 10
+
+
+def test_cells_that_are_the_same_experiment_share_a_run(grid, counted):
+    file = grid(('"training.local_epochs" = 2', '"training.local_epochs" = 1'))
+    found = read(file)
+    alone = [c for c in found.cells if c.labels["data.alpha"] == 0.1 and c.labels["seed"] == 0]
+    assert alone[1].folder == alone[2].folder != alone[0].folder
+    run_suite(found, 1, ["data.alpha=0.1", "seed=0"])
+    assert len(counted) == 2
+    assert sorted(suite.frame(read(file)).method) == ["knfu", "left, alone", "local"]
+
+
+def test_arms_are_what_the_canary_command_calls_so(tmp_path):
+    (tmp_path / "arms.toml").write_text(
+        'experiment = "swing"\n[axes]\narm = ["fkd", "swing-noise"]\n"release.scale" = [0.01, 0.1]'
+    )
+    cells = read(tmp_path / "arms.toml").cells
+    assert {cell.experiment.release.scale for cell in cells if cell.labels["arm"] == "fkd"} == {0}
+    noisy = [cell for cell in cells if cell.labels["arm"] == "swing-noise"]
+    assert [cell.experiment.release.scale for cell in noisy] == [0.01, 0.1]
+    assert noisy[0].experiment.release.tau_max == 20
+    assert all(cell.experiment.engine.remember for cell in cells)
+    assert len({cell.folder for cell in cells}) == 3
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("[quick.set]\nrounds = 1", "[quick.set]\nroundz = 1", "roundz is not a known key"),
+        ('"data.alpha" = [0.1, 10]', '"data.alpha" = [0, 1]', "data.alpha = 0 is not allowed"),
+        ('"data.alpha" = [0.1, 10]', "data.alpha = [1]", "axes.data.alpha = [1] is not allowed"),
+        ("seed = [0, 1]\n", "seed = [0, 0]\n", "axes.seed = [0, 0] is not allowed"),
+        ("seed = [0, 1]\n", "seed = 3\n", "axes.seed = 3 is not allowed: a list of values"),
+        ("[quick.set]", "[quik.set]", "quik is not a known key (did you mean 'quick'?)"),
+        ('skip = [{method = "local"', 'skip = [{methd = "x"', "'methd' is not an axis (did"),
+        ('experiment = "small.toml"', 'experiment = "smal"', "experiment 'smal' is neither"),
+        ("seed = [0, 1]\n", "seed = [\n", "cannot be read"),
+        ("seed = [0, 1]\n", 'arm = ["fkd", "swang"]\n', "arm = 'swang' is not known (did you"),
+    ],
+)
+def test_a_wrong_file_is_one_line_that_names_it(grid, fedkd, old, new, said):
+    code, out, err = fedkd("suite", grid((old, new)))
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "grid.toml" in err
+    assert said in err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--scale", "slow"], "--scale 'slow' is not allowed: quick or full"),
+        (["--only", "methd=knfu"], "'methd' is not an axis (did you mean 'method'?)"),
+        (["--only", "method=knfo"], "--only method=knfo is not a label (did you mean 'knfu'?)"),
+        (["--only", "method"], "--only 'method' is not of the form AXIS=LABEL"),
+        (["--set", "seed=3"], "--set seed is not allowed, as it is an axis"),
+        (["--set", "rounds"], "key=value"),
+        (["--set", "strategy.beta=3"], "strategy.beta is not a known key"),
+        (["--set", "strategy.name=knfo"], "strategy.name = 'knfo' is not known"),
+        (["--set", "data.dataset=digit"], "data.dataset = 'digit' is not known"),
+        (["--set", "student.models=['ml']"], "student.models = 'ml' is not known"),
+    ],
+)
+def test_wrong_words_are_one_line_before_anything_runs(grid, fedkd, counted, words, said):
+    code, out, err = fedkd("suite", grid(), *words)
+    assert (code, out, err.count("\n"), counted) == (2, "", 1, [])
+    assert said in err
+
+
+def test_a_suite_that_is_not_there_names_the_shipped_ones(fedkd):
+    code, _, err = fedkd("suite", "knfu-heterogenity")
+    assert code == 2
+    assert "did you mean 'knfu-heterogeneity'?" in err
+
+
+def test_conditions_leave_cells_that_meet_all_of_them(grid):
+    found = read(grid())
+
+    def left(*conditions):
+        return [tuple(cell.labels.values()) for cell in suite.chosen(found, conditions)]
+
+    assert left("seed=1", "data.alpha=10.0") == [(10, "knfu", 1), (10, "left, alone", 1)]
+    assert left("method=left, alone", "seed=0") == [(0.1, "left, alone", 0), (10, "left, alone", 0)]
+    assert len(left("method=knfu,local")) == 6
+    assert left("method=knfu", "method=local") == []
+
+
+@pytest.mark.parametrize("scale", ["quick", "full"])
+@pytest.mark.parametrize("name", list(suite.suites()))
+def test_shipped_suites_can_be_run_as_far_as_is_known_without_data(name, scale, monkeypatch):
+    monkeypatch.delenv("FEDKD_DATA", raising=False)
+    found = read(name, scale)
+    suite.check(found, found.cells)
+    assert found.about
+    assert len(found.axes["seed"]) >= 5
+    embedded = {"digits", "pydoc"}
+    there = [cell for cell in found.cells if not cell.missing]
+    assert {cell.experiment.data.dataset for cell in there} <= embedded
+    assert there, "some of every suite runs on a fresh machine"
+
+
+# --- running ------------------------------------------------------------------------------------
+
+
+def test_finished_runs_are_not_repeated(grid, counted):
+    file = grid()
+    first = run_suite(read(file), 1)
+    assert (len(first.ran), len(first.there), len(counted)) == (10, 0, 10)
+    again = run_suite(read(file), 1)
+    assert (len(again.ran), len(again.there), len(counted)) == (0, 10, 10)
+
+
+def test_a_changed_suite_repeats_only_what_has_changed(grid, counted):
+    run_suite(read(grid()), 1)
+    counted.clear()
+    more = grid(
+        ('"training.local_epochs" = 2', '"training.local_epochs" = 3'),
+        ("knfu =", '"as ever" ='),
+        ("seed = [0, 1]\n", "seed = [0, 1]\nparticipation = [1.0]\n"),
+    )
+    run_suite(read(more), 1)
+    assert len(counted) == 2
+    assert all(name.startswith("alpha0.1") and "local" in name for name, _ in counted)
+
+
+def test_the_folder_of_a_suite_is_the_suite(grid):
+    found = read(grid(), out=Path("mine"))
+    run_suite(found, 1, ["data.alpha=0.1", "seed=0"])
+    opened = read("mine")
+    assert (opened.name, opened.about, opened.axes) == (found.name, found.about, found.axes)
+    assert [c.labels for c in opened.cells] == [c.labels for c in found.cells]
+    pairs = zip(opened.cells, found.cells, strict=True)
+    assert all(a.experiment.digest() == b.experiment.digest() for a, b in pairs)
+    assert suite.frame(opened).equals(suite.frame(read(grid(), out=Path("mine"))))
+
+
+def test_the_frame_has_a_row_a_finished_cell_with_labels_and_numbers(grid):
+    file = grid()
+    assert list(suite.frame(read(file)).columns) == ["data.alpha", "method", "seed"]
+    run_suite(read(file), 1, ["seed=1"])
+    frame = suite.frame(read(file))
+    assert list(frame.columns[:3]) == ["data.alpha", "method", "seed"]
+    assert list(frame.seed) == [1] * 5
+    assert set(frame.method) == {"knfu", "left, alone", "local"}
+    assert frame.own_accuracy_mean.between(0, 1).all()
+    assert not frame.columns.duplicated().any()
+
+
+def test_a_dry_run_runs_nothing_and_says_what_is_there(grid, fedkd, counted):
+    file = grid()
+    run_suite(read(file), 1, ["method=knfu", "seed=0"])
+    counted.clear()
+    code, out, err = fedkd("suite", file, "--dry-run", "--only", "method=knfu")
+    assert (code, err, counted) == (0, "", [])
+    lines = out.splitlines()
+    assert [line.split()[0] for line in lines[:-1]] == ["there", "to", "there", "to"]
+    assert lines[-1] == "4 cells: 2 there, 2 to run"
+
+
+def test_a_dry_run_leaves_no_folder(grid, fedkd):
+    fedkd("suite", grid(), "--dry-run")
+    assert not Path("runs").exists()
+
+
+def test_a_cell_that_fails_does_not_stop_the_others(grid, fedkd, monkeypatch):
+    def run(experiment, folder, resume):
+        if experiment.name == "alpha0.1-knfu" and experiment.seed == 0:
+            raise FedkdError("it\ndiverged")
+        if experiment.name == "alpha10-knfu" and experiment.seed == 1:
+            raise ZeroDivisionError("by nought")
+        return simulate(experiment, folder, resume=resume)
+
+    monkeypatch.setattr(jobs, "run", run)
+    file = grid()
+    code, out, err = fedkd("suite", file, "--jobs", "1")
+    assert (code, out) == (1, "runs/grid-quick\n")
+    assert "8 ran, 2 failed" in err
+    assert "failed: data.alpha 0.1, knfu, seed 0: it diverged" in err
+    assert "failed: data.alpha 10, knfu, seed 1: ZeroDivisionError: by nought (test_suite" in err
+    monkeypatch.setattr(jobs, "run", simulate)
+    code, _, err = fedkd("suite", file, "--jobs", "1")
+    assert code == 0
+    assert "2 ran, 8 there already" in err
+
+
+def test_a_cell_without_its_data_is_skipped_with_a_line(grid, fedkd, monkeypatch, tmp_path):
+    monkeypatch.setenv("FEDKD_DATA", str(tmp_path))
+    old = "[quick.set]"
+    file = grid((old, f'[axes.data]\ndigits = {{}}\nmnist = {{data.dataset = "mnist"}}\n{old}'))
+    code, _, err = fedkd(
+        "suite", file, "--jobs", "1", "--only", "data.alpha=10", "--only", "seed=0"
+    )
+    assert code == 0
+    assert "2 ran, 2 skipped" in err
+    assert err.count("data set 'mnist' is not at") == 1
+    assert "skipped 2 cells" in err
+    _, out, _ = fedkd("suite", file, "--dry-run", "--only", "data=mnist")
+    assert out.count("no data ") == 10
+
+
+def test_own_data_that_is_not_there_is_skipped_too(grid):
+    cells = read(grid(), overrides=["data.dataset=npz:nowhere.npz"]).cells
+    assert all("there is no such file" in cell.missing for cell in cells)
+
+
+def test_a_log_has_a_line_for_every_cell(grid, fedkd):
+    code, _, err = fedkd("suite", grid(), "--jobs", "1", "--only", "method=knfu")
+    assert code == 0
+    lines = [line for line in err.splitlines() if line[0].isdigit() and "/4 " in line]
+    assert [line.split(":")[0] for line in lines] == [
+        "1/4 data.alpha 0.1, knfu, seed 0",
+        "2/4 data.alpha 0.1, knfu, seed 1",
+        "3/4 data.alpha 10, knfu, seed 0",
+        "4/4 data.alpha 10, knfu, seed 1",
+    ]
+
+
+def test_ctrl_c_says_that_the_same_command_goes_on(grid, fedkd, monkeypatch):
+    def run(experiment, folder, resume):
+        if experiment.seed == 1:
+            raise KeyboardInterrupt
+        return simulate(experiment, folder, resume=resume)
+
+    monkeypatch.setattr(jobs, "run", run)
+    file = grid()
+    code, out, err = fedkd("suite", file, "--jobs", "1", "--only", "method=knfu")
+    assert (code, out) == (130, "")
+    assert err.splitlines()[-1].startswith("fedkd: interrupted; the same command goes on")
+    monkeypatch.setattr(jobs, "run", simulate)
+    assert "there already" in fedkd("suite", file, "--jobs", "1", "--only", "method=knfu")[2]
+
+
+def test_a_run_half_done_goes_on_from_its_checkpoint(grid, monkeypatch):
+    class Killed(Observer):
+        def round_done(self, line):
+            if line["round"] == 2:
+                raise KeyboardInterrupt
+
+    words = {"overrides": ["rounds=3", "checkpoint_every=1"]}
+    only = ["method=knfu", "seed=0", "data.alpha=10"]
+    (cell,) = suite.chosen(read(grid(), **words), only)
+    with pytest.raises(KeyboardInterrupt):
+        simulate(cell.experiment, cell.folder, observer=Killed())
+    assert (cell.folder / CHECKPOINT).is_dir()
+    began = []
+
+    def run(experiment, folder, resume):
+        began.append(resume)
+        return simulate(experiment, folder, resume=resume)
+
+    monkeypatch.setattr(jobs, "run", run)
+    run_suite(read(grid(), **words), 1, only)
+    whole = simulate(cell.experiment, Path("whole"))
+    assert began == [True]
+    names = ("own_accuracy_mean", "bytes_up", "own_loss_mean")
+    resumed = Run(cell.folder).summary
+    assert {n: resumed[n] for n in names} == {n: whole.summary[n] for n in names}
+
+
+@pytest.mark.parametrize("left", [".experiment.toml.new", f"{CHECKPOINT}/state.pt"])
+def test_a_folder_that_a_kill_left_half_made_is_no_obstacle(grid, left):
+    only = ["method=knfu", "seed=0", "data.alpha=10"]
+    (cell,) = suite.chosen(read(grid()), only)
+    if left.startswith(CHECKPOINT):
+        Run.at(cell.experiment, cell.folder).begin(cell.experiment)
+    (cell.folder / left).parent.mkdir(parents=True)
+    (cell.folder / left).write_text("half")
+    outcome = run_suite(read(grid()), 1, only)
+    assert not outcome.failed
+    assert Run(cell.folder).summary
+
+
+# --- jobs ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cores", [1, 2, 8])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("engine", ["auto", "inline", "procs"])
+@pytest.mark.parametrize("workers", [None, 2])
+def test_jobs_never_take_more_cores_than_there_are(monkeypatch, cores, threads, engine, workers):
+    monkeypatch.setattr(plan, "cores", lambda: cores)
+    table = {"name": engine, "threads": threads, "workers": workers}
+    table = {key: value for key, value in table.items() if value is not None}
+    experiment = Experiment.from_dict({"engine": table})
+    many = jobs.most([Experiment(), experiment])
+    each = threads * (plan.workers(experiment) if engine == "procs" else 1)
+    assert many == 1 or many * each <= cores
+    assert (many + 1) * each > cores
+
+
+def test_runs_on_a_gpu_go_one_at_a_time():
+    assert jobs.most([Experiment.from_dict({"engine": {"device": "cuda"}})]) == 1
+
+
+def test_side_by_side_an_engine_that_is_not_named_is_inline(small, tmp_path):
+    for name, wanted in (("auto", "inline"), ("procs", "procs")):
+        task = jobs._inside(jobs.Job(small(f"engine.name={name}"), tmp_path))
+        assert task.experiment.engine.name == wanted
+
+
+def test_what_only_this_process_knows_runs_in_it(grid, counted):
+    registry.register("strategies", "mine")(registry.load("strategies", "local"))
+    outcome = run_suite(read(grid(), overrides=["strategy.name=mine"]), 2, ["data.alpha=0.1"])
+    assert not outcome.failed
+    assert len(counted) == len(outcome.ran) > 1
+
+
+def test_time_left_is_told_by_cells_of_the_same_method(grid):
+    cells = read(grid()).cells
+    knfu, local = (
+        [cell for cell in cells if cell.labels["method"] == name] for name in ("knfu", "local")
+    )
+    clock = suite.Clock([], 2)
+    assert clock.left(knfu, {}) is None
+    clock.add(knfu[0], 10.0)
+    assert clock.left(local[:1], {}) == 5.0  # nothing closer is known
+    clock.add(local[0], 2.0)
+    assert clock.left([knfu[1], local[1]], {}) == 6.0
+    assert clock.left([knfu[1], local[1]], {knfu[1].folder: 4.0, local[1].folder: 9.0}) == 3.0
+
+
+@pytest.mark.slow
+def test_a_killed_process_takes_its_run_alone(small, tmp_path):
+    tasks = [
+        jobs.Job(small(f"seed={seed}", "rounds=2000"), tmp_path / f"{seed}") for seed in (0, 1)
+    ]
+    tasks += [jobs.Job(small(f"seed={seed}"), tmp_path / f"{seed}") for seed in (2, 3)]
+    before = children()
+    found = {}
+    began = []
+    runs = jobs.outcomes(tasks, 2, began.append)
+
+    def kill_the_long_ones():
+        for seed in (0, 1):
+            while not (tmp_path / f"{seed}" / "rounds.jsonl").exists():
+                time.sleep(0.05)
+        for process in children() - before:
+            os.kill(process, signal.SIGKILL)
+
+    thread = threading.Thread(target=kill_the_long_ones)
+    thread.start()
+    for index, _, why in runs:
+        found[index] = why
+    thread.join()
+    assert found[0] == found[1] == jobs.KILLED
+    assert found[2] == found[3] == ""
+    assert sorted(began) == [0, 1, 2, 3]
+
+
+def children():
+    """Processes of this one that run a suite's jobs."""
+    return {child.pid for child in active_children()}
+
+
+def command(file, *words):
+    """``fedkd suite`` in a process group of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "simulations.cli", "suite", file, "--jobs", "2", *words],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.slow
+def test_a_suite_killed_at_random_moments_ends_with_the_same_table(grid, fedkd):
+    file = grid(("rounds = 1", "rounds = 6\ncheckpoint_every = 1"))
+    generator = random.Random(int.from_bytes(os.urandom(4)))
+    kills = 0
+    for _ in range(5):
+        process = command(file, "--out", "killed")
+        try:
+            process.communicate(timeout=generator.uniform(3, 15))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            kills += 1
+    last = command(file, "--out", "killed")
+    _, err = last.communicate()
+    assert last.returncode == 0, err
+    assert kills
+    whole = command(file, "--out", "whole")
+    _, err = whole.communicate()
+    assert whole.returncode == 0, err
+    words = ("--columns", "data.alpha", "--where", "method=knfu,local")
+    for value in ("own_accuracy_mean", "own_loss_mean", "bytes_up"):
+        tables = [
+            fedkd("table", folder, *words, "--value", value, "--format", "csv")[1]
+            for folder in ("killed", "whole")
+        ]
+        assert tables[0] == tables[1]
+        assert tables[0].count("\n") >= 3
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_no_process_and_goes_on(grid):
+    file = grid(("rounds = 1", "rounds = 300"))
+    process = command(file, "--only", "method=knfu")
+    while not list(Path("runs").glob("*/*/rounds.jsonl")):
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate()  # until nobody holds its end of the pipes any more
+    assert (process.returncode, out) == (130, "")
+    assert err.splitlines()[-1].startswith("fedkd: interrupted; the same command goes on")
+    assert "Traceback" not in err
+
+
+def test_suite_json_says_what_there_is(grid):
+    run_suite(read(grid()), 1, ["method=knfu", "data.alpha=10"])
+    stored = json.loads(Path("runs/grid-quick/suite.json").read_text())
+    assert (stored["name"], stored["scale"]) == ("grid", "quick")
+    assert stored["about"] == "Two methods on a small one."
+    assert len(stored["cells"]) == 10
+    folders = {one["folder"] for one in stored["cells"]}
+    there = {path.name for path in Path("runs/grid-quick").iterdir() if path.is_dir()}
+    assert len(there) == 2
+    assert there < folders
