@@ -78,8 +78,8 @@ def knfu(rounds=4):
     torch.set_num_threads(1)
     dataset = "mnist" if os.environ.get("FEDKD_DATA") else "digits"
     changes = [f"data.dataset={dataset}", f"data.clients={CLIENTS}", f"rounds={rounds}"]
-    few = {"mnist": "training.local_epochs=1", "digits": "data.samples_per_client=40"}
-    changes += [few[dataset], "student.width=1.0"]
+    few = {"mnist": "data.samples_per_client=300", "digits": "data.samples_per_client=40"}
+    changes += [few[dataset], "training.local_epochs=2", "student.width=1.0"]
     text = experiment_text("knfu-mnist" if dataset == "mnist" else "quickstart")
     experiment = Experiment.from_toml(text, changes)
     bare = Bare(experiment)
