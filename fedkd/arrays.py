@@ -13,11 +13,18 @@ class Array(app.Array):
     at the same memory, and neither may write to it.
     """
 
+    _ndarray: np.ndarray
+    _data: bytes | None
+
     def __init__(self, ndarray: np.ndarray) -> None:
-        self.dtype, self.shape = str(ndarray.dtype), tuple(ndarray.shape)
-        self.stype = "numpy.ndarray"
-        self._ndarray = ndarray
-        self._data: bytes | None = None
+        # Not one by one: Flower's __setattr__ keeps a record of changes.
+        vars(self).update(
+            dtype=str(ndarray.dtype),
+            shape=tuple(ndarray.shape),
+            stype="numpy.ndarray",
+            _ndarray=ndarray,
+            _data=None,
+        )
 
     @property
     def data(self) -> bytes:  # type: ignore[override]

@@ -153,7 +153,7 @@ def phase(grid, steps, trial):
 # --- start-up -------------------------------------------------------------------------------
 
 
-def start(pairs=7):
+def start(pairs=5):
     """Seconds of whole processes: the quick start's first round, and the same as a bare script."""
     paths = os.pathsep.join([str(HERE.parent.parent), os.environ.get("PYTHONPATH", "")])
     code = "from simulations.cli import main; main()"
