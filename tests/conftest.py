@@ -2,27 +2,11 @@
 
 import pytest
 import torch
+from lines import SMALL
 
 from fedkd import registry
 from fedkd.experiment import Experiment
 from fedkd.work import Samples
-
-SMALL = """
-name = "small"
-rounds = 2
-[data]
-clients = 4
-samples_per_client = 60
-[data.test]
-common = 60
-[data.transfer]
-size = 80
-[student]
-models = ["mlp"]
-[training]
-local_epochs = 2
-batch_size = 16
-"""
 
 
 @pytest.fixture

@@ -2,6 +2,23 @@
 
 from fedkd import Observer
 
+SMALL = """
+name = "small"
+rounds = 2
+[data]
+clients = 4
+samples_per_client = 60
+[data.test]
+common = 60
+[data.transfer]
+size = 80
+[student]
+models = ["mlp"]
+[training]
+local_epochs = 2
+batch_size = 16
+"""
+
 
 class Killed(BaseException):
     """Stands for a kill: nothing in fedkd catches it."""

@@ -12,7 +12,7 @@ from multiprocessing import active_children
 from pathlib import Path
 
 import pytest
-from conftest import SMALL
+from lines import SMALL
 
 from fedkd import registry
 from fedkd.engine import plan
