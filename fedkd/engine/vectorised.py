@@ -432,20 +432,16 @@ def fit(
     simple = not others and not any(
         isinstance(term, Proximal) or getattr(term, "reach", ()) for term in terms[0]
     )
-    who = [place for place, many in enumerate(steps) if many]
-    live = _Live(stack, step, training, who, simple)
+    live = _Live(stack, step, training, count, simple)
     joints = {None: _Joint(batches, device)} | {
         on: _Joint(held, device) for on, held in drawn_from.items()
     }
     losses = []
     for column in zip(*terms, strict=True):
         on = source_of(column[0])
-        joined = _joined(column, sources if on is None else others[on])
+        joined = _joined(column)
         losses.append(Loss(module, joined, joints[on].all, live.learning, stacked=count))
     live.losses = losses
-    if len(live.who) < count:
-        for loss in losses:
-            loss.keep(torch.tensor(live.who, device=device))
     cuts = {loss.cut for loss in losses if loss.cut}
     for name, block in module.named_children():
         block.train(any(learns.startswith(f"{name}.") for learns in live.learning))
@@ -477,9 +473,9 @@ class _Live:
     """
 
     def __init__(
-        self, stack: Stack, step: Fit, training: TrainingTable, who: list[int], simple: bool
+        self, stack: Stack, step: Fit, training: TrainingTable, count: int, simple: bool
     ) -> None:
-        self.stack, self.who = stack, who
+        self.stack, self.who = stack, list(range(count))
         self.losses: list[Loss] = []
         self._training, self._lr = training, step.lr or training.lr
         plain = training.optimiser == "sgd" and not (training.momentum or training.weight_decay)
@@ -487,12 +483,10 @@ class _Live:
         plain = plain and not torch.is_autocast_enabled(device.type)
         self.direct = self._lr if simple and plain and stack.dense else 0.0
         names = learning_names(stack.module, step.part)
-        tensors = stack.tensors
-        self.places = torch.tensor(who, device=device)
-        self._whole = len(who) == len(next(iter(tensors.values())))
-        mine = tensors if self._whole else {k: t[self.places] for k, t in tensors.items()}
-        self.learning = {name: nn.Parameter(mine[name]) for name in names}
-        self.tensors = {**mine, **self.learning}
+        self.places = torch.arange(count, device=device)
+        self._whole = True  # the parameters that learn are still the stack's own memory
+        self.learning = {name: nn.Parameter(stack.tensors[name]) for name in names}
+        self.tensors = {**stack.tensors, **self.learning}
         self.optimiser: Optimiser = self._optimiser()
 
     def _optimiser(self) -> Any:
@@ -624,7 +618,7 @@ def _filled(rows: Tensor, count: int) -> Tensor:
     return torch.cat([rows, rows.new_zeros(count - len(rows), *rows.shape[1:])])
 
 
-def _joined(terms: Sequence[Term], sources: Sequence[Samples]) -> Term:
+def _joined(terms: Sequence[Term]) -> Term:
     """One term of all students: targets behind one another, other arrays ``(n, ...)``."""
     first = terms[0]
     changes: dict[str, Any] = {}

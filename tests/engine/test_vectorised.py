@@ -240,6 +240,18 @@ def test_a_client_without_steps_stays_as_it_was():
     agree(lambda *_: [Fit(epochs=0), Predict()])
 
 
+@pytest.mark.parametrize("proximal", [False, True])
+def test_a_client_without_samples_leaves_the_others_as_they_would_be(proximal):
+    def steps(host, client):
+        count = 0 if client == 1 else 20
+        draw = torch.Generator().manual_seed(client)
+        mine = Samples(torch.randn(count, 1, 8, 8, generator=draw))
+        near = (Proximal(0.5),) if proximal else ()
+        return [Fit(mine, (Soft(targets(host, client, count)), *near))]
+
+    agree(steps)
+
+
 def test_students_of_ones_own_teach_one_another():
     steps = [
         Hold("peer"),
