@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 import workload
+from peers.shared import age
 
 HERE = Path(__file__).parent
 BARE = {
@@ -330,9 +331,7 @@ def fedkd(model, engine, rounds):
 
 def started():
     """When this process began, by the clock."""
-    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-    up = float(Path("/proc/uptime").read_text().split()[0])
-    return time.time() - (up - ticks / os.sysconf("SC_CLK_TCK"))
+    return time.time() - age()
 
 
 def measured(command, name):
