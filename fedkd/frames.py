@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedkd.errors import FedkdError
-from fedkd.results import EXPERIMENT, Run, flat
+from fedkd.results import EXPERIMENT, PLACES, Run, exposures, flat, most_repeated
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -23,7 +23,9 @@ def load_runs(folder: str | Path) -> DataFrame:
         (``strategy.name``, ``data.alpha``, ``seed``; lists as ``a+b``); every entry of
         ``summary.json`` whose name is not a key's (``own_accuracy_mean`` after fusion,
         ``own_accuracy_mean_local`` after local training, ``bytes_up``, ``seconds``). Accuracies are
-        fractions. What a run does not have is missing: NaN or None.
+        fractions. Of runs with canaries also ``exposure_teacher``, ``exposure_released``,
+        ``exposure_fused`` and ``exposure_student``: the mean over the most repeated secrets in the
+        last measured round, in bits. What a run does not have is missing: NaN or None.
 
     Raises
     ------
@@ -80,7 +82,12 @@ def row(run: Run) -> dict[str, Any]:
     """The row of :func:`load_runs` for one run."""
     summary = run.summary
     known = {"folder": str(run.folder), "finished": summary is not None, **_keys(run)}
-    return known | {name: value for name, value in (summary or {}).items() if name not in known}
+    known |= {name: value for name, value in (summary or {}).items() if name not in known}
+    for place in PLACES if run.exposures else ():
+        bits, _ = exposures([run], place, most_repeated(run))
+        if bits:
+            known[f"exposure_{place}"] = sum(bits) / len(bits)
+    return known
 
 
 def frame(rows: list[dict[str, Any]]) -> DataFrame:

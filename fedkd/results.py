@@ -345,6 +345,11 @@ def exposure(runs: Iterable[Run], place: str, repeats: int | None = None) -> Est
     return interval(values, clusters) if values else None
 
 
+def most_repeated(run: Run) -> int:
+    """The highest level of repeats of the secrets in an experiment."""
+    return max(run.experiment.canary.repeats)
+
+
 def utility_name(run: Run) -> str:
     """What runs are compared at: ``perplexity`` of text, ``accuracy`` of images."""
     text = any(f"{tests}_perplexity_mean" in (run.summary or {}) for tests in ("common", "own"))

@@ -419,8 +419,11 @@ def _commands(suite: Suite, judged: Sequence[Judged]) -> list[str]:
     """Commands that run what is missing, judge it and write this page."""
     name = suite.name if suite.name in suites() else f"{suite.name}.toml"
     folder, scale = str(suite.folder), ["--scale", suite.scale]
-    out = ["--out", folder] if suite.folder != Path("runs") / f"{suite.name}-{suite.scale}" else []
-    commands = [["fedkd", "suite", name, *scale, *out], ["fedkd", "report", folder]]
-    if judged:
-        commands.insert(1, ["fedkd", "claims", *(one.name for one in judged), *scale])
+    usual = suite.folder.name == f"{suite.name}-{suite.scale}"
+    out = [] if usual and suite.folder.parent == Path("runs") else ["--out", folder]
+    given = [word for one in suite.overrides for word in ("--set", one)]
+    commands = [["fedkd", "suite", name, *scale, *given, *out], ["fedkd", "report", folder]]
+    if judged and usual and not given:
+        out = out and ["--out", str(suite.folder.parent)]
+        commands.insert(1, ["fedkd", "claims", *(one.name for one in judged), *scale, *out])
     return [shlex.join(words) for words in commands]

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedkd.errors import FedkdError
-from fedkd.results import ENVIRONMENT, Run
+from fedkd.results import ENVIRONMENT, Run, most_repeated
 from plots.style import styled
 from simulations import canary, tables
 from simulations.answers import Answer, answers, listed, run_missing, section
@@ -93,12 +93,12 @@ SECTIONS = {
     ),
     "fedd2s-baselines": Section(
         "method",
-        "data.alpha",
+        "split",
         (*OWN, *FAIRNESS, *COST),
         (
-            Picture("curves", each=("data", "data.alpha")),
-            Picture("fairness", each=("data", "data.alpha")),
-            Picture("pareto", each=("data", "data.alpha")),
+            Picture("curves", each=("data", "split")),
+            Picture("fairness", each=("data", "split")),
+            Picture("pareto", each=("data", "split")),
         ),
     ),
     "fedd2s-dropping": Section(
@@ -277,8 +277,7 @@ def _leaks(suite: Suite) -> Iterator[str]:
         groups: dict[str, list[Run]] = {}
         for cell in cells:
             groups.setdefault(str(cell.labels[ARM]), []).append(Run(cell.folder))
-        repeats = max(cells[0].experiment.canary.repeats)
-        rows = canary.table(groups, {}, repeats)
+        rows = canary.table(groups, {}, most_repeated(Run(cells[0].folder)))
         title = ", ".join(["exposure", *_named(labels)])
         yield "\n\n".join([f"#### {title}", canary.markdown(rows), *canary.findings(rows)])
 

@@ -69,7 +69,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class Suite:
-    """A grid of cells; ``axes`` are their labels by axis, ``about`` is the file's first comment."""
+    """A grid of cells.
+
+    ``axes`` are the cells' labels by axis, ``about`` is the file's first comment, ``overrides`` are
+    what was set in every cell besides, as ``key=value``.
+    """
 
     name: str
     about: str
@@ -77,6 +81,7 @@ class Suite:
     axes: dict[str, tuple[Label, ...]]
     cells: tuple[Cell, ...]
     folder: Path
+    overrides: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -149,6 +154,11 @@ def read(
         There is no such suite, or one line that names file, key, value and what is allowed.
     """
     if (Path(name_or_file) / MANIFEST).is_file():
+        if overrides:
+            raise FedkdError(
+                f"--set {overrides[0]} is not allowed for the folder of a suite, {name_or_file}: "
+                "its cells are set; give the suite's name or file, and another --out"
+            )
         return _opened(Path(name_or_file), data_dir)
     if scale not in get_args(Scale):
         raise FedkdError(f"--scale {scale!r} is not allowed: {' or '.join(get_args(Scale))}")
@@ -190,7 +200,7 @@ def read(
         raise FedkdError(f"suite {file}: {error}") from error
     found = {name: tuple(labels) for name, labels in axes.items()}
     cells = _cells(labelled, experiments, folder)
-    return Suite(file.stem, about, scale, found, cells, folder)
+    return Suite(file.stem, about, scale, found, cells, folder, tuple(overrides))
 
 
 def _file(name: str) -> Path:
@@ -371,7 +381,8 @@ def _opened(folder: Path, data_dir: Path | None) -> Suite:
             missing = "" if (place / SUMMARY).is_file() else _missing(experiment)
             cells.append(Cell(one["labels"], experiment, place, missing))
         axes = {name: tuple(labels) for name, labels in stored["axes"].items()}
-        return Suite(stored["name"], stored["about"], stored["scale"], axes, tuple(cells), folder)
+        head = stored["name"], stored["about"], stored["scale"]
+        return Suite(*head, axes, tuple(cells), folder, tuple(stored.get("set", ())))
     except (OSError, ValueError, KeyError, TypeError, FedkdError) as error:
         raise FedkdError(f"{folder / MANIFEST} cannot be read: {error}") from error
 
@@ -405,6 +416,7 @@ def _write(suite: Suite, failed: Mapping[Path, str]) -> None:
     ]
     told = {place.name: why for place, why in failed.items()}
     head = {"name": suite.name, "scale": suite.scale, "about": suite.about, "axes": suite.axes}
+    head["set"] = list(suite.overrides)
     suite.folder.mkdir(parents=True, exist_ok=True)
     beside = suite.folder / f".{MANIFEST}.new"
     beside.write_text(

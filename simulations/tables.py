@@ -23,7 +23,10 @@ Spread = Literal["std", "bootstrap"]
 Best = Literal["max", "min"]
 LEVEL = 0.05
 """An adjusted p at least this large does not tell an entry from the best one."""
-SMALLER = ("loss", "perplexity", "ece", "bytes", "seconds", "left_out", "rounds_to", "_std")
+SMALLER = (
+    *("exposure", "loss", "perplexity", "ece", "bytes", "seconds", "left_out", "rounds_to"),
+    "_std",
+)
 """Parts of the names of values of which less is better."""
 
 
@@ -152,6 +155,8 @@ def shown(value: str) -> tuple[float, str, int]:
         return 1e-6, "MB", 2
     if value.startswith("seconds"):
         return 1.0, "s", 1
+    if value.startswith("exposure"):
+        return 1.0, "bits", 2
     return 1.0, "", 1 if "perplexity" in value else 3
 
 

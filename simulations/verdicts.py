@@ -38,7 +38,7 @@ from pydantic import Field, model_validator
 
 from fedkd.errors import FedkdError, nearest
 from fedkd.experiment import Table, validated
-from fedkd.results import Run, exposures, reached, utility, utility_name
+from fedkd.results import Run, exposures, most_repeated, reached, utility, utility_name
 from fedkd.statistics import Interval, interval
 
 if TYPE_CHECKING:
@@ -82,9 +82,9 @@ class Criterion(Table):
     """``[[tests]]``: one thing that must be so."""
 
     value: str
-    """A column of the suite's frame; or ``exposure`` (bits of the student, the most repeated
-    secrets), ``utility`` (accuracy, or minus perplexity), ``rounds_to_target``, ``record.NAME``
-    (the mean over rounds of a number that the strategy records)."""
+    """A column of the suite's frame; or ``utility`` (accuracy, or minus perplexity),
+    ``rounds_to_target``, ``record.NAME`` (the mean over rounds of a number that the strategy
+    records)."""
     rule: Rule
     margin: float = Field(0.0, ge=0)
     """In the value's own unit: accuracies are fractions."""
@@ -140,11 +140,11 @@ class Claim(Table):
                     raise ValueError(f"{where} is about a whole axis: leave of and with out")
             elif self.compare.of is None or not self.compare.with_:
                 raise ValueError(f"{where} needs compare.of and compare.with")
-            if test.rule == "reduction" and (len(self.compare.with_), test.value) != (
-                1,
-                "exposure",
-            ):
-                raise ValueError(f"{where} needs one label in compare.with, and value = 'exposure'")
+            told = len(self.compare.with_), test.value
+            if test.rule == "reduction" and told != (1, "exposure_student"):
+                raise ValueError(
+                    f"{where} needs one label in compare.with, and value = 'exposure_student'"
+                )
             if (test.value == "rounds_to_target") != (test.target is not None):
                 raise ValueError(f"claim {self.name}: tests.target goes with rounds_to_target")
         return self
@@ -561,7 +561,7 @@ def _reduced(claim: Claim, test: Criterion, rows: Sequence[Row], samples: Sample
             for row in rows
             if row[claim.compare.axis] == label and row["seed"] == seed
         ]
-        found[label] = exposures(runs, "student", _repeats(runs[0]) if runs else None)
+        found[label] = exposures(runs, "student", most_repeated(runs[0]) if runs else None)
     share = reduction(found[plain][0], found[of][0], found[plain][1], found[of][1], 1 - ERROR)
     effect = Interval(share.mean, share.low, share.high, len(seeds))
     if math.isinf(share.low):
@@ -634,9 +634,6 @@ def _value(row: Row, name: str, target: float = math.nan) -> float:
     if name in row:
         return math.nan if row[name] is None else float(row[name])
     run = Run(Path(row["folder"]))
-    if name == "exposure":
-        values, _ = exposures([run], "student", _repeats(run))
-        return sum(values) / len(values) if values else math.nan
     if name == "utility":
         return utility(run) * (-1 if utility_name(run) == "perplexity" else 1)
     if name == "rounds_to_target":
@@ -652,18 +649,13 @@ def _value(row: Row, name: str, target: float = math.nan) -> float:
     raise FedkdError(f"value {name!r} is not a column{nearest(name, list(row))}")
 
 
-def _repeats(run: Run) -> int:
-    """The level of repeats at which exposure is judged: the highest."""
-    return max(run.experiment.canary.repeats)
-
-
 def _unit(test: Criterion) -> tuple[float, str]:
     """What effects are multiplied with to be shown, and the unit they have then."""
     if test.relative or test.rule == "reduction":
         return 100.0, "%"
     if "accuracy" in test.value and "jain" not in test.value:
         return 100.0, "points"
-    return 1.0, {"exposure": "bits", "rounds_to_target": "rounds"}.get(test.value, "")
+    return 1.0, {"exposure_student": "bits", "rounds_to_target": "rounds"}.get(test.value, "")
 
 
 def _scaled(effect: Interval | None, factor: float) -> Interval | None:

@@ -63,7 +63,7 @@ def done(tmp_path_factory):
     (folder / "small.toml").write_text(SUITE)
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("FEDKD_DATA", raising=False)
-        found = suite.read(str(folder / "small.toml"), out=folder / "runs")
+        found = suite.read(str(folder / "small.toml"), out=folder / "runs" / "small-quick")
     outcome = suite.run_suite(found, jobs=1)
     assert (len(outcome.ran), len(outcome.skipped), outcome.failed) == (8, 8, ())
     return found
@@ -248,6 +248,24 @@ def test_every_command_on_the_page_is_one_that_fedkd_knows(page, capsys):
         with pytest.raises(SystemExit) as ended:
             cli.main([*command[1:], "--help"])
         assert not ended.value.code, (command, capsys.readouterr().err)
+
+
+@pytest.mark.usefixtures("_no_figures")
+def test_commands_do_what_was_done(done, copied, monkeypatch):
+    monkeypatch.setattr(report, "claims", lambda: {"fusion-helps": HELPS})
+
+    def commands(suite):
+        page = html.unescape(re.sub(r"</?pre>", "", report.page(suite)))
+        return [line for line in page.splitlines() if line.startswith("fedkd ")]
+
+    usual = commands(done)
+    assert f"fedkd claims fusion-helps --scale quick --out {done.folder.parent}" in usual
+    # Claims are judged by suites as they are shipped, where those lie.
+    assert not [line for line in commands(copied) if "claims" in line]
+    changed = replace(done, overrides=("rounds=2", "data.alpha=[1, 2]"))
+    there = f"--set rounds=2 --set 'data.alpha=[1, 2]' --out {done.folder}"
+    assert f"fedkd suite small.toml --scale quick {there}" in commands(changed)
+    assert not [line for line in commands(changed) if "claims" in line]
 
 
 # --- the file -----------------------------------------------------------------------------------

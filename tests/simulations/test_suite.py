@@ -560,3 +560,12 @@ def test_suite_json_says_what_there_is(grid):
     there = {path.name for path in Path("runs/grid-quick").iterdir() if path.is_dir()}
     assert len(there) == 2
     assert there < folders
+
+
+def test_what_was_set_is_kept_with_the_suite_and_not_set_again(grid):
+    run_suite(read(grid(), overrides=["rounds=1"]), 1, ["method=knfu", "data.alpha=10"])
+    again = read("runs/grid-quick")
+    assert again.overrides == ("rounds=1",)
+    assert all(cell.experiment.rounds == 1 for cell in again.cells)
+    with pytest.raises(FedkdError, match="--set rounds=2 is not allowed for the folder of a suite"):
+        read("runs/grid-quick", overrides=["rounds=2"])

@@ -2,11 +2,13 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from fedkd import Run, frames
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
 from simulations import verdicts
@@ -354,12 +356,12 @@ def leaking(tmp_path, bits, perplexity=(100.0, 100.0), spread=0.3):
                 exposures=lines,
                 summary={"common_perplexity_mean": worth + random.normal()},
             )
-            rows.append({"method": method, "seed": seed, "folder": folder})
-    return pd.DataFrame(rows)
+            rows.append(frames.row(Run(Path(folder))) | {"method": method})
+    return frames.frame(rows)
 
 
 def test_a_large_reduction_is_supported_a_small_one_is_not(tmp_path):
-    of = claim("reduction", 0.8, value="exposure")
+    of = claim("reduction", 0.8, value="exposure_student")
     found = judge(of, leaking(tmp_path / "large", (2.0, 9.0)))[0]
     assert (found.verdict, found.unit) == ("supported", "%")
     assert found.effect.mean == pytest.approx(100 * (1 - 0.56 / 7.56), abs=3)
@@ -369,7 +371,7 @@ def test_a_large_reduction_is_supported_a_small_one_is_not(tmp_path):
 
 def test_where_nothing_leaks_a_reduction_is_vacuous(tmp_path):
     found = judge(
-        claim("reduction", 0.8, value="exposure"), leaking(tmp_path, (1.4, 1.5), spread=1.0)
+        claim("reduction", 0.8, value="exposure_student"), leaking(tmp_path, (1.4, 1.5), spread=1.0)
     )
     assert [one.verdict for one in found] == ["vacuous", "vacuous"]
     assert "leaks nothing" in found[0].detail
@@ -385,7 +387,7 @@ def test_a_perplexity_within_five_percent_is_not_worse(tmp_path):
 
 
 def test_exposure_in_bits_is_that_of_the_most_repeated_secrets(tmp_path):
-    found = judge(claim(value="exposure", lower=True), leaking(tmp_path, (2.0, 9.0)))[0]
+    found = judge(claim(value="exposure_student", lower=True), leaking(tmp_path, (2.0, 9.0)))[0]
     assert (found.verdict, found.unit) == ("supported", "bits")
     assert found.effect.mean == pytest.approx(7, abs=0.3)
 
@@ -432,7 +434,7 @@ value = "v"
     for rule, wrong in (
         ('rule = "beter"', "claim mine: tests"),
         ('rule = "trend"', "leave of and with out"),
-        ('rule = "reduction"', "value = 'exposure'"),
+        ('rule = "reduction"', "value = 'exposure_student'"),
         ('rule = "better"\ntarget = "b"', "goes with rounds_to_target"),
         ('rule = "better"\nmargn = 0.1', "margn"),
     ):
