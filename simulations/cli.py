@@ -105,6 +105,22 @@ def _options(
 ) -> None: ...
 
 
+# --- options of several commands ----------------------------------------------------------------
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Set a key of the experiment; repeatable."),
+]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER", help="Where data sets lie: data.data_dir, else FEDKD_DATA."),
+]
+Jobs = Annotated[
+    int | None, typer.Option(min=1, help="Runs at a time; as cores allow when not given.")
+]
+OfScale = Annotated[str, typer.Option(metavar="quick|full", help="Which of the suite's sizes.")]
+
+
 # --- fedkd run ----------------------------------------------------------------------------------
 
 
@@ -120,10 +136,7 @@ def _options(
 )
 def run(
     experiment: Annotated[str, typer.Argument(show_default=False)],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Set a key of the experiment; repeatable."),
-    ] = None,
+    overrides: Overrides = None,
     engine: Annotated[
         str | None, typer.Option(metavar="NAME", help="Where clients' work runs: engine.name.")
     ] = None,
@@ -132,10 +145,7 @@ def run(
         Path | None,
         typer.Option(metavar="FOLDER", help="The run's folder; runs/NAME-HASH when not given."),
     ] = None,
-    data_dir: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="Where data sets lie: data.data_dir, else FEDKD_DATA."),
-    ] = None,
+    data_dir: DataDir = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the folder's checkpoint.")
     ] = False,
@@ -432,15 +442,6 @@ def tune(
 
 # --- fedkd suite, fedkd table ------------------------------------------------------------------
 
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Set a key of every cell; repeatable."),
-]
-OfScale = Annotated[str, typer.Option(metavar="quick|full", help="Which of the suite's sizes.")]
-DataDir = Annotated[
-    Path | None,
-    typer.Option(metavar="FOLDER", help="Where data sets lie: data.data_dir, else FEDKD_DATA."),
-]
 Out = Annotated[
     Path | None,
     typer.Option(metavar="FOLDER", help="The suite's folder; runs/NAME-SCALE when not given."),
@@ -462,9 +463,7 @@ def suite(
         typer.Option(metavar="AXIS=LABEL[,LABEL]", help="Run these cells alone; repeatable."),
     ] = None,
     scale: OfScale = "quick",
-    jobs: Annotated[
-        int | None, typer.Option(min=1, help="Runs at a time; as cores allow when not given.")
-    ] = None,
+    jobs: Jobs = None,
     out: Out = None,
     data_dir: DataDir = None,
     dry_run: Annotated[
@@ -581,9 +580,7 @@ def table(
 def claims(
     names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...")] = None,
     scale: OfScale = "quick",
-    jobs: Annotated[
-        int | None, typer.Option(min=1, help="Runs at a time; as cores allow when not given.")
-    ] = None,
+    jobs: Jobs = None,
     data_dir: DataDir = None,
     out: Annotated[
         Path | None,
@@ -663,15 +660,12 @@ def compare(
 )
 def report(
     suite: Annotated[str, typer.Argument(show_default=False)],
-    scale: Annotated[str, typer.Option(metavar="quick|full", help="Of the suite.")] = "quick",
+    scale: OfScale = "quick",
     out: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="The page; report.html in the suite's folder if none."),
     ] = None,
-    data_dir: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="Where data sets lie: data.data_dir, else FEDKD_DATA."),
-    ] = None,
+    data_dir: DataDir = None,
 ) -> None:
     """Write what there is of a suite as one HTML page: verdicts, tables, figures, how it was made.
 
@@ -698,10 +692,7 @@ def report(
 )
 def canary(
     experiment: Annotated[str, typer.Argument(show_default=False)],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Set a key of the experiment; repeatable."),
-    ] = None,
+    overrides: Overrides = None,
     arms: Annotated[
         str | None, typer.Option(metavar="A,B,…", help="Arms to run; all that fit when not given.")
     ] = None,
@@ -711,17 +702,12 @@ def canary(
     repeats: Annotated[
         int | None, typer.Option(help="Level of repeats in the table; the highest when not given.")
     ] = None,
-    jobs: Annotated[
-        int | None, typer.Option(min=1, help="Runs at the same time; a core each when not given.")
-    ] = None,
+    jobs: Jobs = None,
     out: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Folder of all runs; runs/canary-NAME-HASH if none."),
     ] = None,
-    data_dir: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="Where data sets lie: data.data_dir, else FEDKD_DATA."),
-    ] = None,
+    data_dir: DataDir = None,
 ) -> None:
     """Run an experiment under many releases and print what each of them leaks.
 

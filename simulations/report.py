@@ -12,7 +12,7 @@ import io
 import json
 import shlex
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +22,9 @@ from fedkd.experiment import Experiment
 from fedkd.results import ENVIRONMENT, EXPERIMENT, Run
 from plots.style import styled
 from simulations import tables
-from simulations.suite import SEED, Cell, Suite, failures, frame, suites
-from simulations.verdicts import MEASURES, Claim, Verdict, claims, judge_suite
+from simulations.answers import Answer, answers
+from simulations.suite import SEED, Cell, Suite, failures, frame, panels, suites, where
+from simulations.verdicts import MEASURES, claims
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -94,7 +95,8 @@ def page(suite: Suite) -> str:
     failed = failures(suite)
     states = [_state(cell, failed) for cell in suite.cells]
     environment = _environments(suite)
-    judged = [_judged(claim, suite) for claim in claims().values() if claim.suite == suite.name]
+    about = {name: claim for name, claim in claims().items() if claim.suite == suite.name}
+    judged = answers(about, {suite.name: suite})
     template = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -111,7 +113,7 @@ def page(suite: Suite) -> str:
         lacking=_lacking(suite, failed),
         axes={axis: [str(label) for label in labels] for axis, labels in suite.axes.items()},
         fewer=len(suite.cells) < _combinations(suite),
-        claims=judged,
+        answers=judged,
         tables=_tables(suite, found) if len(found) else {},
         tables_say=TABLES_SAY,
         figures=_figures(suite),
@@ -135,25 +137,6 @@ def _compared(suite: Suite) -> str:
     return [*named, *plain, *axes, SEED][0]
 
 
-def _panels(suite: Suite, shown: Iterable[str]) -> Iterator[tuple[dict[str, Any], list[Cell]]]:
-    """The finished cells, gathered by the labels of all axes but those that are ``shown``.
-
-    Axes with one label are not worth a word.
-    """
-    shown = set(shown)
-    groups: dict[tuple[Any, ...], list[Cell]] = {}
-    apart = [axis for axis, labels in suite.axes.items() if axis not in shown and len(labels) > 1]
-    for cell in suite.cells:
-        if cell.finished:
-            groups.setdefault(tuple(cell.labels[axis] for axis in apart), []).append(cell)
-    for labels, cells in groups.items():
-        yield dict(zip(apart, labels, strict=True)), cells
-
-
-def _where(labels: dict[str, Any]) -> str:
-    return ", ".join(f"{axis} = {label}" for axis, label in labels.items())
-
-
 # --- tables ---------------------------------------------------------------------------------------
 
 
@@ -171,15 +154,15 @@ def _tables(suite: Suite, found: DataFrame) -> dict[str, list[Shown]]:
     rows = _compared(suite)
     others = [axis for axis in suite.axes if axis not in (rows, SEED)]
     columns = sorted(others, key=lambda axis: -len(suite.axes[axis]))[:1]
-    panels = {}
-    for labels, _ in _panels(suite, (rows, *columns, SEED)):
+    found_in = {}
+    for labels, _ in panels(suite, (rows, *columns, SEED)):
         here = found
         for axis, label in labels.items():
             here = here[here[axis] == label]
-        panels[_where(labels)] = [
+        found_in[where(labels)] = [
             _table(suite, here, rows, columns, value, labels) for value in _measured(here)
         ]
-    return panels
+    return found_in
 
 
 def _table(
@@ -242,7 +225,7 @@ def _pictures(name: str, suite: Suite) -> list[Picture]:
     close = {_compared(suite), SEED}
     for shown in [close] if name in APART else [{*suite.axes} - {DATA}, close]:
         found = []
-        for labels, panel in _panels(suite, shown):
+        for labels, panel in panels(suite, shown):
             cells = [cell for cell in panel if _has(name, cell)]
             if picture := _picture(name, labels, cells):
                 found.append(picture)
@@ -257,7 +240,7 @@ def _pictures(name: str, suite: Suite) -> list[Picture]:
 def _singles(name: str, suite: Suite) -> list[Picture]:
     """Figures of one run: of the first seed, and of runs that would look the same only once."""
     found: dict[str, Picture] = {}
-    for labels, (cell, *_) in _panels(suite, (SEED,)):
+    for labels, (cell, *_) in panels(suite, (SEED,)):
         if not _has(name, cell) or len(found) == MOST:
             continue
         same = str(cell.folder)
@@ -294,7 +277,7 @@ def _picture(name: str, labels: dict[str, Any], cells: Sequence[Cell]) -> Pictur
     width, height = (round(INCH * inches) for inches in figure.get_size_inches())
     uri = "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
     words = ["fedkd", "plot", name, *(str(run.folder) for run in runs)]
-    return Picture(_where(labels), uri, width, height, shlex.join(words))
+    return Picture(where(labels), uri, width, height, shlex.join(words))
 
 
 # --- what was run, and on what --------------------------------------------------------------------
@@ -392,30 +375,7 @@ def _environments(suite: Suite) -> dict[str, dict[str, int]]:
 # --- claims and commands --------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Judged:
-    """A claim, its figure's command and its verdicts; or ``why`` it could not be judged."""
-
-    name: str
-    statement: str
-    source: str
-    figure: str
-    verdicts: Sequence[Verdict]
-    why: str = ""
-
-
-def _judged(claim: Claim, suite: Suite) -> Judged:
-    said: Sequence[Verdict] = ()
-    why = ""
-    try:
-        said = judge_suite(claim, suite)
-    except FedkdError as error:
-        why = f"Not judged: {error}"
-    source, figure = claim.source.rstrip("."), claim.figure.format(folder=suite.folder)
-    return Judged(claim.name, claim.statement, source, figure, said, why)
-
-
-def _commands(suite: Suite, judged: Sequence[Judged]) -> list[str]:
+def _commands(suite: Suite, judged: Sequence[Answer]) -> list[str]:
     """Commands that run what is missing, judge it and write this page."""
     name = suite.name if suite.name in suites() else f"{suite.name}.toml"
     folder, scale = str(suite.folder), ["--scale", suite.scale]
@@ -425,5 +385,5 @@ def _commands(suite: Suite, judged: Sequence[Judged]) -> list[str]:
     commands = [["fedkd", "suite", name, *scale, *given, *out], ["fedkd", "report", folder]]
     if judged and usual and not given:
         out = out and ["--out", str(suite.folder.parent)]
-        commands.insert(1, ["fedkd", "claims", *(one.name for one in judged), *scale, *out])
+        commands.insert(1, ["fedkd", "claims", *(one.claim.name for one in judged), *scale, *out])
     return [shlex.join(words) for words in commands]

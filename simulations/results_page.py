@@ -27,7 +27,7 @@ from fedkd.results import ENVIRONMENT, Run, most_repeated
 from plots.style import styled
 from simulations import canary, tables
 from simulations.answers import Answer, answers, listed, run_missing, section
-from simulations.suite import ARM, SEED, Cell, Label, Suite, frame, read, suites
+from simulations.suite import ARM, SEED, Cell, Label, Suite, frame, panels, read, suites, where
 from simulations.verdicts import MEASURES, Judgement, claims
 
 if TYPE_CHECKING:
@@ -262,7 +262,7 @@ def _suite(suite: Suite, judged: Sequence[Answer], figures: dict[str, bytes]) ->
 def _tables(suite: Suite, shown: Section) -> Iterator[str]:
     """A table a value, for each combination of the axes that are neither rows nor columns."""
     found = frame(suite)
-    for labels, _ in _panels(suite, shown.rows, shown.columns):
+    for labels, _ in panels(suite, (shown.rows, shown.columns, SEED)):
         here = found
         for axis, label in labels.items():
             here = here[here[axis] == label]
@@ -273,12 +273,12 @@ def _tables(suite: Suite, shown: Section) -> Iterator[str]:
 
 def _leaks(suite: Suite) -> Iterator[str]:
     """A table of what every way of release leaks, as ``fedkd canary`` prints it."""
-    for labels, cells in _panels(suite, ARM):
+    for labels, cells in panels(suite, (ARM, SEED)):
         groups: dict[str, list[Run]] = {}
         for cell in cells:
             groups.setdefault(str(cell.labels[ARM]), []).append(Run(cell.folder))
         rows = canary.table(groups, {}, most_repeated(Run(cells[0].folder)))
-        title = ", ".join(["exposure", *_named(labels)])
+        title = _title("exposure", labels)
         yield "\n\n".join([f"#### {title}", canary.markdown(rows), *canary.findings(rows)])
 
 
@@ -289,33 +289,18 @@ def _table(
     words = ["fedkd", "table", suite.name, "--scale", suite.scale, "--value", value]
     words += ["--rows", shown.rows, "--columns", shown.columns]
     words += [word for axis, label in labels.items() for word in ("--where", f"{axis}={label}")]
-    title = ", ".join([MEASURES.get(value, value.replace("_", " ")), *_named(labels)])
+    title = _title(MEASURES.get(value, value.replace("_", " ")), labels)
     return f"#### {title}\n\n`{shlex.join(words)}`\n\n{tables.markdown(made)}"
 
 
-def _panels(suite: Suite, *shown: str) -> Iterator[tuple[dict[str, Label], list[Cell]]]:
-    """Finished cells by the labels of the axes that are not ``shown`` and have several."""
-    apart = [
-        axis
-        for axis, labels in suite.axes.items()
-        if axis not in (*shown, SEED) and len(labels) > 1
-    ]
-    groups: dict[tuple[Label, ...], list[Cell]] = {}
-    for cell in suite.cells:
-        if cell.finished:
-            groups.setdefault(tuple(cell.labels[axis] for axis in apart), []).append(cell)
-    for labels, cells in groups.items():
-        yield dict(zip(apart, labels, strict=True)), cells
-
-
-def _named(labels: Mapping[str, Label]) -> list[str]:
-    return [f"{axis} = {label}" for axis, label in labels.items()]
+def _title(what: str, labels: Mapping[str, Label]) -> str:
+    return f"{what}, {where(labels)}" if labels else what
 
 
 def _pictures(suite: Suite, picture: Picture, figures: dict[str, bytes]) -> Iterator[str]:
     """Draw a figure, one each for the labels of ``picture.each``; what runs cannot show is left."""
     others = [axis for axis in suite.axes if axis not in picture.each]
-    for labels, cells in _panels(suite, *others):
+    for labels, cells in panels(suite, (*others, SEED)):
         cells = [
             cell
             for cell in cells
@@ -331,7 +316,7 @@ def _pictures(suite: Suite, picture: Picture, figures: dict[str, bytes]) -> Iter
         named = picture.stem or picture.name
         stem = re.sub(r"[^\w.-]+", "-", "-".join([suite.name, named, *map(str, labels.values())]))
         figures[f"{stem}.png"] = png
-        title = ", ".join([named, *_named(labels | picture.only)])
+        title = _title(named, labels | picture.only)
         command = _plotted(suite, picture, cells)
         yield f"![{title}, of {suite.name}]({FIGURES}/{stem}.png)\n\n`{command}`"
 

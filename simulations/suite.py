@@ -11,7 +11,7 @@ import itertools
 import json
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
@@ -620,3 +620,23 @@ def frame(suite: Suite) -> DataFrame:
 
         return DataFrame(columns=list(suite.axes))
     return frames.frame(rows)
+
+
+def panels(suite: Suite, shown: Iterable[str]) -> Iterator[tuple[dict[str, Label], list[Cell]]]:
+    """The finished cells, gathered by the labels of all axes but those that are ``shown``.
+
+    Axes with one label are not worth a word.
+    """
+    shown = set(shown)
+    groups: dict[tuple[Label, ...], list[Cell]] = {}
+    apart = [axis for axis, labels in suite.axes.items() if axis not in shown and len(labels) > 1]
+    for cell in suite.cells:
+        if cell.finished:
+            groups.setdefault(tuple(cell.labels[axis] for axis in apart), []).append(cell)
+    for labels, cells in groups.items():
+        yield dict(zip(apart, labels, strict=True)), cells
+
+
+def where(labels: Mapping[str, Label]) -> str:
+    """``data = digits, data.alpha = 0.1``: which panel it is."""
+    return ", ".join(f"{axis} = {label}" for axis, label in labels.items())

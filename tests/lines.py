@@ -20,6 +20,26 @@ batch_size = 16
 """
 
 
+SUITE = """# Does <fusion> help, and does it show?
+experiment = "quickstart"
+[set]
+rounds = 2
+"data.clients" = 4
+"data.samples_per_client" = 60
+"student.models" = ["mlp"]
+"training.local_epochs" = 2
+[axes]
+"data.alpha" = [0.1, 1]
+seed = [0, 1]
+[axes.method]
+knfu = {"strategy.name" = "knfu"}
+local = {"strategy.name" = "local"}
+[axes.data]
+digits = {}
+mnist = {"data.dataset" = "mnist"}
+"""
+
+
 class Killed(BaseException):
     """Stands for a kill: nothing in fedkd catches it."""
 

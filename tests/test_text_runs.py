@@ -9,40 +9,15 @@ from lines import measured
 
 from fedkd import FedkdError, run
 from fedkd.engine.worker import Worker
-from fedkd.experiment import Experiment
 from fedkd.work import Assignment, Fit, Hold, Predict, Represent, Soft
 
-TEXT = """
-name = "text"
-rounds = 2
-[data]
-dataset = "{dataset}"
-clients = 3
-partition = "iid"
-[data.test]
-common = 20
-[data.transfer]
-size = 16
-[data.text]
-context = 12
-vocabulary = 32
-[student]
-models = ["lstm"]
-width = 0.1
-[training]
-local_epochs = 1
-batch_size = 8
-lr = 0.01
-"""
 VOCABULARY = 13 + len(texts.WORDS)
 
 
 @pytest.fixture
 def text(tmp_path):
     """A function that makes a small experiment on text with ``key=value`` overrides."""
-    (tmp_path / "texts").mkdir()
-    dataset = texts.folder(tmp_path / "texts")
-    return lambda *overrides: Experiment.from_toml(TEXT.format(dataset=dataset), overrides)
+    return lambda *overrides: texts.small(tmp_path / "texts", "rounds=2", *overrides)
 
 
 def do(worker, *steps, client=0):

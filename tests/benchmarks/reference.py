@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 import workload
-from peers.shared import age
+from peers import shared
 
 HERE = Path(__file__).parent
 BARE = {
@@ -62,20 +62,10 @@ def bare(model, way, rounds):
 
 
 def network(model):
-    from torch import nn
-
-    if model == "mlp":
-        return nn.Sequential(
-            nn.Linear(784, 200), nn.ReLU(), nn.Linear(200, 200), nn.ReLU(), nn.Linear(200, 10)
-        )
     import torch
 
-    return nn.Sequential(
-        nn.Unflatten(1, (1, 28, 28)),
-        nn.Conv2d(1, 16, 5, padding=2), nn.MaxPool2d(2), nn.ReLU(),
-        nn.Conv2d(16, 32, 5, padding=2), nn.MaxPool2d(2), nn.ReLU(),
-        nn.Flatten(), nn.Linear(32 * 7 * 7, 128), nn.ReLU(), nn.Linear(128, 10),
-    ).to(memory_format=torch.channels_last)  # fmt: skip
+    fastest = torch.channels_last if model == "cnn" else torch.contiguous_format
+    return shared.network(model).to(memory_format=fastest)
 
 
 def functional(student, parameters, inputs):
@@ -331,7 +321,7 @@ def fedkd(model, engine, rounds):
 
 def started():
     """When this process began, by the clock."""
-    return time.time() - age()
+    return time.time() - shared.age()
 
 
 def measured(command, name):

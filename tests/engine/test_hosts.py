@@ -121,33 +121,11 @@ def test_what_a_person_did_wrong_in_a_worker_is_one_line(small):
     assert children() == []
 
 
-INTERRUPTED = """
-name = "long"
-rounds = 1000
-checkpoint_every = 1
-[data]
-clients = 4
-samples_per_client = 60
-[data.test]
-common = 60
-[data.transfer]
-size = 80
-[student]
-models = ["mlp"]
-[training]
-local_epochs = 1
-[strategy]
-name = "local"
-[engine]
-name = "procs"
-workers = 2
-"""
-
-
 @pytest.fixture
-def underway(tmp_path):
+def underway(tmp_path, small):
     """The command line at work on a long run, past its first rounds, and its workers."""
-    (tmp_path / "long.toml").write_text(INTERRUPTED)
+    keys = ("rounds=1000", "checkpoint_every=1", "strategy.name=local", "engine.name=procs")
+    (tmp_path / "long.toml").write_text(small(*keys, "engine.workers=2").to_toml())
     # Where tests run in the background of a shell, Ctrl-C is ignored, and children inherit that.
     code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
     code += "from simulations.cli import main; main()"

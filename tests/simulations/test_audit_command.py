@@ -11,20 +11,6 @@ from fedkd.privacy import audit
 from fedkd.privacy.accounting import Release, gaussian_epsilon
 from fedkd.privacy.attacks import audited_epsilon_from_exposure
 from fedkd.results import Run
-from simulations import cli
-
-
-@pytest.fixture
-def fedkd(capsys):
-    """Run a command line in this process: exit code, stdout, stderr."""
-
-    def call(*words):
-        with pytest.raises(SystemExit) as ended:
-            cli.main(words)
-        out, err = capsys.readouterr()
-        return ended.value.code or 0, out, err
-
-    return call
 
 
 @pytest.fixture

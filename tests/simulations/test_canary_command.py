@@ -13,7 +13,7 @@ from fedkd.privacy import exposure
 from fedkd.privacy.accounting import Release, gaussian_epsilon
 from fedkd.privacy.attacks import audited_epsilon, audited_epsilon_from_exposure
 from fedkd.results import PLACES, Run
-from simulations import canary, cli, jobs
+from simulations import canary, jobs
 from simulations.shipped import experiment_text
 
 NULL = exposure.NULL_MEAN
@@ -188,19 +188,6 @@ def tiny(tmp_path):
     experiment = texts.experiment(tmp_path / "texts", *overrides)
     (tmp_path / "tiny.toml").write_text(experiment.to_toml())
     return experiment
-
-
-@pytest.fixture
-def fedkd(capsys):
-    """Run a command line in this process: exit code, stdout, stderr."""
-
-    def call(*words):
-        with pytest.raises(SystemExit) as ended:
-            cli.main(words)
-        out, err = capsys.readouterr()
-        return ended.value.code or 0, out, err
-
-    return call
 
 
 ARMS = ("canary", "tiny.toml", "--arms", "clean,fkd,swing", "--jobs", "1", "--out", "all")

@@ -5,31 +5,14 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from lines import SUITE
 
 from fedkd import FedkdError
-from simulations import answers, cli, results_page, suite, verdicts
+from simulations import answers, results_page, suite, verdicts
 from simulations.suite import suites
 from simulations.verdicts import claims
 
 ROOT = Path(__file__).parents[2]
-SUITE = """# Does fusion help?
-experiment = "quickstart"
-[set]
-rounds = 1
-"data.clients" = 3
-"data.samples_per_client" = 40
-"student.models" = ["mlp"]
-"training.local_epochs" = 1
-[axes]
-"data.alpha" = [0.1, 1]
-seed = [0, 1]
-[axes.method]
-knfu = {"strategy.name" = "knfu"}
-local = {"strategy.name" = "local"}
-[axes.data]
-digits = {}
-mnist = {"data.dataset" = "mnist"}
-"""
 CLAIM = """statement = "Fusion helps."
 source = "nobody (arXiv 0)"
 suite = "SUITE"
@@ -61,54 +44,49 @@ def claim(tmp_path):
     return str(file)
 
 
-def fedkd(*words):
-    with pytest.raises(SystemExit) as end:
-        cli.main(words)
-    return end.value.code or 0
-
-
-def test_claims_run_what_is_missing_and_say_where_data_is(claim, capsys):
-    assert fedkd("claims", claim, "--jobs", "1") == 0
-    first = capsys.readouterr()
-    assert "8 to run" in first.err
-    said = [line for line in first.out.splitlines() if line.startswith("data = digits")]
+def test_claims_run_what_is_missing_and_say_where_data_is(claim, fedkd):
+    code, out, err = fedkd("claims", claim, "--jobs", "1")
+    assert code == 0
+    assert "8 to run" in err
+    said = [line for line in out.splitlines() if line.startswith("data = digits")]
     assert len(said) == 2
     assert all(re.search(r"supported +[+-]\d.* points +2 +against local", line) for line in said)
-    assert "data set 'mnist' is not at" in first.out
+    assert "data set 'mnist' is not at" in out
     # Others alone do not support a claim that is about mnist too.
-    assert re.search(r"overall +undecided", first.out)
-    assert "figure: fedkd plot curves runs/small-quick" in first.out
-    assert fedkd("claims", claim, "--jobs", "1", "--format", "markdown") == 0
-    again = capsys.readouterr()
-    assert "to run" not in again.err
-    assert "### helps" in again.out
-    assert re.search(r"^\| overall \| \*\*undecided\*\* \|", again.out, re.MULTILINE)
+    assert re.search(r"overall +undecided", out)
+    assert "figure: fedkd plot curves runs/small-quick" in out
+    code, out, err = fedkd("claims", claim, "--jobs", "1", "--format", "markdown")
+    assert code == 0
+    assert "to run" not in err
+    assert "### helps" in out
+    assert re.search(r"^\| overall \| \*\*undecided\*\* \|", out, re.MULTILINE)
 
 
-def test_without_runs_nothing_is_decided(claim, capsys):
-    assert fedkd("claims", claim, "--no-run") == 0
-    out = capsys.readouterr().out
+def test_without_runs_nothing_is_decided(claim, fedkd):
+    code, out, _ = fedkd("claims", claim, "--no-run")
+    assert code == 0
     assert "no finished run" in out
     assert re.search(r"overall +not run", out)
     assert not Path("runs").exists()
 
 
-def test_runs_that_fail_are_told_by_the_exit_code(claim, capsys, monkeypatch):
+def test_runs_that_fail_are_told_by_the_exit_code(claim, fedkd, monkeypatch):
     def broken(opened, jobs, observer):
         return suite.Outcome((), (), (), ((opened.cells[0], "out of memory"),))
 
     monkeypatch.setattr(answers, "run_suite", broken)
-    assert fedkd("claims", claim) == 1
-    said = capsys.readouterr()
-    assert "out of memory" in said.err
-    assert "overall" in said.out
+    code, out, err = fedkd("claims", claim)
+    assert code == 1
+    assert "out of memory" in err
+    assert "overall" in out
 
 
-def test_a_claim_that_does_not_fit_its_suite_says_so(claim, capsys):
+def test_a_claim_that_does_not_fit_its_suite_says_so(claim, fedkd):
     text = Path(claim).read_text().replace('"data.alpha"]', '"data.alhpa"]')
     Path(claim).write_text(text)
-    assert fedkd("claims", claim, "--no-run") == 0
-    assert "not judged: claim helps: suite" in capsys.readouterr().out
+    code, out, _ = fedkd("claims", claim, "--no-run")
+    assert code == 0
+    assert "not judged: claim helps: suite" in out
 
 
 @pytest.mark.parametrize(
@@ -119,17 +97,17 @@ def test_a_claim_that_does_not_fit_its_suite_says_so(claim, capsys):
         (("--scale", "huge"), "--scale 'huge' is not allowed"),
     ],
 )
-def test_wrong_input_is_one_line(words, wrong, capsys):
-    assert fedkd("claims", *words) == 2
-    said = capsys.readouterr().err
+def test_wrong_input_is_one_line(words, wrong, fedkd):
+    code, _, said = fedkd("claims", *words)
+    assert code == 2
     assert said.startswith("fedkd: ")
     assert said.count("\n") == 1
     assert wrong in said
 
 
-def test_claims_are_listed_with_their_statements(capsys):
-    assert fedkd("list", "claims") == 0
-    lines = capsys.readouterr().out.splitlines()
+def test_claims_are_listed_with_their_statements(fedkd):
+    _, out, _ = fedkd("list", "claims")
+    lines = out.splitlines()
     assert [line.split()[0] for line in lines] == list(claims())
 
 

@@ -124,19 +124,6 @@ def _somewhere(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
 
 
-@pytest.fixture
-def fedkd(capsys):
-    """Run a command line in this process: exit code, stdout, stderr."""
-
-    def call(*words):
-        with pytest.raises(SystemExit) as ended:
-            cli.main(words)
-        out, err = capsys.readouterr()
-        return ended.value.code or 0, out, err
-
-    return call
-
-
 # --- help and wrong input -----------------------------------------------------------------------
 
 

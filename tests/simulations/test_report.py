@@ -10,6 +10,7 @@ import subprocess
 from dataclasses import replace
 
 import pytest
+from lines import SUITE
 
 from fedkd import FedkdError, Run
 from simulations import cli, report, suite
@@ -23,29 +24,11 @@ FLAGS = (
     *("--hide-scrollbars", "--enable-logging=stderr", "--dump-dom"),
 )
 WIDTHS = (1280, 400)
-SUITE = """# Does <fusion> help, and does it show?
-experiment = "quickstart"
-[set]
-rounds = 2
-"data.clients" = 4
-"data.samples_per_client" = 60
-"student.models" = ["mlp"]
-"training.local_epochs" = 2
-[axes]
-"data.alpha" = [0.1, 1.0]
-seed = [0, 1]
-[axes.method]
-knfu = {"strategy.name" = "knfu"}
-local = {"strategy.name" = "local"}
-[axes.data]
-digits = {}
-mnist = {"data.dataset" = "mnist"}
-"""
 HELPS = Claim.model_validate(
     {
         "name": "fusion-helps",
         "statement": "Fusion helps & <harms> nobody.",
-        "source": "nobody's paper, abstract.",
+        "source": "nobody's paper, abstract",
         "suite": "small",
         "compare": {"axis": "method", "of": "knfu", "with": ["local"]},
         "within": ["data.alpha"],
@@ -114,7 +97,7 @@ def test_the_page_says_what_was_run(page):
     text = words(page)
     assert "Does <fusion> help, and does it show?" in text
     assert "16 cells 8 done 8 without data 2 seeds: 0, 1 quick scale" in text
-    assert "data.alpha 0.1, 1.0" in text
+    assert "data.alpha 0.1, 1 " in text
     assert "method knfu, local" in text
     assert re.search(r"8 cells not run: .*mnist", text)
     assert "samples_per_client = 60" in text
@@ -169,7 +152,7 @@ def test_the_same_partition_is_shown_once(page):
 def test_claims_on_the_suite_have_their_verdicts(page, done):
     text = words(page)
     assert "Fusion helps & <harms> nobody. nobody's paper, abstract. fusion-helps" in text
-    for alpha in (0.1, 1.0):
+    for alpha in (0.1, 1):
         assert re.search(rf"data\.alpha = {alpha}, \S.*? undecided .*?2 of 5 seeds", text)
     assert "overall undecided" in text
     assert f"fedkd plot alpha {done.folder}" in text

@@ -69,19 +69,6 @@ def grid(tmp_path):
 
 
 @pytest.fixture
-def fedkd(capsys):
-    """The command line: code, output, errors."""
-
-    def run(*words):
-        with pytest.raises(SystemExit) as ended:
-            cli.main(words)
-        out, err = capsys.readouterr()
-        return ended.value.code or 0, out, err
-
-    return run
-
-
-@pytest.fixture
 def counted(monkeypatch):
     """Names and seeds of what is run, for suites whose runs go one at a time."""
     seen = []

@@ -11,7 +11,7 @@ from pandas import DataFrame, concat
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
 from fedkd.results import Run
-from simulations import cli, tables
+from simulations import tables
 from simulations.tables import Entry, table
 
 SEEDS = range(5)
@@ -267,17 +267,6 @@ def test_latex_escapes(text, written):
 
 
 # --- the command --------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def fedkd(capsys):
-    def run(*words):
-        with pytest.raises(SystemExit) as ended:
-            cli.main(words)
-        out, err = capsys.readouterr()
-        return ended.value.code or 0, out, err
-
-    return run
 
 
 @pytest.fixture
