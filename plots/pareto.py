@@ -64,15 +64,14 @@ def draw(runs: Sequence[Run], metric: str = "own_accuracy", stage: str = "fused"
     if not any(spot.bytes[0] for row in cells for spot in row):
         raise FedkdError("no run sends anything; accuracy against bytes needs one that does")
     figure, axes = grid(len(parts), 2.4 if len(parts) == 1 else 2.0, sharex=True)
-    for panel, row in zip(axes, cells):
-        panel.set_xscale("log")
-        for spot in row:
-            _draw(panel, spot)
     sent = [end for row in cells for spot in row for end in spot.bytes if end > 0]
     low, high = min(sent), max(sent)
     margin = max((high / low) ** 0.1, 1.5)
     for panel, row in zip(axes, cells):
+        panel.set_xscale("log")
         panel.set_xlim(low / margin, high * margin)
+        for spot in row:
+            _draw(panel, spot)
         _front(panel, row, high * margin)
         panel.xaxis.set_major_locator(FixedLocator(_round(low / margin, high * margin)))
         panel.xaxis.set_minor_locator(NullLocator())

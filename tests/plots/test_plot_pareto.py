@@ -101,3 +101,10 @@ def test_what_is_no_better_than_sending_nothing_is_not_on_the_front(tmp_path):
 def test_a_study_in_which_nothing_is_sent_is_one_line(tmp_path):
     with pytest.raises(FedkdError, match="no run sends anything"):
         draw(study(tmp_path, {"local": (0, 60)}))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("count", [1000, 61_728, 284_000, 9_224_000])
+def test_seeds_that_send_the_same_are_drawn_without_a_warning(tmp_path, count):
+    figure = draw(study(tmp_path, {"knfu": (count, 80), "local": (0, 60)}))
+    assert spots(figure) == {"knfu": (2 * count, 80)}
