@@ -16,7 +16,7 @@ import re
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -411,19 +411,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on with what is missing", file=sys.stderr)
         return 130
-    write(_public(text, given.data_dir, given.out), figures, given.page)
+    write(_public(text, given.data_dir, opened.values()), figures, given.page)
     print(given.page)
     return 0 if well else 1
 
 
-def _public(text: str, data_dir: Path | None, out: Path | None) -> str:
+def _public(text: str, data_dir: Path | None, opened: Iterable[Suite]) -> str:
     """The text without this machine's folders."""
-    places = {str(Path.home()): "~"} | ({str(out): "runs"} if out else {})
+    places = {str(suite.folder): f"runs/{suite.folder.name}" for suite in opened}
+    places[str(Path.home())] = "~"
     for folder in (data_dir, os.environ.get("FEDKD_DATA")):
         if folder:
             places |= {str(folder): "DATA", str(Path(folder).expanduser().resolve()): "DATA"}
     for place in sorted(places, key=len, reverse=True):
-        text = text.replace(place, places[place])
+        text = re.sub(rf"(?<![\w./-]){re.escape(place)}(?![\w.-])", places[place], text)
     return text
 
 

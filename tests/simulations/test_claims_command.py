@@ -228,6 +228,15 @@ def test_one_command_makes_the_page(page, tmp_path, monkeypatch, capsys):
     assert {file: file.read_bytes() for file in page.parent.rglob("*.*")} == before
 
 
+def test_folders_are_told_from_words_with_the_same_letters(page, tmp_path, monkeypatch):
+    assert results_page.main(["--page", str(page), "--out", "t", "--no-run"]) == 0
+    before = page.read_text()
+    assert "that" in before
+    assert "runs/small-quick" in before
+    assert results_page.main(["--page", str(page), "--no-run"]) == 0
+    assert page.read_text() == before
+
+
 def test_a_page_without_runs_says_so(page):
     assert results_page.main(["--page", str(page), "--no-run"]) == 0
     text = page.read_text()
