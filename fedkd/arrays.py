@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import flwr.app as app
 import numpy as np
+
+_name = cache(str)
+"""A dtype's name, which numpy makes up anew each time."""
 
 
 class Array(app.Array):
@@ -19,7 +24,7 @@ class Array(app.Array):
     def __init__(self, ndarray: np.ndarray) -> None:
         # Not one by one: Flower's __setattr__ keeps a record of changes.
         vars(self).update(
-            dtype=str(ndarray.dtype),
+            dtype=_name(ndarray.dtype),
             shape=tuple(ndarray.shape),
             stype="numpy.ndarray",
             _ndarray=ndarray,

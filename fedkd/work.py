@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 if TYPE_CHECKING:
     import torch
-    from flwr.app import ArrayRecord, RecordDict
+    from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 Parameters: TypeAlias = "dict[str, torch.Tensor]"
 """Named arrays: a student's parameters and buffers, or some of them."""
@@ -257,6 +257,8 @@ KINDS: dict[str, type] = {
     )
 }
 
+SCALARS = (bool, int, float, str)
+
 # --- what travels ---------------------------------------------------------------------------
 
 
@@ -296,23 +298,39 @@ def nbytes(thing: Any) -> int:
     This is what the knowledge itself takes on the wire; Flower's framing (about 200 bytes an
     array) and the few hundred bytes that name the steps are not counted.
     """
-    arrays: dict[str, Any] = {}
-    _flatten(thing, "", {}, arrays)
-    distinct = {id(tensor): tensor for group in arrays.values() for tensor in group.values()}
-    return sum(tensor.nbytes for tensor in distinct.values())
+    found: dict[int, torch.Tensor] = {}
+    _gather(thing, found)
+    return sum(tensor.nbytes for tensor in found.values())
+
+
+def _gather(thing: Any, found: dict[int, torch.Tensor]) -> None:
+    """Put every array of ``thing`` into ``found``, by identity."""
+    if thing is None or isinstance(thing, SCALARS):
+        return
+    if hasattr(thing, "detach"):
+        found[id(thing)] = thing
+        return
+    if is_dataclass(thing):
+        thing = vars(thing)
+    for item in thing.values() if isinstance(thing, dict) else thing:
+        _gather(item, found)
 
 
 class Codec:
     """Assignments and replies to Flower records and back.
 
-    One codec serves the messages of one phase: an array that several of them hold is encoded once.
+    One codec serves the messages of one phase: an array that several of them hold is encoded once,
+    and so are steps that several of them are to do.
     """
 
-    STEPS: ClassVar[str] = "work"
+    WORK: ClassVar[str] = "work"
+    """Name of the record of scalars; those of steps have a record of their own."""
+    STEPS: ClassVar[str] = "steps"
 
     def __init__(self) -> None:
         # The object is kept beside its record: an id is only unique while its object lives.
         self._encoded: dict[int, tuple[Any, ArrayRecord]] = {}
+        self._steps: dict[str, ConfigRecord] = {}
 
     def encode(self, thing: Assignment | Reply) -> RecordDict:
         """``thing`` as Flower records."""
@@ -321,7 +339,13 @@ class Codec:
         scalars: dict[str, Any] = {}
         arrays: dict[str, Any] = {}
         _flatten(thing, "", scalars, arrays)
-        records = RecordDict({self.STEPS: ConfigRecord(scalars)})
+        steps = {path: scalars.pop(path) for path in list(scalars) if path.startswith(PLANS)}
+        records = RecordDict({self.WORK: ConfigRecord(scalars)})
+        if steps:
+            same = repr(steps)
+            if same not in self._steps:
+                self._steps[same] = ConfigRecord(steps)
+            records[self.STEPS] = self._steps[same]
         for path, group in arrays.items():
             records[path] = self._arrays(group)
         return records
@@ -340,11 +364,11 @@ class Codec:
         return self._encoded[id(held)][1]
 
 
-def decode(records: RecordDict, seen: dict[int, Any] | None = None) -> Any:
+def decode(records: RecordDict, seen: dict[Any, Any] | None = None) -> Any:
     """The assignment or reply that ``records`` hold.
 
     Messages that are decoded with the same ``seen``, empty at first and dropped with them, share
-    the arrays that were encoded once.
+    the arrays and the steps that were encoded once.
     """
     from flwr.app import ArrayRecord
 
@@ -356,7 +380,14 @@ def decode(records: RecordDict, seen: dict[int, Any] | None = None) -> Any:
                 group = {name: _tensor(array) for name, array in record.items()}
                 seen[id(record)] = group.get("", group)
             arrays[path] = seen[id(record)]
-    return _unflatten(dict(records.config_records[Codec.STEPS]), arrays, "")
+    scalars = records.config_records
+    if (steps := scalars.get(Codec.STEPS)) is not None:
+        known = id(steps), *((path, id(array)) for path, array in arrays.items())
+        if known not in seen:
+            told = dict(steps)
+            seen[known] = {path[:-1]: _unflatten(told, arrays, path[:-1]) for path in PLANS}
+        arrays |= seen[known]
+    return _unflatten(dict(scalars[Codec.WORK]), arrays, "")
 
 
 def _numpy(tensor: torch.Tensor) -> Any:
@@ -375,6 +406,8 @@ def _parts(kind: type) -> tuple[str, ...]:
 
 
 ENVELOPES = {kind.__name__: kind for kind in (Assignment, Reply)}
+PLANS = ("steps.", "trial.")
+"""What the paths of an assignment's steps begin with."""
 
 
 def _flatten(thing: Any, path: str, scalars: dict[str, Any], arrays: dict[str, Any]) -> None:
@@ -385,7 +418,7 @@ def _flatten(thing: Any, path: str, scalars: dict[str, Any], arrays: dict[str, A
 
     if thing is None:
         return
-    if isinstance(thing, bool | int | float | str):
+    if isinstance(thing, SCALARS):
         scalars[path] = thing
     elif is_dataclass(thing):
         scalars[inside("kind")] = type(thing).__name__
@@ -401,6 +434,9 @@ def _flatten(thing: Any, path: str, scalars: dict[str, Any], arrays: dict[str, A
             arrays[path] = thing
             return
         scalars[inside("keys")] = list(thing)
+        if all(type(value) is float for value in thing.values()):
+            scalars[inside("floats")] = list(thing.values())
+            return
         for name, value in thing.items():
             _flatten(value, inside(name), scalars, arrays)
     else:
@@ -424,5 +460,7 @@ def _unflatten(scalars: dict[str, Any], arrays: dict[str, Any], path: str) -> An
         return tuple(_unflatten(scalars, arrays, inside(index)) for index in range(count))
     if inside("keys") in scalars:
         names = scalars[inside("keys")]
+        if inside("floats") in scalars:
+            return dict(zip(names, scalars[inside("floats")], strict=True))
         return {name: _unflatten(scalars, arrays, inside(name)) for name in names}
     return None

@@ -30,6 +30,7 @@ from plots.style import grid, legend, numeric, outer, percent, styled, thin, tit
 NAMES = {
     "data.alpha": r"Dirichlet concentration $\alpha$ (unlike $\rightarrow$ alike clients)",
     "data.samples_per_client": "Training samples per client",
+    "participation": "Share of clients in a round",
 }
 SHORT = {"data.alpha": r"Concentration $\alpha$"}
 """Where there is less room."""

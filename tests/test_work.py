@@ -118,6 +118,29 @@ def test_an_array_sent_to_many_is_decoded_once():
     assert one is other
 
 
+def test_steps_that_many_do_are_sent_once_and_no_others_are_taken_for_them():
+    codec, common, seen = Codec(), {"w": torch.rand(4, 2)}, {}
+    asked = [
+        Assignment(n, 1, "learn", (Load(parameters), Fit(lr=lr), Share()), trial)
+        for n, (parameters, lr, trial) in enumerate(
+            [
+                (common, 0.1, ()),
+                (common, 0.1, ()),
+                (common, 1.0, ()),
+                ({"w": torch.rand(4, 2)}, 0.1, ()),
+                (common, 0.1, (Evaluate(),)),
+            ]
+        )
+    ]
+    sent = [codec.encode(assignment) for assignment in asked]
+    told = [decode(records, seen) for records in sent]
+    assert all(map(same, told, asked))
+    assert told[0].steps is told[1].steps
+    assert len({id(one.steps) for one in told}) == 4
+    # Where they came without one another, as in another process, they are the same still.
+    assert all(same(decode(records), one) for records, one in zip(sent, asked, strict=True))
+
+
 def test_bytes_are_those_of_the_arrays():
     soft = 4 * 12 + (4 * 12 + 4 * 4 + 8 * 8 + 4 * 4)
     arrays = (4 * 18 + 8) + (4 * 8 + 8 * 4) + soft  # the parameters stand there twice

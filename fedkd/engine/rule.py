@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -60,10 +60,18 @@ def groups(worker: Worker, assignments: Sequence[Assignment]) -> list[list[Assig
         return [[assignment] for assignment in assignments]
     found: dict[Any, list[list[Assignment]]] = {}
     ordered: list[list[Assignment]] = []
+    shapes: dict[int, Any] = {}  # of steps, which several assignments may hold
     for assignment in assignments:
         chosen = decisions(worker, assignment)
-        known = found.setdefault(_alike(worker, assignment, chosen) if any(chosen) else None, [])
-        if not any(chosen) or not known or len(known[-1]) >= _most(worker, assignment):
+        alike = None
+        if any(chosen):
+            for steps in (assignment.steps, assignment.trial):
+                if id(steps) not in shapes:
+                    shapes[id(steps)] = _shape(steps)
+            alike = _alike(worker, assignment, chosen, shapes)
+        known = found.setdefault(alike, [])
+        most = worker.kind(worker.experiment.architecture(assignment.client)).most
+        if not any(chosen) or not known or len(known[-1]) >= most:
             known.append([])
             ordered.append(known[-1])
         known[-1].append(assignment)
@@ -106,8 +114,8 @@ def cohort(worker: Worker, assignment: Assignment, step: Step) -> bool:
     what = "forward"
     if isinstance(step, Fit):
         rows, what = min(rows, experiment.training.batch_size), "fit"
-    student = worker.template(architecture(worker, assignment, step.student))
-    kind = "dense" if dense(student) else "other"
+    student = worker.kind(architecture(worker, assignment, step.student))
+    kind = "dense" if student.dense else "other"
     return rows <= worker.limits.get(worker.device.type, LIMITS["cpu"])[kind][what]
 
 
@@ -160,19 +168,27 @@ def limits() -> dict[str, dict[str, dict[str, int]]]:
     return LIMITS | found
 
 
-def _most(worker: Worker, assignment: Assignment) -> int:
-    """Clients whose students fit in a cohort's memory."""
-    student = worker.template(worker.experiment.architecture(assignment.client))
+class Kind(NamedTuple):
+    """What the rule asks of an architecture: is it dense, and how many fit in a cohort's memory."""
+
+    dense: bool
+    most: int
+
+
+def kind_of(student: nn.Sequential, device: str) -> Kind:
+    """The kind of students like this one."""
     size = sum(tensor.nbytes for tensor in student.state_dict().values())
-    most = MEMORY.get(worker.device.type, MEMORY["cpu"]) // (COPIES * size)
-    return max(1, min(MOST, most))
+    memory = MEMORY.get(device, MEMORY["cpu"])
+    return Kind(dense(student), max(1, min(MOST, memory // (COPIES * size))))
 
 
-def _alike(worker: Worker, assignment: Assignment, chosen: tuple[bool, ...]) -> Any:
+def _alike(
+    worker: Worker, assignment: Assignment, chosen: tuple[bool, ...], shapes: Mapping[int, Any]
+) -> Any:
     """What assignments have in common that can be performed as one."""
     names = {getattr(step, "student", "own") for step in (*assignment.steps, *assignment.trial)}
     models = tuple(architecture(worker, assignment, name) for name in sorted(names))
-    steps = _shape(assignment.steps), _shape(assignment.trial)
+    steps = shapes[id(assignment.steps)], shapes[id(assignment.trial)]
     return models, chosen, assignment.round, assignment.phase, steps
 
 

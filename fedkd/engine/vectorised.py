@@ -67,14 +67,11 @@ class Cohort:
         self.sessions = [
             _Member(worker, assignment, self, place) for place, assignment in enumerate(assignments)
         ]
+        decided = rule.decisions(worker, assignments[0])
         self._decided = {
             id(step): together
             for assignment in assignments
-            for step, together in zip(
-                (*assignment.steps, *assignment.trial),
-                rule.decisions(worker, assignments[0]),
-                strict=True,
-            )
+            for step, together in zip((*assignment.steps, *assignment.trial), decided, strict=True)
         }
         self._stacks: dict[str, Stack] = {}
 
@@ -260,14 +257,16 @@ class Stack:
     def __init__(self, module: nn.Sequential, tensors: Parameters) -> None:
         self.module, self.tensors = module, tensors
         self._lent = False
+        self._names: dict[tuple[str, ...], list[str]] = {}
         self._blocks = {name: _block(child) for name, child in module.named_children()}
         self.dense = rule.dense(module)
 
     def shared(self, place: int, part: tuple[str, ...]) -> Parameters:
         """Parameters of one of the students, to give out: they stay as they are."""
         self._lent = True
-        names = students.part_names(self.module, part)
-        return {name: self.tensors[name][place].cpu() for name in names}
+        if part not in self._names:
+            self._names[part] = students.part_names(self.module, part)
+        return {name: self.tensors[name][place].cpu() for name in self._names[part]}
 
     def own(self) -> None:
         """Have tensors that nobody else has, to write to."""

@@ -74,6 +74,7 @@ class Worker:
         self.augment = partial(augment, flip=flip) if experiment.data.augment else None
         self.limits = rule.limits()
         self._modules: dict[tuple[str, str], nn.Sequential] = {}
+        self._kinds: dict[str, rule.Kind] = {}
         self._sizes = self.data.sizes().tolist()
         self._exposures: dict[int, Tensor] = {}  # of the student measured last
         # A student that does not fit the data is found now, and not in some client's first round.
@@ -230,6 +231,13 @@ class Worker:
             module = self._build(architecture, "all").to(self.device)
             self._modules[architecture, "own"] = module
         return self._modules[architecture, "own"]
+
+    def kind(self, architecture: str) -> rule.Kind:
+        """What the rule for cohorts asks of students of this architecture."""
+        if architecture not in self._kinds:
+            student = self.template(architecture)
+            self._kinds[architecture] = rule.kind_of(student, self.device.type)
+        return self._kinds[architecture]
 
     def rows(self, client: int, on: Source) -> int:
         """How many samples ``on`` means for ``client``."""

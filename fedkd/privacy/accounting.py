@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -85,7 +85,7 @@ class Release:
 
     def to_dict(self) -> dict[str, Any]:
         """The line as JSON takes it."""
-        return asdict(self)
+        return dict(vars(self))
 
     @classmethod
     def from_dict(cls, line: Mapping[str, Any]) -> Release:
