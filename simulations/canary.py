@@ -422,9 +422,11 @@ def markdown(rows: Sequence[Row]) -> str:
         for line in lines
     )
     level, seeds = rows[0].repeats, max(row.seeds for row in rows)
+    fewer = ", ".join(f"{row.arm}: {row.seeds}" for row in rows if row.seeds < seeds)
     notes = (
-        f"Secrets repeated {level} time{'s' * (level > 1)}, {seeds} seed{'s' * (seeds > 1)}; mean "
-        f"and 95 % interval. Exposure in bits, {NULL_MEAN:.2f} of a secret nobody has seen. "
+        f"Secrets repeated {level} time{'s' * (level > 1)}, {seeds} seed{'s' * (seeds > 1)}"
+        f"{f' ({fewer})' if fewer else ''}; mean and 95 % interval. Exposure in bits, "
+        f"{NULL_MEAN:.2f} of a secret nobody has seen. "
         f"Reduction: share of the student's excess over that, against {PLAIN}. Nominal ε is of one "
         "token or item and is no guarantee. Audited ε is of all copies of a secret at once."
     )

@@ -422,6 +422,13 @@ def test_utility_is_a_mean_over_seeds(tmp_path):
     assert cells([alone])["fkd"]["perplexity"] == "90.0"
 
 
+def test_an_arm_with_fewer_seeds_is_named(tmp_path):
+    many = [made_up(tmp_path, "fkd", {"student": STEADY}, seed=seed) for seed in range(3)]
+    few = made_up(tmp_path, "swing", {"student": STEADY})
+    assert "3 seeds (swing: 1); mean" in canary.markdown(list(rows_of(*many, few).values()))
+    assert "3 seeds; mean" in canary.markdown(list(rows_of(*many).values()))
+
+
 def test_a_run_without_a_measured_utility_still_has_a_row(tmp_path):
     row = rows_of(made_up(tmp_path, "fkd", {"student": STEADY}, perplexity=None))["fkd"]
     assert math.isnan(row.utility.mean)
