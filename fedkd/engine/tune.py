@@ -11,6 +11,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -74,7 +75,10 @@ def write(limits: Limits) -> Path:
     if place is None:
         raise FedkdError("FEDKD_CACHE = '' keeps nothing: fedkd tune needs a folder to write to")
     file = place / rule.TUNED
-    before = json.loads(file.read_text()) if file.is_file() else {}
+    before: Limits = {}
+    with suppress(FedkdError):  # what cannot be read is written anew
+        rule.limits()
+        before = json.loads(file.read_text()) if file.is_file() else {}
     try:
         place.mkdir(parents=True, exist_ok=True)
         beside = file.with_suffix(".new")

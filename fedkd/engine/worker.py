@@ -72,7 +72,7 @@ class Worker:
         # Mirrored digits and letters are others, or none; photographs are what they were.
         flip = self.data.task.shape[0] == 3
         self.augment = partial(augment, flip=flip) if experiment.data.augment else None
-        self.limits = rule.limits()
+        self.limits = rule.limits() if experiment.engine.cohort == "auto" else rule.LIMITS
         self._modules: dict[tuple[str, str], nn.Sequential] = {}
         self._kinds: dict[str, rule.Kind] = {}
         self._sizes = self.data.sizes().tolist()

@@ -59,12 +59,16 @@ def test_what_is_written_is_what_runs_go_by():
     assert rule.limits()["cuda"] == rule.LIMITS["cuda"]
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"cpu": {"dense": {"fit": "x"}}}'])
-def test_a_broken_file_is_one_line(text, tmp_path):
+@pytest.mark.parametrize("text", ["{", "[]", '{"cuda": {"dense": {"fit": "x"}}}'])
+def test_a_broken_file_is_one_line_that_says_what_mends_it(text, tmp_path):
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / rule.TUNED).write_text(text)
     with pytest.raises(FedkdError, match="run fedkd tune again"):
         rule.limits()
+    with pytest.raises(SystemExit) as ended:
+        main(["tune"])
+    assert not ended.value.code
+    assert rule.limits()["cuda"] == rule.LIMITS["cuda"]
 
 
 def test_the_command_prints_and_writes(capsys, tmp_path):
