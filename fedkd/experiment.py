@@ -238,7 +238,11 @@ class CanaryTable(Table):
 
 
 class EngineTable(Table):
-    """``[engine]``: where clients' work runs; with ``cohort = "off"`` no number depends on it."""
+    """``[engine]``: where clients' work runs.
+
+    Numbers depend on :data:`NUMERICAL` alone; where there are cohorts, their last digits also on
+    who is grouped, and so on ``name`` and ``workers``.
+    """
 
     name: Literal["auto", "inline", "procs", "ray", "flower"] = "auto"
     """``inline``: in this process; ``procs``: worker processes on this machine; ``ray``: Ray
