@@ -257,6 +257,12 @@ class EngineTable(Table):
     """Share of a GPU that each worker takes (``ray``, ``flower``)."""
     cpus_per_worker: float = Field(1.0, ge=0)
     """Cores that Ray sets aside for each worker (``ray``)."""
+    failures: Literal["leave-out", "stop"] = "leave-out"
+    """What becomes of a round in which a client's work fails (its student raises, its process is
+    lost again and again, it does not answer in time): it goes on without the client, which the
+    record names with the reason; or the run ends with that line."""
+    timeout: float | None = Field(None, gt=0)
+    """Seconds that a client's work of one phase may take (``procs``, ``ray``); no limit if none."""
     address: str = "local"
     """``local``: a Ray of the run's own; ``auto`` or HOST:PORT: a cluster (``ray``)."""
     remember: bool = False

@@ -8,6 +8,7 @@
     rounds.jsonl        a line a round, written when the round ends
     clients.jsonl       a line a round, client and stage ("local": after local training;
                         "fused": at the end of the round, with the fused knowledge)
+    warnings.jsonl      a line a warning: the round, 0 before the first, and the message
     releases.jsonl      a line a round, client and step that sent something: the privacy ledger
     canaries.json       planted secrets, where there are any
     exposures.jsonl     a line a secret, place and measured round
@@ -45,6 +46,7 @@ EXPERIMENT, ENVIRONMENT, PARTITION = "experiment.toml", "environment.json", "par
 ROUNDS, SUMMARY, CHECKPOINT = "rounds.jsonl", "summary.json", "checkpoint"
 CLIENTS, RELEASES, EXPOSURES = "clients.jsonl", "releases.jsonl", "exposures.jsonl"
 CANARIES, AUDIT = "canaries.json", "audit.json"
+WARNINGS = "warnings.jsonl"
 UNLABELLED = {"name", "seed", "rounds", "evaluate_every", "checkpoint_every", "engine"} | {
     "data.data_dir",
     "data.download",
@@ -92,7 +94,7 @@ class Run:
 
     def begin(self, experiment: Experiment) -> Run:
         """Make the folder, or empty it of an earlier run of the same experiment."""
-        lines = (ROUNDS, CLIENTS, RELEASES, EXPOSURES)
+        lines = (ROUNDS, CLIENTS, RELEASES, EXPOSURES, WARNINGS)
         for name in (*lines, SUMMARY, PARTITION, ENVIRONMENT, CANARIES, AUDIT):
             (self.folder / name).unlink(missing_ok=True)
         self.drop_checkpoint()
@@ -146,9 +148,17 @@ class Run:
                 file.flush()
                 os.fsync(file.fileno())
 
+    def warn(self, message: str, round: int = 0) -> bool:
+        """Record a warning, once a run; whether it is new. Tables and figures show it."""
+        if message in self.warnings:
+            return False
+        with (self.folder / WARNINGS).open("a") as file:
+            file.write(json.dumps({"round": round, "message": message}) + "\n")
+        return True
+
     def cut_after(self, round: int) -> None:
         """Drop the lines of later rounds: a resumed run does these again."""
-        for name in (ROUNDS, CLIENTS, RELEASES, EXPOSURES):
+        for name in (ROUNDS, CLIENTS, RELEASES, EXPOSURES, WARNINGS):
             kept = [line for line in self._lines(name) if line["round"] <= round]
             if kept:
                 self._write(name, "".join(json.dumps(line) + "\n" for line in kept))
@@ -221,6 +231,11 @@ class Run:
         everybody), ``secret``, ``repeats``, ``holders``, and ``exposure`` in bits.
         """
         return self._lines(EXPOSURES)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a reader of the run's numbers must know, in the order in which it was found."""
+        return [line["message"] for line in self._lines(WARNINGS)]
 
     @property
     def canaries(self) -> dict[str, Any] | None:

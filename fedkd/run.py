@@ -174,6 +174,13 @@ def serve(
         taken.write_canaries(data.canaries.to_json())
     observer.started(taken, first, experiment.rounds, plan)
 
+    def warn(message: str, round: int = 0) -> None:
+        if taken.warn(message, round):
+            observer.warned(message)
+
+    for message in data.warnings:
+        warn(message)
+
     def on_round(line: dict[str, Any], details: dict[str, list[dict[str, Any]]]) -> None:
         taken.append_round(line, **details)
         every, round = experiment.checkpoint_every, line["round"]
@@ -188,7 +195,7 @@ def serve(
                 },
             )
         for message in line.get("warnings", []):
-            observer.warned(message)
+            warn(message, line["round"])
         observer.round_done(line)
 
     progress = _Progress(strategy, observer)

@@ -282,7 +282,8 @@ class Reply:
     """What a client sends back.
 
     ``samples`` is the number of its private training samples; ``values`` holds the arrays its
-    steps gave, by key; ``metrics`` the numbers; ``error`` a line on what a person did wrong.
+    steps gave, by key; ``metrics`` the numbers; ``error`` a line on what a person did wrong, which
+    ends the run; ``failure`` a line on why this client's work could not be done.
     """
 
     client: int
@@ -290,6 +291,7 @@ class Reply:
     values: dict[str, torch.Tensor | Parameters] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     error: str = ""
+    failure: str = ""
 
 
 def nbytes(thing: Any) -> int:

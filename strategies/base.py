@@ -520,6 +520,12 @@ class KnowledgeStrategy(Strategy):
             if reply.error:
                 raise FedkdError(reply.error)
             answered.add(reply.client)
+            if reply.failure:
+                if self.experiment.engine.failures == "stop":
+                    raise FedkdError(f"client {reply.client}: {reply.failure}")
+                entry = {"client": reply.client, "step": stage, "reason": reply.failure}
+                self._line["left_out"].append(entry)
+                continue
             self._line["seconds_clients"] += reply.metrics.pop("seconds", 0.0)
             for name in [name for name in reply.metrics if name.startswith("cohort ")]:
                 together = self._line.setdefault("cohort", {})

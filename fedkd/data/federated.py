@@ -86,6 +86,8 @@ class FederatedData:
         The vocabulary, of text.
     canaries : Canaries, optional
         The secrets that were planted.
+    warnings : tuple of str
+        What was asked of the data and could not be given, a line each.
     """
 
     def __init__(
@@ -101,8 +103,10 @@ class FederatedData:
         public: Tensor | None = None,
         tokeniser: Tokeniser | None = None,
         canaries: Canaries | None = None,
+        warnings: tuple[str, ...] = (),
     ) -> None:
         self.task, self.tokeniser, self.canaries = task, tokeniser, canaries
+        self.warnings = warnings
         self._mean, self._std = torch.tensor(mean), torch.tensor(std)
         self._private, self._validation, self._own = private, validation, own
         # Every client asks for these two every round; the others are normalised when asked for.

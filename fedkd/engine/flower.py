@@ -114,17 +114,18 @@ def run_on_flower(experiment: Experiment, taken: Run, observer: Observer) -> Non
         f"{table.device}, {table.threads} torch thread{'s' if table.threads > 1 else ''} each",
     )
     complaints: list[str] = []
-    told = 0
+    told = warned = 0
 
     def stream(line: str) -> None:
-        nonlocal told
+        nonlocal told, warned
         if WRONG_INPUT in line:
             complaints.append(line.split(WRONG_INPUT, 1)[1])
         for entry in taken.rounds[told:]:
             told += 1
-            for message in entry.get("warnings", []):
-                observer.warned(message)
             observer.round_done(entry)
+        for message in taken.warnings[warned:]:
+            warned += 1
+            observer.warned(message)
 
     with tempfile.TemporaryDirectory(prefix="fedkd-app-") as app:
         (Path(app) / "pyproject.toml").write_text(APP)
