@@ -13,6 +13,8 @@ PACKAGES = ("fedkd", "strategies", "simulations", "plots")
 """fedkd's own packages, side by side in one folder."""
 LONGEST = 400
 """Characters of an exception's message that a line repeats."""
+LONGEST_VALUE = 120
+"""Characters of a value that a line repeats."""
 
 
 class FedkdError(Exception):
@@ -32,6 +34,17 @@ def nearest(name: str, known: list[str]) -> str:
 
     match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f" (did you mean {match[0]!r}?)" if match else ""
+
+
+def shown(value: object) -> str:
+    """``value`` as a line repeats it: cut where it is long, whatever the value."""
+    if isinstance(value, bool):
+        return str(value).lower()  # as TOML has it
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits; lists in lists
+        return f"({type(value).__name__}, too long to be shown)"
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}…"
 
 
 # --- errors in other people's code: a strategy, a student, a data set, an objective -------------
@@ -74,7 +87,7 @@ def place_of(error: BaseException) -> str:
 
     It is the innermost line outside of fedkd, of Python's standard library and of installed
     packages, other than packages that add something to fedkd by an entry point. Where there is no
-    such line it is the innermost of all.
+    such line it is the innermost of fedkd, or else of all.
     """
     frames = [(frame.filename, frame.lineno or 0) for frame in extract_tb(error.__traceback__)]
     if isinstance(error, SyntaxError) and error.filename:
@@ -82,7 +95,8 @@ def place_of(error: BaseException) -> str:
     if not frames:
         return "place unknown"
     authored = [frame for frame in frames if _authored(frame[0])]
-    file, line = (authored or frames)[-1]
+    own = [frame for frame in frames if _own(frame[0])]
+    file, line = (authored or own or frames)[-1]
     path = Path(file)
     name = f"{path.parent.name}/{path.name}" if path.name == "__init__.py" else path.name
     return f"{name}:{line}"
@@ -90,17 +104,20 @@ def place_of(error: BaseException) -> str:
 
 def _authored(file: str) -> bool:
     """Whether a file belongs neither to fedkd nor to Python nor to a library."""
-    if file.startswith("<frozen"):
+    if file.startswith("<frozen") or _own(file):
         return False
     path = Path(file)
-    here = Path(__file__).parent.parent
-    if any(path.is_relative_to(here / package) for package in PACKAGES):
-        return False
     for folder in ("site-packages", "dist-packages"):
         if folder in path.parts:
             inside = path.parts[path.parts.index(folder) + 1 :]
             return Path(inside[0]).stem in _extensions()
     return not any(path.is_relative_to(folder) for folder in _standard_library())
+
+
+def _own(file: str) -> bool:
+    """Whether a file belongs to fedkd."""
+    here = Path(__file__).parent.parent
+    return any(Path(file).is_relative_to(here / package) for package in PACKAGES)
 
 
 @cache

@@ -3,17 +3,40 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-import tomllib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fedkd.errors import FedkdError, nearest
+from fedkd.errors import FedkdError, nearest, shown
+from fedkd.toml import check_values, dotted, parse, settings
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+UNQUOTED = re.compile(r"\s*([+-]?[0-9][0-9._eE+-]*|true|false)\s*", re.IGNORECASE)
+"""A text that was meant to be a number, true or false."""
 
 Model = TypeVar("Model", bound=BaseModel)
+
+# What is beyond these is a slip of the pen: it is refused before it takes memory or threads.
+MOST = 1_000_000
+MOST_EPOCHS = 100_000
+MOST_TOKENS = 65_536
+MOST_TIMES_WIDER = 100
+MOST_DRAWS = 1_000
+MOST_SECRETS = 10_000
+MOST_SYMBOLS = 100
+MOST_CHARACTERS = 1_000
+MOST_PROCESSES = 512
+MOST_SECONDS = 10_000_000
+
+Epochs = Annotated[float, Field(ge=0, le=MOST_EPOCHS)]
+"""Passes over samples; fractions allowed."""
 
 
 class Table(BaseModel):
@@ -50,9 +73,9 @@ class TextTable(Table):
 
     tokens: Literal["word", "char"] = "word"
     """Words (and single digits and punctuation marks), or characters."""
-    vocabulary: int = Field(2000, ge=32)
+    vocabulary: int = Field(2000, ge=32, le=MOST)
     """Most tokens V; rarer ones become ``<unk>``."""
-    context: int = Field(32, ge=4)
+    context: int = Field(32, ge=4, le=MOST_TOKENS)
     """Tokens T of a row; lines are packed into rows and never split where they fit."""
 
 
@@ -65,7 +88,7 @@ class DataTable(Table):
     """Where data sets lie; the environment variable FEDKD_DATA when not given."""
     download: bool = False
     """Whether torchvision may download a data set that is not there."""
-    clients: int = Field(10, ge=1)
+    clients: int = Field(10, ge=1, le=MOST)
     """Number of clients N."""
     partition: str = "dirichlet"
     """A name of ``fedkd list partitions``."""
@@ -99,7 +122,7 @@ class StudentTable(Table):
     """Names of ``fedkd list students``; client n gets ``models[n mod len(models)]``."""
     norm: Literal["none", "group", "batch"] = "none"
     """Normalisation layers; ``group`` has no statistics that could mix between clients."""
-    width: float = Field(1.0, gt=0)
+    width: float = Field(1.0, gt=0, le=MOST_TIMES_WIDER)
     """Factor on every hidden width."""
     init: Literal["own", "same", "public"] = "own"
     """Whether clients start from weights of their own; or, one architecture one set, the same; or
@@ -128,11 +151,11 @@ class TrainingTable(Table):
     """Momentum of ``sgd``."""
     weight_decay: float = Field(0.0, ge=0)
     """L2 penalty (``adamw``: decoupled)."""
-    batch_size: int = Field(64, ge=1)
+    batch_size: int = Field(64, ge=1, le=MOST)
     """Samples a step."""
-    local_epochs: float = Field(5.0, ge=0)
+    local_epochs: Epochs = 5.0
     """Passes over the private training samples a round; fractions allowed."""
-    min_steps: int = Field(0, ge=0)
+    min_steps: int = Field(0, ge=0, le=MOST)
     """Fewest local steps a round, for clients with few samples."""
     dp: PrivateTraining = PrivateTraining()
 
@@ -179,7 +202,7 @@ class ReleaseTable(Table):
     class."""
     scale: float = Field(0.0, ge=0)
     """Standard deviation of ``gaussian`` noise, scale b of ``laplace`` noise."""
-    draws: int = Field(1, ge=1)
+    draws: int = Field(1, ge=1, le=MOST_DRAWS)
     """Labels drawn for each item (``sample``)."""
     cache: bool = True
     """Whether noise is drawn once for each item and state of the student; else at every release."""
@@ -198,7 +221,7 @@ class PublicTable(Table):
 
     model: str = ""
     """Its architecture; empty: the first of ``student.models``."""
-    epochs: float = Field(5.0, ge=0)
+    epochs: Epochs = 5.0
     """Passes over the transfer set."""
     lr: float | None = Field(None, gt=0)
     """Learning rate; that of ``[training]`` when not given."""
@@ -207,15 +230,15 @@ class PublicTable(Table):
 class CanaryTable(Table):
     """``[canary]``: secrets planted in clients' training samples, to measure what leaks."""
 
-    secrets: int = Field(0, ge=0)
+    secrets: int = Field(0, ge=0, le=MOST_SECRETS)
     """Secrets of each holder at each level of repeats; 0 for no canaries."""
-    repeats: tuple[int, ...] = (1, 4, 16, 64)
+    repeats: tuple[Annotated[int, Field(ge=1, le=MOST_SECRETS)], ...] = (1, 4, 16, 64)
     """Levels of repeats: how often a secret stands in the training samples."""
-    template: str = "my id is _ _ _ _ _ _"
+    template: str = Field("my id is _ _ _ _ _ _", max_length=MOST_CHARACTERS)
     """Text: a line that ends in slots ``_``, one token each, filled with the secret's symbols."""
     symbols: tuple[str, ...] = tuple("0123456789")
     """Text: what a slot is filled with; a secret is drawn uniformly."""
-    length: int = Field(6, ge=1)
+    length: int = Field(6, ge=1, le=MOST_SYMBOLS)
     """Images: unlike any other, known to all; the secret is the sequence of their labels."""
     clients: tuple[int, ...] = ()
     """Clients that hold secrets of their own; empty: all of them."""
@@ -231,7 +254,7 @@ class CanaryTable(Table):
     estimator: Literal["exact", "interpolation", "extrapolation"] = "exact"
     """Exposure by the secret's rank in its whole space; among ``references``; or in a skew-normal
     law fitted to these (Carlini et al. 2019)."""
-    references: int = Field(10_000, ge=100)
+    references: int = Field(10_000, ge=100, le=MOST)
     """Sequences drawn to compare a secret with, unless ``exact``."""
     every: int = Field(0, ge=0)
     """Measure exposure every so many rounds; 0: in the last round."""
@@ -248,20 +271,20 @@ class EngineTable(Table):
     """``inline``: in this process; ``procs``: worker processes on this machine; ``ray``: Ray
     actors; ``flower``: Flower's own simulation runtime; ``auto``: inline or procs, by a rule of
     cores, work and rounds."""
-    workers: int | None = Field(None, ge=1)
+    workers: int | None = Field(None, ge=1, le=MOST_PROCESSES)
     """Clients at work at the same time, each in a process of its own; as many as there are cores
     for, by affinity and quota, when not given."""
     device: str = "cpu"
     """``cpu``, ``cuda``, ``cuda:1`` … or ``auto``: CUDA where there is one."""
-    gpus_per_worker: float = Field(0.0, ge=0)
+    gpus_per_worker: float = Field(0.0, ge=0, le=MOST_PROCESSES)
     """Share of a GPU that each worker takes (``ray``, ``flower``)."""
-    cpus_per_worker: float = Field(1.0, ge=0)
+    cpus_per_worker: float = Field(1.0, ge=0, le=MOST_PROCESSES)
     """Cores that Ray sets aside for each worker (``ray``)."""
     failures: Literal["leave-out", "stop"] = "leave-out"
     """What becomes of a round in which a client's work fails (its student raises, its process is
     lost again and again, it does not answer in time): it goes on without the client, which the
     record names with the reason; or the run ends with that line."""
-    timeout: float | None = Field(None, gt=0)
+    timeout: float | None = Field(None, gt=0, le=MOST_SECONDS)
     """Seconds that a client's work of one phase may take (``procs``, ``ray``); no limit if none."""
     address: str = "local"
     """``local``: a Ray of the run's own; ``auto`` or HOST:PORT: a cluster (``ray``)."""
@@ -269,7 +292,7 @@ class EngineTable(Table):
     """Keep the outcome of plain training on private samples, and exposures, on disk: another run
     with the same start, data and settings takes it from there. Timings then mean little. Such
     training is never a cohort's."""
-    threads: int = Field(1, ge=1)
+    threads: int = Field(1, ge=1, le=MOST_PROCESSES)
     """Torch threads a worker. Another number sums in another order: last digits may differ."""
     cohort: Literal["auto", "on", "off"] = "auto"
     """Whether clients that do the same steps with the same student are one batched computation:
@@ -286,11 +309,11 @@ NUMERICAL = ("device", "threads", "cohort", "precision")
 class Experiment(Table):
     """The whole description of a run."""
 
-    name: str = Field("experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field("experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)
     """Name of the run; its folder starts with it."""
     seed: int = Field(0, ge=0, lt=2**31)
     """Key of every random draw."""
-    rounds: int = Field(10, ge=1)
+    rounds: int = Field(10, ge=1, le=MOST)
     """Number of rounds R."""
     participation: float = Field(1.0, gt=0, le=1)
     """Share of clients that take part in a round; at least one."""
@@ -324,14 +347,19 @@ class Experiment(Table):
         return validated(cls, tables)
 
     @classmethod
-    def from_toml(cls, text: str, overrides: Sequence[str] = ()) -> Experiment:
-        """Read an experiment from TOML text, then apply ``key=value`` overrides."""
-        try:
-            tables = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise FedkdError(f"the experiment is not valid TOML: {error}") from error
-        changed(tables, dict(map(override, overrides)))
-        return cls.from_dict(tables)
+    def from_toml(
+        cls, text: str, overrides: Sequence[str] = (), name: str = "the experiment"
+    ) -> Experiment:
+        """Read an experiment from TOML text, then apply ``key=value`` overrides.
+
+        ``name`` is what the text is called in an error, e.g. ``"experiment 'mine.toml'"``.
+
+        Raises
+        ------
+        FedkdError
+            As :meth:`from_dict`; or the text is not TOML, or an override is not ``key=value``.
+        """
+        return cls.from_dict(changed(parse(text, name), settings(overrides)))
 
     def to_toml(self) -> str:
         """The experiment as TOML, every key written out; ``from_toml`` gives it back."""
@@ -379,66 +407,108 @@ class Experiment(Table):
 
 
 def validated(model: type[Model], values: dict[str, Any], prefix: str = "") -> Model:
-    """``model(**values)``, with pydantic's complaints told in one line a person can act on.
+    """``model(**values)``, with what is wrong told in one line a person can act on.
 
-    ``prefix`` is put before every key, e.g. ``"strategy."``.
-    """
-    try:
-        return model.model_validate(values)
-    except ValidationError as failure:
-        error = failure.errors()[0]
-    key = prefix + ".".join(_written(model, error["loc"]))
-    if error["type"] == "extra_forbidden":
-        known = _keys(model, error["loc"][:-1])
-        wrong = str(error["loc"][-1])
-        here = ", ".join(known) or "none"
-        raise FedkdError(f"{key} is not a known key{nearest(wrong, known)}; known here: {here}")
-    if error["type"] == "value_error":
-        raise FedkdError(str(error["ctx"]["error"]))
-    message = error["msg"][0].lower() + error["msg"][1:]
-    raise FedkdError(f"{key} = {error['input']!r} is not allowed: {message}")
-
-
-def _written(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """``location`` without what pydantic adds for the alternatives of a type."""
-    parts = []
-    for part in location:
-        parts.append(str(part))
-        field = model.model_fields.get(str(part))
-        if field is None or not isinstance(field.annotation, type):
-            break
-        if not issubclass(field.annotation, BaseModel):
-            break
-        model = field.annotation
-    return parts
-
-
-def _keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """Keys of the table at ``location`` inside ``model``."""
-    for part in location:
-        field = model.model_fields[str(part)].annotation
-        if not (isinstance(field, type) and issubclass(field, BaseModel)):
-            return []
-        model = field
-    return list(model.model_fields)
-
-
-def override(text: str) -> tuple[str, Any]:
-    """Key and value of ``key=value``; the value is TOML, or else a plain string.
+    Types are taken as they stand, but that a whole number may stand for a fraction, and a single
+    text or number for a list of one. ``prefix`` is put before every key, e.g. ``"strategy."``.
 
     Raises
     ------
     FedkdError
-        There is no key, or no equals sign.
+        One line naming the first key that is wrong, its value and what is allowed.
     """
-    path, equals, written = text.partition("=")
-    if not equals or not path.strip():
-        raise FedkdError(f"--set {text!r} is not of the form key=value, e.g. strategy.beta=3")
+    check_values(values, prefix)
+    # As JSON, since strict types of Python's own would not take a list for a tuple.
+    text = json.dumps(_with_lists(model, values), default=lambda number: number.item())
     try:
-        value = tomllib.loads(f"value = {written}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = written.strip()
-    return path.strip(), value
+        return model.model_validate_json(text, strict=True)
+    except ValidationError as failure:
+        first, *others = failure.errors()
+    path = _written(model, first["loc"])
+    key = prefix + dotted(path)
+    if first["type"] == "extra_forbidden":
+        known = _keys(model, path[:-1])
+        here = ", ".join(known) or "none"
+        raise FedkdError(f"{key} is not a known key{nearest(path[-1], known)}; known here: {here}")
+    if first["type"] == "missing":
+        raise FedkdError(f"{key} is missing")
+    if first["type"] == "value_error":
+        raise FedkdError(str(first["ctx"]["error"]))
+    # Further complaints about the same value are those of a type's alternatives.
+    alternatives = [
+        _allowed(error)
+        for error in others
+        if _written(model, error["loc"]) == path and error["input"] == first["input"]
+    ]
+    allowed = ", or ".join(dict.fromkeys([_allowed(first), *alternatives]))
+    raise FedkdError(f"{key} = {shown(first['input'])} is not allowed: {allowed}")
+
+
+def _allowed(error: ErrorDetails) -> str:
+    """What pydantic says is allowed, in the words of TOML."""
+    message, kind, value = error["msg"], error["type"], error["input"]
+    message = message[0].lower() + message[1:]
+    if kind == "model_type":
+        return "input should be a table"
+    if kind in ("tuple_type", "list_type"):
+        return "input should be a list"
+    if kind == "bool_type":
+        message += ": true or false"
+    if kind in ("bool_type", "int_type", "float_type") and isinstance(value, str):
+        return message + (", without quotes" if UNQUOTED.fullmatch(value) else "")
+    if kind == "int_type" and isinstance(value, float):
+        message += ", without a decimal point"
+    if kind == "string_type":
+        message += ", in quotes"
+    return message
+
+
+def _with_lists(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` with a list of one for each single text or number where a list is meant."""
+    listed = dict(values)
+    for name, field in model.model_fields.items():
+        key, value = field.alias or name, values.get(field.alias or name)
+        table = _table(field.annotation)
+        if table and isinstance(value, dict):
+            listed[key] = _with_lists(table, value)
+        elif table and isinstance(value, list):
+            listed[key] = [_with_lists(table, v) if isinstance(v, dict) else v for v in value]
+        elif isinstance(value, str | int | float) and get_origin(field.annotation) is tuple:
+            listed[key] = [value]
+    return listed
+
+
+def _written(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """``location`` as a dotted key: without what pydantic adds for the alternatives of a type."""
+    parts = []
+    for part in location:
+        if isinstance(part, int):  # of a list of tables
+            continue
+        parts.append(part)
+        fields = {field.alias or name: field for name, field in model.model_fields.items()}
+        inner = _table(fields[part].annotation) if part in fields else None
+        if inner is None:
+            break
+        model = inner
+    return parts
+
+
+def _keys(model: type[BaseModel], path: Sequence[str]) -> list[str]:
+    """Keys of the table at ``path`` inside ``model``."""
+    for part in path:
+        fields = {field.alias or name: field for name, field in model.model_fields.items()}
+        inner = _table(fields[part].annotation) if part in fields else None
+        if inner is None:
+            return []
+        model = inner
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _table(kind: Any) -> type[BaseModel] | None:
+    """The model of a table, or of a list of tables; None for any other type."""
+    if get_origin(kind) is tuple:
+        kind = get_args(kind)[0]
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 
 def changed(tables: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -460,7 +530,10 @@ def changed(tables: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
         for parent in parents:
             inner = inner.setdefault(parent, {})
             if not isinstance(inner, dict):
-                raise FedkdError(f"{key} = {value!r} is not allowed: {parent} is not a table")
+                raise FedkdError(
+                    f"{dotted(key.split('.'))} = {shown(value)} is not allowed: {parent} is not a "
+                    "table"
+                )
         inner[last] = value
     return tables
 

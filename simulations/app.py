@@ -17,12 +17,11 @@ from typing import Any
 from fedkd.engine.flower import node_app, server_app
 from fedkd.experiment import Experiment
 from fedkd.results import Run
-from simulations.shipped import experiment_text
+from simulations.shipped import read_experiment
 
 
 def _experiment(config: dict[str, Any]) -> Experiment:
-    text = experiment_text(str(config["experiment"]))
-    return Experiment.from_toml(text, shlex.split(str(config["set"])))
+    return read_experiment(str(config["experiment"]), shlex.split(str(config["set"])))
 
 
 def _run(config: dict[str, Any], experiment: Experiment) -> Run:

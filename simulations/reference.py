@@ -12,6 +12,11 @@ from fedkd.experiment import Experiment
 HEAD = """# Keys of an experiment
 
 Made by `python -m simulations.reference > docs/experiment.md`; a test holds it to the code.
+
+Values are taken as they stand: `"10"`, `10.0` and `true` are no whole numbers, `"false"` is not
+`false`. A whole number may stand for a fraction, and a single value for a list of one:
+`student.models = "cnn3"`. `--set KEY=VALUE` takes TOML, or else a plain string; the last `--set` of
+a key counts, and a table, `--set 'data={alpha=1}'`, sets its own keys and leaves the others.
 """
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import Field
 
-from fedkd.errors import FedkdError, MissingData, nearest
-from fedkd.experiment import Experiment, Table, changed, override, validated
+from fedkd.errors import FedkdError, MissingData, nearest, shown
+from fedkd.experiment import Experiment, Table, changed, settings, validated
 from fedkd.results import SUMMARY, Run, flat
+from fedkd.toml import parse, read_text
 from simulations.jobs import Job, most, outcomes
-from simulations.shipped import experiment_text
+from simulations.shipped import experiment_text, find
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -35,6 +36,7 @@ ARM = "arm"
 """A key of cells that is none of the experiment: a way of release that ``fedkd canary`` has."""
 SEED = "seed"
 LONGEST_SLUG = 100
+MOST_CELLS = 100_000
 
 Label = str | int | float | bool
 Scale = Literal["quick", "full"]
@@ -163,14 +165,11 @@ def read(
     if scale not in get_args(Scale):
         raise FedkdError(f"--scale {scale!r} is not allowed: {' or '.join(get_args(Scale))}")
     file = _file(str(name_or_file))
-    try:
-        text = file.read_text(encoding="utf-8")
-        tables = tomllib.loads(text)
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise FedkdError(f"suite {file} cannot be read: {error}") from error
+    text = read_text(file, f"suite {file}")
+    tables = parse(text, f"suite {file}")
     about = next((line.lstrip("# ") for line in text.splitlines() if line.startswith("#")), "")
     folder = out or Path("runs") / f"{file.stem}-{scale}"
-    given = dict(map(override, overrides))
+    given = settings(overrides)
     if data_dir is not None:
         given["data.data_dir"] = str(data_dir)
     try:
@@ -184,8 +183,10 @@ def read(
         for key in given:
             if key in axes:
                 raise FedkdError(f"--set {key} is not allowed, as it is an axis; use --only {key}=")
-        base = tomllib.loads(experiment_text(_base(table.experiment, file)))
-        settings = flat(table.keys) | flat(of_scale.keys)
+        base = _base(table.experiment, file)
+        everywhere = flat(table.keys) | flat(of_scale.keys)
+        if (cells := math.prod(map(len, axes.values()))) > MOST_CELLS:
+            raise FedkdError(f"its axes make {cells:,} cells; at most {MOST_CELLS:,} are allowed")
         labelled = [
             labels
             for labels in _combinations(axes)
@@ -195,7 +196,7 @@ def read(
         for labels in labelled:
             changes = {key: v for axis, one in labels.items() for key, v in axes[axis][one].items()}
             named = file.stem, labels
-            experiments.append(_experiment(base, (settings, changes, given), named))
+            experiments.append(_experiment(base, (everywhere, changes, given), named))
     except FedkdError as error:
         raise FedkdError(f"suite {file}: {error}") from error
     found = {name: tuple(labels) for name, labels in axes.items()}
@@ -204,21 +205,14 @@ def read(
 
 
 def _file(name: str) -> Path:
-    file = Path(name).expanduser()
-    if file.is_file():
-        return file
-    known = suites()
-    if name not in known:
-        raise FedkdError(
-            f"suite {name!r} is neither a file, nor a suite's folder, nor the name of a shipped one"
-            f"{nearest(name, list(known))}; shipped: {', '.join(known) or 'none'}"
-        )
-    return known[name]
+    return find("suite", name, suites(), other=", nor a suite's folder,")
 
 
-def _base(experiment: str, file: Path) -> str:
-    beside = file.parent / experiment
-    return str(beside) if beside.is_file() else experiment
+def _base(experiment: str, suite: Path) -> dict[str, Any]:
+    """The tables of the suite's experiment: a file beside the suite's, or what a run takes."""
+    beside = suite.parent / experiment
+    text = experiment_text(str(beside) if beside.is_file() else experiment)
+    return parse(text, f"experiment {shown(experiment)}")
 
 
 def _axis(name: str, held: Any) -> dict[Label, dict[str, Any]]:
@@ -279,7 +273,8 @@ def _experiment(
     for keys in layers:
         changed(tables, keys)
     arm = tables.pop(ARM, None)
-    slug = _slug(_names({axis: labels[axis] for axis in labels if axis != SEED})) or suite
+    named_by = _names({axis: labels[axis] for axis in labels if axis != SEED})
+    slug = _slug(named_by) or _slug([suite]) or "suite"
     experiment = Experiment.from_dict(tables | {"name": slug})
     if arm is None:
         return experiment

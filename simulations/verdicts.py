@@ -28,7 +28,6 @@ an overall "not supported" has as many chances to be wrong as there are cells: r
 from __future__ import annotations
 
 import math
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,6 +39,7 @@ from fedkd.errors import FedkdError, nearest
 from fedkd.experiment import Table, validated
 from fedkd.results import Run, exposures, most_repeated, reached, utility, utility_name
 from fedkd.statistics import Interval, interval
+from fedkd.toml import parse, read_text
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -204,15 +204,8 @@ def read(file: Path) -> Claim:
     FedkdError
         The file is not a claim; the line says what is wrong.
     """
-    try:
-        tables = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise FedkdError(f"claim {file} cannot be read: {error}") from error
-    prefix = f"claim {file.stem}: "
-    tests = tables.get("tests")
-    if isinstance(tests, list) and all(isinstance(test, dict) for test in tests):
-        tables["tests"] = [validated(Criterion, test, f"{prefix}tests.") for test in tests]
-    return validated(Claim, {"name": file.stem, **tables}, prefix)
+    tables = parse(read_text(file, f"claim {file}"), f"claim {file}")
+    return validated(Claim, {"name": file.stem, **tables}, f"claim {file.stem}: ")
 
 
 def chosen(names: Sequence[str]) -> dict[str, Claim]:

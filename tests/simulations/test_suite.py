@@ -165,7 +165,7 @@ def test_arms_are_what_the_canary_command_calls_so(tmp_path):
         ("[quick.set]", "[quik.set]", "quik is not a known key (did you mean 'quick'?)"),
         ('skip = [{method = "local"', 'skip = [{methd = "x"', "'methd' is not an axis (did"),
         ('experiment = "small.toml"', 'experiment = "smal"', "experiment 'smal' is neither"),
-        ("seed = [0, 1]\n", "seed = [\n", "cannot be read"),
+        ("seed = [0, 1]\n", "seed = [\n", "is not valid TOML"),
         ("seed = [0, 1]\n", 'arm = ["fkd", "swang"]\n', "arm = 'swang' is not known (did you"),
     ],
 )
