@@ -11,21 +11,23 @@ import os
 import sys
 from collections.abc import Sequence
 from enum import StrEnum
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
-import click
 import typer
+from typer.main import get_command
 
 from fedkd import registry
-from fedkd.errors import FedkdError, nearest
-from fedkd.experiment import Experiment
+from fedkd.errors import FedkdError, nearest, shown
+from fedkd.experiment import MOST_PROCESSES, Experiment
 from fedkd.observers import Observers, TensorBoard
 from fedkd.results import CHECKPOINT, PLACES, Run
 from fedkd.results import exposure as exposure_at
 from fedkd.run import Observer
 from fedkd.run import run as simulate
-from simulations.shipped import experiment_text, shipped
+from simulations.failures import DEBUG, INTERRUPTED, ended
+from simulations.shipped import read_experiment, shipped
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,6 +40,9 @@ KINDS = (
 LOG_LINES = 20  # of progress in a log, whatever the number of rounds
 PHASES = ("learn", "receive")  # of a round, in this order
 LEFT_OUT_SHOWN = 5
+COMPLETION = "_FEDKD_COMPLETE"
+"""Environment variable by which a shell asks for completions."""
+MOST_SHADOWS = 10_000
 
 
 def examples(*lines: str) -> str:
@@ -64,25 +69,30 @@ app.add_typer(plot, name="plot")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line; wrong input is one line on stderr and exit code 2."""
+    """Run the command line; what ends it early is one line on stderr and an exit code.
+
+    2 for what a person can mend, 130 after Ctrl-C, 1 for what nobody expected or for runs that
+    failed among others.
+    """
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the shell
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may not know "±"
     words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if COMPLETION in os.environ:
+        app(words, prog_name="fedkd")
     try:
-        code = app(words, prog_name="fedkd", standalone_mode=False)
-    except FedkdError as error:
-        code = _complain(str(error))
-    except click.ClickException as error:
-        context = getattr(error, "ctx", None)
-        command = context.command_path if context else "fedkd"
-        said = error.format_message().partition(" Did you mean")  # click and typer both ask
-        code = _complain(f"{said[0].rstrip('.')}; see {command} --help")
-    sys.exit(code)
-
-
-def _complain(message: str) -> int:
-    print("fedkd:", " ".join(message.split()), file=sys.stderr)
-    return 2
+        with get_command(app).make_context("fedkd", words) as context:
+            context.command.invoke(context)
+        sys.stdout.flush()
+    except SystemExit:
+        raise
+    except BaseException as error:
+        sys.exit(ended(error))
+    sys.exit(0)
 
 
 def _version(wanted: bool) -> None:
@@ -96,16 +106,38 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _debug(wanted: bool) -> None:
+    if wanted:
+        os.environ[DEBUG] = "1"
+
+
 @app.callback()
 def _options(
     version: Annotated[
         bool,
         typer.Option("--version", callback=_version, is_eager=True, help="Show the version."),
     ] = False,
+    debug: Annotated[
+        bool,
+        typer.Option(
+            "--debug",
+            callback=_debug,
+            is_eager=True,
+            help="Show where an error was raised; FEDKD_DEBUG=1 does the same.",
+        ),
+    ] = False,
 ) -> None: ...
 
 
 # --- options of several commands ----------------------------------------------------------------
+
+
+def _path(text: str) -> Path:
+    """A path on the command line: an empty one would be the current folder."""
+    if not text:
+        raise typer.BadParameter("'' is not a path")
+    return Path(text)
+
 
 Overrides = Annotated[
     list[str] | None,
@@ -113,10 +145,13 @@ Overrides = Annotated[
 ]
 DataDir = Annotated[
     Path | None,
-    typer.Option(metavar="FOLDER", help="Where data sets lie: data.data_dir, else FEDKD_DATA."),
+    typer.Option(
+        parser=_path, metavar="FOLDER", help="Where data sets lie: data.data_dir, else FEDKD_DATA."
+    ),
 ]
 Jobs = Annotated[
-    int | None, typer.Option(min=1, help="Runs at a time; as cores allow when not given.")
+    int | None,
+    typer.Option(min=1, max=MOST_PROCESSES, help="Runs at a time; as cores allow when not given."),
 ]
 OfScale = Annotated[str, typer.Option(metavar="quick|full", help="Which of the suite's sizes.")]
 
@@ -143,7 +178,9 @@ def run(
     seed: Annotated[int | None, typer.Option(help="Key of every random draw: seed.")] = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="The run's folder; runs/NAME-HASH when not given."),
+        typer.Option(
+            parser=_path, metavar="FOLDER", help="The run's folder; runs/NAME-HASH when not given."
+        ),
     ] = None,
     data_dir: DataDir = None,
     resume: Annotated[
@@ -151,7 +188,9 @@ def run(
     ] = False,
     tensorboard: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Also write every round's numbers for TensorBoard."),
+        typer.Option(
+            parser=_path, metavar="FOLDER", help="Also write every round's numbers for TensorBoard."
+        ),
     ] = None,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Print the run's folder and nothing else.")
@@ -163,7 +202,7 @@ def run(
     """
     flags = {"engine.name": engine, "seed": seed, "data.data_dir": data_dir and str(data_dir)}
     given = [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
-    chosen = Experiment.from_toml(experiment_text(experiment), [*(overrides or []), *given])
+    chosen = read_experiment(experiment, [*(overrides or []), *given])
     _check_names(chosen)
 
     screen = Screen(_bar(quiet))
@@ -196,7 +235,7 @@ def _interrupted(run: Run | None) -> NoReturn:
         message = f"interrupted after round {after}; the folder is readable{on}"
         print(f"fedkd: {message}", file=sys.stderr, flush=True)
         print(run.folder, flush=True)
-    raise typer.Exit(130)
+    raise typer.Exit(INTERRUPTED)
 
 
 # --- while it runs ------------------------------------------------------------------------------
@@ -412,7 +451,9 @@ def tune(
     device: Annotated[
         str, typer.Option(help="Where students compute: cpu, cuda, cuda:1 …")
     ] = "cpu",
-    threads: Annotated[int, typer.Option(min=1, help="Torch threads, as in engine.threads.")] = 1,
+    threads: Annotated[
+        int, typer.Option(min=1, max=MOST_PROCESSES, help="Torch threads, as in engine.threads.")
+    ] = 1,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Measure and print; write nothing.")
     ] = False,
@@ -444,7 +485,9 @@ def tune(
 
 Out = Annotated[
     Path | None,
-    typer.Option(metavar="FOLDER", help="The suite's folder; runs/NAME-SCALE when not given."),
+    typer.Option(
+        parser=_path, metavar="FOLDER", help="The suite's folder; runs/NAME-SCALE when not given."
+    ),
 ]
 
 
@@ -495,7 +538,7 @@ def suite(
             outcome = run_suite(opened, jobs, only or (), screen)
     except KeyboardInterrupt:
         print("fedkd: interrupted; the same command goes on with what is missing", file=sys.stderr)
-        raise typer.Exit(130) from None
+        raise typer.Exit(INTERRUPTED) from None
     for line in told(outcome):
         print(line, file=sys.stderr)
     print(opened.folder, flush=True)
@@ -556,14 +599,18 @@ def table(
         scale,
         out,
         where or (),
-        _listed(rows) or [],
-        _listed(columns) or [],
+        _axes(rows),
+        _axes(columns),
         value,
         spread=spread,  # type: ignore[arg-type]
         best=None if best == "none" else best or tables.direction(value),  # type: ignore[arg-type]
         test=test,  # type: ignore[arg-type]
     )
     print(getattr(tables, form)(found))
+
+
+def _axes(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 # --- fedkd claims -------------------------------------------------------------------------------
@@ -584,7 +631,9 @@ def claims(
     data_dir: DataDir = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Holds the suites' folders; runs when not given."),
+        typer.Option(
+            parser=_path, metavar="FOLDER", help="Holds the suites' folders; runs when not given."
+        ),
     ] = None,
     no_run: Annotated[
         bool, typer.Option("--no-run", help="Judge by the runs that have finished.")
@@ -611,7 +660,7 @@ def claims(
         except KeyboardInterrupt:
             line = "interrupted; the same command goes on with what is missing"
             print(f"fedkd: {line}", file=sys.stderr)
-            raise typer.Exit(130) from None
+            raise typer.Exit(INTERRUPTED) from None
     found = answers.answers(wanted, suites)
     if form == "markdown":
         print(answers.markdown(found))
@@ -632,7 +681,7 @@ def claims(
     )
 )
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", show_default=False)],
+    runs: Annotated[list[Path], typer.Argument(parser=_path, metavar="RUN...", show_default=False)],
     target: Annotated[
         float | None,
         typer.Option(
@@ -663,7 +712,11 @@ def report(
     scale: OfScale = "quick",
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="The page; report.html in the suite's folder if none."),
+        typer.Option(
+            parser=_path,
+            metavar="FILE",
+            help="The page; report.html in the suite's folder if none.",
+        ),
     ] = None,
     data_dir: DataDir = None,
 ) -> None:
@@ -705,7 +758,11 @@ def canary(
     jobs: Jobs = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Folder of all runs; runs/canary-NAME-HASH if none."),
+        typer.Option(
+            parser=_path,
+            metavar="FOLDER",
+            help="Folder of all runs; runs/canary-NAME-HASH if none.",
+        ),
     ] = None,
     data_dir: DataDir = None,
 ) -> None:
@@ -717,25 +774,33 @@ def canary(
     from simulations import canary as study
 
     extra = [f"data.data_dir={json.dumps(str(data_dir))}"] if data_dir else []
-    chosen = Experiment.from_toml(experiment_text(experiment), [*(overrides or []), *extra])
+    chosen = read_experiment(experiment, [*(overrides or []), *extra])
     _check_names(chosen)
     try:
-        study.main(chosen, _listed(arms), _seeds(seeds, chosen), repeats, jobs, out)
+        arms_named = _listed(arms, "--arms", "fkd,swing")
+        study.main(chosen, arms_named, _seeds(seeds, chosen), repeats, jobs, out)
     except KeyboardInterrupt:
         print("fedkd: interrupted; the same command goes on with what is missing", file=sys.stderr)
-        raise typer.Exit(130) from None
+        raise typer.Exit(INTERRUPTED) from None
 
 
-def _listed(text: str | None) -> list[str] | None:
-    return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
+def _listed(text: str | None, option: str, example: str) -> list[str] | None:
+    """Parts of a list with commas; None where the option is not given."""
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts:
+        raise FedkdError(f"{option} {shown(text)} is not allowed: a list, as in {example}")
+    return parts
 
 
 def _seeds(text: str | None, experiment: Experiment) -> list[int]:
+    parts = _listed(text, "--seeds", "0,1,2") or [str(experiment.seed)]
     try:
-        found = [int(part) for part in _listed(text) or [str(experiment.seed)]]
+        seeds = [int(part) for part in parts]
     except ValueError as error:
-        raise FedkdError(f"--seeds {text!r} is not allowed: numbers, as in 0,1,2") from error
-    return list(dict.fromkeys(found))
+        raise FedkdError(f"--seeds {shown(text)} is not allowed: numbers, as in 0,1,2") from error
+    return list(dict.fromkeys(seeds))
 
 
 @app.command(
@@ -745,13 +810,18 @@ def _seeds(text: str | None, experiment: Experiment) -> list[int]:
     )
 )
 def audit(
-    run: Annotated[Path, typer.Argument(metavar="RUN", show_default=False)],
+    run: Annotated[Path, typer.Argument(parser=_path, metavar="RUN", show_default=False)],
     shadows: Annotated[
-        int, typer.Option(min=0, help="Runs that membership inference compares; 0: no attack.")
+        int,
+        typer.Option(
+            min=0, max=MOST_SHADOWS, help="Runs that membership inference compares; 0: no attack."
+        ),
     ] = 16,
     data_dir: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Where data sets lie, if not where they were."),
+        typer.Option(
+            parser=_path, metavar="FOLDER", help="Where data sets lie, if not where they were."
+        ),
     ] = None,
 ) -> None:
     """Say what a finished run's releases guarantee, and attack what its clients sent.
@@ -765,7 +835,7 @@ def audit(
         attack(Run.open(run), shadows, data_dir)
     except KeyboardInterrupt:
         print("fedkd: interrupted; nothing was written", file=sys.stderr)
-        raise typer.Exit(130) from None
+        raise typer.Exit(INTERRUPTED) from None
 
 
 # --- fedkd plot ---------------------------------------------------------------------------------
@@ -785,12 +855,14 @@ class Stage(StrEnum):
     local = "local"
 
 
-Runs = Annotated[list[Path], typer.Argument(metavar="RUN...", show_default=False)]
-OneRun = Annotated[Path, typer.Argument(metavar="RUN", show_default=False)]
+Runs = Annotated[list[Path], typer.Argument(parser=_path, metavar="RUN...", show_default=False)]
+OneRun = Annotated[Path, typer.Argument(parser=_path, metavar="RUN", show_default=False)]
 Stem = Annotated[
     Path | None,
     typer.Option(
-        metavar="FILE", help="Where to write, without a suffix; RUN/plots/ when not given."
+        parser=_path,
+        metavar="FILE",
+        help="Where to write, without a suffix; RUN/plots/ when not given.",
     ),
 ]
 MetricOption = Annotated[Metric, typer.Option(help="Which test accuracy.")]

@@ -198,13 +198,149 @@ def test_wrong_input_found_by_the_run_is_one_line(fedkd, simulation):
     assert err == "fedkd: data.alpha = 0.001 leaves a client empty\n"
 
 
-def test_a_bug_keeps_its_traceback(simulation):
+def failing(error):
     def fail(round, run, observer):
-        raise ZeroDivisionError
+        raise error
 
-    simulation.each = fail
-    with pytest.raises(ZeroDivisionError):
-        cli.main(["run", "x.toml"])
+    return fail
+
+
+def test_what_nobody_expected_is_one_line_with_its_place(fedkd, simulation):
+    simulation.each = failing(ZeroDivisionError("two\nlines"))
+    code, out, err = fedkd("run", "x.toml", "--quiet")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith("fedkd: unexpected error: ZeroDivisionError: two lines (test_cli.py:")
+    assert "--debug" in err
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(ZeroDivisionError(), 1), (FedkdError("a = 1"), 2), (OSError(28, "full"), 2)],
+)
+def test_debug_shows_the_traceback_before_the_line(fedkd, simulation, monkeypatch, error, code):
+    monkeypatch.delenv("FEDKD_DEBUG", raising=False)
+    simulation.each = failing(error)
+    for words, debug in (((), ""), ((), "0"), ((), "1"), (("--debug",), "")):
+        monkeypatch.setenv("FEDKD_DEBUG", debug)
+        ended, _, err = fedkd(*words, "run", "x.toml", "--quiet")
+        asked = bool(words) or debug == "1"
+        assert ended == code
+        assert err.splitlines()[-1].startswith("fedkd: ")
+        assert ("Traceback" in err and "in fail" in err) == asked
+        assert asked or err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(28, "No space left on device", "runs/x"), "No space left on device: 'runs/x'"),
+        (PermissionError(13, "Permission denied", "runs"), "Permission denied: 'runs'"),
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (MemoryError(), "out of memory: MemoryError (test_cli.py:"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to\nallocate 9"),
+            "out of memory: RuntimeError: DefaultCPUAllocator: can't allocate memory: you tried",
+        ),
+        (
+            RuntimeError("CUDA out of memory. Tried to allocate 9 GiB"),
+            "out of memory: RuntimeError",
+        ),
+    ],
+)
+def test_what_the_machine_has_not_is_one_line_and_no_bug(fedkd, simulation, error, line):
+    simulation.each = failing(error)
+    code, out, err = fedkd("run", "x.toml", "--quiet")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"fedkd: {line}")
+
+
+def test_control_characters_of_input_do_not_reach_the_terminal(fedkd):
+    code, _, err = fedkd("run", "a\x1b[2Jb\x07")
+    assert code == 2
+    assert err.count("\n") == 1
+    assert not {"\x1b", "\x07"} & {*err}
+    assert fedkd("run", "x.toml", "--set", "data.partition=\x1b[2J")[2].isascii()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("run", "x.toml", "--out", ""),
+        ("run", "x.toml", "--data-dir", ""),
+        ("run", "x.toml", "--tensorboard", ""),
+        ("run", ""),
+        ("run", "."),
+        ("run", "/dev/null"),
+        ("run", "~nobody-of-this-name/x.toml"),
+        ("run", "x" * 5000),
+        ("run", "x\0y"),
+        ("run", "x.toml", "--out", "x.toml"),
+        ("run", "x.toml", "--seed", "9" * 5000),
+        ("run", "x.toml", "--set", "data.dataset="),
+        ("run", "x.toml", "--set", "student.models="),
+        ("run", "x.toml", "--set", "strategy.name="),
+        ("run", "x.toml", "--set", ""),
+        ("compare", ""),
+        ("compare", "."),
+        ("compare", "x" * 5000),
+        ("audit", ""),
+        ("audit", "x.toml"),
+        ("audit", ".", "--shadows", "1000000000"),
+        ("canary", "swing", "--arms", ""),
+        ("canary", "swing", "--arms", "nope"),
+        ("canary", "swing", "--seeds", ","),
+        ("canary", "swing", "--seeds", "9" * 5000),
+        ("canary", "swing", "--jobs", "1000000"),
+        ("suite", ""),
+        ("suite", "."),
+        ("suite", "x.toml"),
+        ("suite", "bad.toml"),
+        ("table", ""),
+        ("table", "."),
+        ("report", ""),
+        ("report", "x.toml"),
+        ("claims", "nope"),
+        ("claims", ""),
+        ("claims", "."),
+        ("claims", "nope.toml"),
+        ("claims", "x.toml"),
+        ("claims", "--format", "pdf"),
+        ("list", ""),
+        ("list", "nope"),
+        ("tune", "--threads", "100000"),
+        ("plot", "curves", ""),
+        ("plot", "curves", "x.toml"),
+        ("plot", "curves", "x", "--metric", "nope"),
+        ("plot", "alpha", "x", "--stage", "nope"),
+        ("plot", "nope", "x"),
+        ("--nope",),
+    ],
+)
+def test_no_word_on_the_command_line_ends_in_a_traceback(fedkd, words):
+    code, out, err = fedkd(*words)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("fedkd: ")
+
+
+def test_a_folder_of_the_name_of_a_shipped_experiment_is_not_in_its_way(fedkd, simulation):
+    Path("quickstart").mkdir()
+    assert fedkd("run", "quickstart", "--quiet")[0] == 0
+    run = fedkd("run", "quickstart", "--quiet")[1].strip()
+    assert f"is a run's folder; its experiment is {run}/experiment.toml" in fedkd("run", run)[2]
+
+
+def test_a_file_with_a_byte_order_mark_runs(fedkd, simulation):
+    Path("bom.toml").write_bytes(b'\xef\xbb\xbfname = "bom"\r\nrounds = 2\r\n')
+    assert fedkd("run", "bom.toml", "--quiet")[0] == 0
+    assert (simulation.experiment.name, simulation.experiment.rounds) == ("bom", 2)
+
+
+def test_a_file_that_is_no_text_is_named(fedkd):
+    for file, content in (("utf-16.toml", "rounds = 3".encode("utf-16")), ("png.toml", b"\x89PNG")):
+        Path(file).write_bytes(content)
+        code, _, err = fedkd("run", file)
+        assert (code, err.count("\n")) == (2, 1)
+        assert err.startswith(f"fedkd: experiment '{file}' cannot be read: ")
 
 
 def test_version(fedkd):
@@ -319,6 +455,54 @@ def test_ctrl_c_before_there_is_a_folder(fedkd, monkeypatch):
 
     monkeypatch.setattr(cli, "simulate", interrupt)
     assert fedkd("run", "x.toml") == (130, "", "fedkd: interrupted before the first round\n")
+
+
+def test_ctrl_c_is_one_line_in_every_command(fedkd, monkeypatch):
+    def interrupt(*given, **named):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_described", interrupt)
+    monkeypatch.setattr(cli.Run, "open", interrupt)
+    monkeypatch.setattr(cli, "_draw", interrupt)
+    monkeypatch.setattr("simulations.suite.read", interrupt)
+    for words in ("list strategies", "compare x", "plot curves x", "report x", "audit x"):
+        code, out, err = fedkd(*words.split())
+        assert (code, out, err.count("\n")) == (130, "", 1)
+        assert err.startswith("fedkd: interrupted")
+
+
+# --- where nobody reads, or not everything can be written -------------------------------------
+
+
+def shell(script, **more):
+    environment = {"PYTHONPATH": str(ROOT), "FEDKD": f"{sys.executable} -m simulations.cli"}
+    return subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, env=os.environ | environment | more
+    )
+
+
+def test_nobody_reading_the_output_is_no_error():
+    ended = shell("($FEDKD list experiments; echo $? >&2) | true")
+    assert ended.stderr == "141\n"
+
+
+def test_a_full_disk_under_the_output_is_one_line():
+    ended = shell("$FEDKD list experiments > /dev/full; echo $?")
+    assert (ended.stderr, ended.stdout) == ("fedkd: No space left on device\n", "2\n")
+
+
+def test_closed_outputs_are_no_error():
+    ended = shell("$FEDKD list experiments >&-; echo $?; $FEDKD list nope 2>&-; echo $?")
+    assert (ended.stderr, ended.stdout) == ("", "0\n2\n")
+
+
+def test_an_output_without_the_letters_still_gets_the_numbers():
+    script = "from simulations import cli; cli._described = lambda kind: {'\u00b1': ''}"
+    ended = shell(
+        f"{sys.executable} -c \"{script}; cli.main(['list', 'experiments'])\"",
+        PYTHONIOENCODING="ascii",
+    )
+    assert (ended.stdout, ended.returncode) == ("\\xb1\n", 0)
 
 
 # --- list ---------------------------------------------------------------------------------------
