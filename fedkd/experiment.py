@@ -28,6 +28,7 @@ MOST = 1_000_000
 MOST_EPOCHS = 100_000
 MOST_TOKENS = 65_536
 MOST_TIMES_WIDER = 100
+MOST_UNITS = 65_536
 MOST_DRAWS = 1_000
 MOST_SECRETS = 10_000
 MOST_SYMBOLS = 100
@@ -37,6 +38,18 @@ MOST_SECONDS = 10_000_000
 
 Epochs = Annotated[float, Field(ge=0, le=MOST_EPOCHS)]
 """Passes over samples; fractions allowed."""
+
+
+class OnlyWith:
+    """Mark of an option that has an effect only while another one has one of some values.
+
+    A run says so where it was set and has none::
+
+        top_k: Annotated[int, OnlyWith("neighbours", "top_k")] = Field(3, ge=1)
+    """
+
+    def __init__(self, option: str, *values: Any) -> None:
+        self.option, self.values = option, values
 
 
 class Table(BaseModel):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedkd import registry
+from fedkd.effects import machinery_without_effect, without_effect
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
 from fedkd.results import CHECKPOINT, Run, reached
@@ -74,6 +75,8 @@ def run(
     observer = observer or Observer()
     taken = Run.at(experiment, folder, resume)
     check(experiment)
+    for message in machinery_without_effect(experiment):
+        observer.warned(message)
     if experiment.engine.name == "flower":
         from fedkd.engine.flower import run_on_flower
 
@@ -178,7 +181,7 @@ def serve(
         if taken.warn(message, round):
             observer.warned(message)
 
-    for message in data.warnings:
+    for message in (*data.warnings, *without_effect(experiment, data.task)):
         warn(message)
 
     def on_round(line: dict[str, Any], details: dict[str, list[dict[str, Any]]]) -> None:

@@ -17,6 +17,9 @@ Values are taken as they stand: `"10"`, `10.0` and `true` are no whole numbers, 
 `false`. A whole number may stand for a fraction, and a single value for a list of one:
 `student.models = "cnn3"`. `--set KEY=VALUE` takes TOML, or else a plain string; the last `--set` of
 a key counts, and a table, `--set 'data={alpha=1}'`, sets its own keys and leaves the others.
+
+A key that was set and has no effect is a warning that stays with the run's numbers, as
+`training.momentum = 0.9 has no effect: training.optimiser = 'adam'`.
 """
 
 

@@ -185,8 +185,8 @@ def read(
                 raise FedkdError(f"--set {key} is not allowed, as it is an axis; use --only {key}=")
         base = _base(table.experiment, file)
         everywhere = flat(table.keys) | flat(of_scale.keys)
-        if (cells := math.prod(map(len, axes.values()))) > MOST_CELLS:
-            raise FedkdError(f"its axes make {cells:,} cells; at most {MOST_CELLS:,} are allowed")
+        if (count := math.prod(map(len, axes.values()))) > MOST_CELLS:
+            raise FedkdError(f"its axes make {count:,} cells; at most {MOST_CELLS:,} are allowed")
         labelled = [
             labels
             for labels in _combinations(axes)

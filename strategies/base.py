@@ -26,7 +26,6 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
-from pydantic import Field
 from torch import nn
 
 from fedkd import registry, students
@@ -34,7 +33,7 @@ from fedkd.data.federated import Task
 from fedkd.distillation.objectives import traits
 from fedkd.distillation.targets import check_probabilities
 from fedkd.errors import FedkdError
-from fedkd.experiment import Experiment, Table, validated
+from fedkd.experiment import Epochs, Experiment, Table, validated
 from fedkd.privacy.public import Public
 from fedkd.privacy.release import over_classes
 from fedkd.privacy.watch import Watch
@@ -77,7 +76,7 @@ class StrategyOptions(Table):
 class DistillOptions(StrategyOptions):
     """Options of methods whose clients learn from soft labels on the transfer set."""
 
-    distill_epochs: float = Field(1.0, ge=0)
+    distill_epochs: Epochs = 1.0
     """Passes over the transfer set in which a client learns from the fused knowledge, a round."""
 
 

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
+from fedkd.experiment import Epochs
 from fedkd.work import CrossEntropy, Fit, Hold, Load, Proximal, Share, Step
 from strategies.base import Replies
 from strategies.fedavg import AverageOptions, FedAvg
@@ -32,7 +33,7 @@ class Ditto(FedAvg):
         """Pull towards the global student; 0 is local training. The paper has clients choose from
         0.1, 1 and 2 on validation data and takes 1 where these are few and there is no strong
         attack."""
-        personal_epochs: float | None = Field(None, ge=0)
+        personal_epochs: Epochs | None = None
         """Passes over the private data for the personal student; not given: as for the global."""
 
     def setup(self) -> None:

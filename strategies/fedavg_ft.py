@@ -14,8 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pydantic import Field
-
+from fedkd.experiment import Epochs
 from fedkd.work import Fit, Step
 from strategies.fedavg import AverageOptions, FedAvg
 
@@ -26,7 +25,7 @@ class FedAvgFT(FedAvg):
     class Options(AverageOptions):
         """Keys of ``[strategy]``."""
 
-        finetune_epochs: float = Field(1.0, ge=0)
+        finetune_epochs: Epochs = 1.0
         """Passes over the private data before a test; 0 is FedAvg."""
 
     def deploy(self, round: int, client: int) -> Sequence[Step]:

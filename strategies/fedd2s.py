@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, PositiveInt
@@ -27,6 +27,7 @@ from torch import Tensor
 from fedkd import students
 from fedkd.distillation.objectives import forward_kl
 from fedkd.errors import FedkdError
+from fedkd.experiment import MOST, MOST_UNITS, Epochs, OnlyWith
 from fedkd.server import blocks_above, small_head
 from fedkd.work import (
     CrossEntropy,
@@ -67,20 +68,20 @@ class FedD2S(KnowledgeStrategy):
         """Temperature T."""
         lam: float = Field(1.0, ge=0)
         """Weight of distillation, on the clients and on the server."""
-        kd_epochs: float = Field(1.0, ge=0)
+        kd_epochs: Epochs = 1.0
         """Passes of the second phase over private data."""
-        server_epochs: float = Field(3.0, ge=0)
+        server_epochs: Annotated[Epochs, OnlyWith("teacher", "server")] = 3.0
         """Passes over all uploads, a round."""
-        server_batch_size: int = Field(64, ge=1)
+        server_batch_size: Annotated[int, OnlyWith("teacher", "server")] = Field(64, ge=1, le=MOST)
         """Samples a step of a head's training."""
         weighting: Literal["samples", "clients"] = "samples"
         """Whether every upload counts the same in a head's training, or every client: the uploads
         of small clients are then repeated."""
-        warm_up: int = Field(0, ge=0)
+        warm_up: Annotated[int, OnlyWith("teacher", "server")] = Field(0, ge=0)
         """Rounds that a new head trains before clients learn from it."""
         head: Literal["same", "mlp"] = "same"
         """A head has the shape of the client's blocks above the cut, or one hidden layer."""
-        hidden: int = Field(128, ge=1)
+        hidden: Annotated[int, OnlyWith("head", "mlp")] = Field(128, ge=1, le=MOST_UNITS)
         """Width of an ``mlp`` head."""
         pool: bool = False
         """Average feature maps over their places before they are sent (a departure)."""

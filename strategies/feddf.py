@@ -17,6 +17,7 @@ from __future__ import annotations
 import torch
 from pydantic import Field
 
+from fedkd.experiment import MOST, Epochs
 from fedkd.work import Samples, Soft
 from strategies.base import Replies, StrategyOptions
 from strategies.fedavg import FedAvg
@@ -28,11 +29,11 @@ class FedDF(FedAvg):
     class Options(StrategyOptions):
         """Keys of ``[strategy]``."""
 
-        server_epochs: float = Field(5.0, ge=0)
+        server_epochs: Epochs = 5.0
         """Passes over the transfer set in which the server distils, a round; 0 is FedAvg."""
         server_lr: float = Field(1e-3, gt=0)
         """Learning rate of the distillation."""
-        server_batch_size: int = Field(128, ge=1)
+        server_batch_size: int = Field(128, ge=1, le=MOST)
         """Samples a step of the distillation."""
 
     needs_transfer_set = True

@@ -18,13 +18,14 @@ that no other client holds has no target (a row of NaN).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from fedkd.distillation.targets import soften
+from fedkd.experiment import OnlyWith
 from fedkd.work import CrossEntropy, Fit, Predict, Soft, Step, Term
 from strategies.base import KnowledgeStrategy, Replies, StrategyOptions
 from strategies.fedproto import mean_by_class
@@ -40,7 +41,7 @@ class FedDistill(KnowledgeStrategy):
         """Weight of distillation."""
         objective: Literal["mse_logits", "forward_kl"] = "mse_logits"
         """Approach the mean logits, or their softened probabilities."""
-        tau: float = Field(1.0, gt=0)
+        tau: Annotated[float, OnlyWith("objective", "forward_kl")] = Field(1.0, gt=0)
         """Temperature of ``forward_kl``."""
 
     def setup(self) -> None:

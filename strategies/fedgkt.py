@@ -23,13 +23,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from fedkd.distillation.targets import soften
+from fedkd.experiment import MOST_UNITS, Epochs, OnlyWith
 from fedkd.server import blocks_above, small_head
 from fedkd.work import CrossEntropy, Fit, Represent, Samples, Soft, Step, Term
 from strategies.base import KnowledgeStrategy, Line, Replies, StrategyOptions
@@ -46,9 +47,9 @@ class FedGKT(KnowledgeStrategy):
         """Block whose output is sent; empty: the one below the last hidden block."""
         head: Literal["same", "mlp"] = "same"
         """The server's head: shaped as the client's blocks above the cut, or one hidden layer."""
-        hidden: int = Field(128, ge=1)
+        hidden: Annotated[int, OnlyWith("head", "mlp")] = Field(128, ge=1, le=MOST_UNITS)
         """Units in the hidden layer of ``mlp``."""
-        server_epochs: float = Field(3.0, ge=0)
+        server_epochs: Epochs = 3.0
         """Passes of the server over the round's uploads."""
         tau: float = Field(3.0, gt=0)
         """Temperature of both sides' soft labels."""

@@ -6,11 +6,12 @@ The paper's initial training on a *labelled* public set is left out: the transfe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from fedkd.distillation.targets import soften
+from fedkd.experiment import OnlyWith
 from fedkd.work import Fit, Predict, Soft, Step
 from strategies.base import DistillOptions, Replies
 from strategies.uniform import Uniform
@@ -24,7 +25,7 @@ class FedMD(Uniform):
 
         objective: Literal["mse_logits", "forward_kl"] = "mse_logits"
         """Digest by matching the mean logits, or their softened probabilities."""
-        tau: float = Field(1.0, gt=0)
+        tau: Annotated[float, OnlyWith("objective", "forward_kl")] = Field(1.0, gt=0)
         """Temperature of ``forward_kl``."""
 
     def learn(self, round: int, client: int) -> Sequence[Step]:

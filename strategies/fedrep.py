@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
+from fedkd.experiment import Epochs
 from fedkd.work import Fit
 from strategies.fedavg import AverageOptions
 from strategies.fedper import FedPer
@@ -30,9 +31,9 @@ class FedRep(FedPer):
 
         personal_blocks: int = Field(1, ge=1)
         """Number of last blocks that stay personal; 1 is the head alone."""
-        head_epochs: float = Field(10.0, ge=0)
+        head_epochs: Epochs = 10.0
         """Passes over the private data in which the personal blocks learn, a round."""
-        body_epochs: float = Field(1.0, ge=0)
+        body_epochs: Epochs = 1.0
         """Passes in which the shared blocks learn, after them."""
 
     def local_fits(self) -> Sequence[Fit]:

@@ -41,7 +41,7 @@ class FML(KnowledgeStrategy):
         """Weight of hard labels for the meme; 1 is FedAvg of memes."""
         shared_model: str = ""
         """The meme's architecture, a name of ``fedkd list students``; empty: the clients' own."""
-        turns: int = Field(1, ge=1)
+        turns: int = Field(1, ge=1, le=1_000)
         """Turns that each student takes in a round."""
 
     def setup(self) -> None:

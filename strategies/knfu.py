@@ -16,7 +16,7 @@ clients and M transfer samples::
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -27,7 +27,7 @@ from fedkd.distillation.divergences import DIVERGENCES
 from fedkd.distillation.objectives import traits
 from fedkd.distillation.targets import mix, retemper
 from fedkd.errors import FedkdError
-from fedkd.experiment import Experiment
+from fedkd.experiment import Experiment, OnlyWith
 from fedkd.work import CrossEntropy, Fit, Predict, Soft, Step
 from strategies.base import DistillOptions, KnowledgeStrategy, Replies
 
@@ -53,9 +53,9 @@ class KnFu(KnowledgeStrategy):
         """Estimate (a) anew every round, or keep each client's first."""
         neighbours: Literal["soft", "top_k", "threshold"] = "soft"
         """(c): all clients with soft weights; the ``top_k`` largest; those above ``threshold``."""
-        top_k: int = Field(3, ge=1)
+        top_k: Annotated[int, OnlyWith("neighbours", "top_k")] = Field(3, ge=1)
         """Neighbours under ``top_k``."""
-        threshold: float = Field(0.05, ge=0, lt=1)
+        threshold: Annotated[float, OnlyWith("neighbours", "threshold")] = Field(0.05, ge=0, lt=1)
         """Least weight under ``threshold``; each client's largest always stays."""
         include_self: bool = True
         """Whether a client's own soft labels count in its target."""

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from fedkd.distillation.objectives import SMALLEST
 from fedkd.distillation.targets import mix, onto_simplex
+from fedkd.experiment import MOST
 from fedkd.work import Fit, Predict, Soft, Step
 from strategies.base import DistillOptions, KnowledgeStrategy, Replies
 
@@ -42,7 +43,7 @@ class KTpFL(KnowledgeStrategy):
         """Pull of the coefficients towards uniform; a large value is uniform fusion."""
         coefficient_lr: float = Field(0.05, gt=0)
         """Step size of the coefficients' descent."""
-        coefficient_steps: int = Field(10, ge=0)
+        coefficient_steps: int = Field(10, ge=0, le=MOST)
         """Steps of that descent, a round; 0 is uniform fusion."""
         tau: float = Field(1.0, gt=0)
         """Temperature of the soft labels and of the distillation."""

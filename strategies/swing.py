@@ -26,7 +26,7 @@ from pydantic import Field
 
 from fedkd.distillation.targets import mix
 from fedkd.errors import FedkdError
-from fedkd.experiment import Experiment
+from fedkd.experiment import Epochs, Experiment
 from fedkd.privacy.release import temperatures
 from fedkd.work import CrossEntropy, Fit, Load, Predict, Samples, Soft, Step
 from strategies.base import KnowledgeStrategy, Replies, StrategyOptions
@@ -49,7 +49,7 @@ class Swing(KnowledgeStrategy):
         """Share a of cross-entropy on the transfer set's own text, as it is without canaries."""
         student_init: Literal["fresh", "public"] = "fresh"
         """Where the student starts: fresh weights, or the model of the public corpus."""
-        server_epochs: float = Field(5.0, ge=0)
+        server_epochs: Epochs = 5.0
         """Passes of the student over the transfer set, a round."""
         server_lr: float | None = Field(None, gt=0)
         """Learning rate of the student; that of ``[training]`` when not given."""

@@ -16,7 +16,7 @@ from fedkd import students
 from fedkd import training as loop
 from fedkd.data import cache
 from fedkd.errors import FedkdError
-from fedkd.experiment import Experiment
+from fedkd.experiment import Experiment, ReleaseTable
 from fedkd.privacy import measure, scores
 from fedkd.random import generator, key, noise
 from fedkd.training import fit, item_labels, items, predict
@@ -56,18 +56,15 @@ class Public:
         check(experiment, data.task.tokens)
         table, samples = experiment.release, data.public()
         transfer = data.transfer()
-        by_scores = table.active and table.tau_max is not None
-        by_model = table.scores in ("rarity", "rules", "max", "shuffled") and by_scores
-        asked = table.candidates or table.mix_with == "public"
         model, law = None, None
-        if data.task.tokens and (asked or by_model or experiment.student.init == "public"):
+        if needs_model(experiment, data.task.tokens):
             model = public_model(experiment, data)
-        if model is not None and (asked or by_model):
+        if model is not None and _needs_law(table):
             law = predict(model, transfer.inputs).clone().softmax(1)
         scored = torch.zeros(
             len(items(transfer.inputs)) if data.task.tokens else len(transfer.inputs)
         )
-        if by_scores:
+        if table.tau_max is not None:
             scored = _scores(experiment, data, len(scored), model, law)
         among = None
         if table.candidates and law is not None:
@@ -77,6 +74,17 @@ class Public:
         else:
             law = None
         return cls(samples, model, scored, among, law)
+
+
+def needs_model(experiment: Experiment, tokens: bool) -> bool:
+    """Whether a model of the public corpus is trained."""
+    return tokens and (_needs_law(experiment.release) or experiment.student.init == "public")
+
+
+def _needs_law(table: ReleaseTable) -> bool:
+    """Whether releases go by what the model of the public corpus says."""
+    by_scores = table.tau_max is not None and table.scores not in ("oracle", "constant")
+    return by_scores or table.candidates > 0 or table.mix_with == "public"
 
 
 def check(experiment: Experiment, tokens: bool) -> None:
