@@ -8,7 +8,7 @@ from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedkd.engine.worker import Worker
-from fedkd.errors import FedkdError
+from fedkd.errors import FedkdError, blamed
 from fedkd.work import Assignment, Codec, Reply, decode
 
 IDENTITY = "partition-id"
@@ -31,13 +31,16 @@ def client_app(worker_of: Callable[[Context], Worker]) -> ClientApp:
         assignment: Assignment = decode(message.content)
         client = assignment.client
         try:
-            worker = worker_of(context)
-            if context.state:
-                worker.states[client] = _state(context.state)
-            reply = worker.perform(assignment)
-            context.state = _records(worker.states.pop(client))
+            with blamed("a client's process of engine.name = 'flower'"):
+                worker = worker_of(context)
         except FedkdError as error:
-            reply = Reply(client, error=str(error))
+            return Message(Codec().encode(Reply(client, error=str(error))), reply_to=message)
+        worker.states.clear()
+        if context.state:
+            worker.states[client] = _state(context.state)
+        (reply,) = worker.perform_all([assignment], lambda done: None)
+        if not (reply.error or reply.failure):
+            context.state = _records(worker.states[client])
         return Message(Codec().encode(reply), reply_to=message)
 
     def identify(message: Message, context: Context) -> Message:

@@ -73,13 +73,21 @@ def blamed(code: str) -> Iterator[None]:
 
 def summary_of(error: BaseException) -> str:
     """Class, message and place of an exception in one line."""
-    message = " ".join(str(error).split())
-    if isinstance(error, SyntaxError):
-        message = error.msg  # the rest repeats the place
+    message = _message(error)
     if len(message) > LONGEST:
         message = f"{message[:LONGEST]}…"
     name = type(error).__name__
     return f"{name}: {message} ({place_of(error)})" if message else f"{name} ({place_of(error)})"
+
+
+def _message(error: BaseException) -> str:
+    """What an exception says, in one line of characters that can be shown anywhere."""
+    try:
+        # The rest of what a SyntaxError says repeats the place.
+        message = str(error.msg if isinstance(error, SyntaxError) else error)
+    except (Exception, SystemExit):
+        return "its message cannot be shown"
+    return " ".join("".join(c if c.isprintable() else " " for c in message).split())
 
 
 def place_of(error: BaseException) -> str:

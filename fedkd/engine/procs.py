@@ -9,19 +9,24 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 
-from fedkd.engine.blocks import Block, Window
+from fedkd.engine.blocks import NAMELESS, Block, Window
+from fedkd.engine.host import interrupts_held_back
 from fedkd.engine.payload import Payload
-from fedkd.engine.pool import Done, Event, Lost, Pool, Progress
-from fedkd.engine.worker import State
-from fedkd.errors import FedkdError
+from fedkd.engine.pool import Done, Event, Lost, Pool
+from fedkd.engine.worker import Care, State
 from fedkd.experiment import Experiment
 
 CHILD = "from fedkd.engine.child import main; main()"
 ENDS_WITHIN = 5.0
 """Seconds that a worker process has to end by itself, when it is told to."""
+DIES_WITHIN = 0.5
+"""Seconds from the end of a worker's pipe to the end of its process."""
+LOOKS_EVERY = 1.0
+"""Seconds between looks at whether processes are there that say nothing."""
 
 
 class Procs(Pool):
@@ -31,6 +36,8 @@ class Procs(Pool):
     ``fedkd.run`` needs no guard in a script. It ends when this process does.
     """
 
+    name = "procs"
+
     def __init__(
         self,
         experiment: Experiment,
@@ -38,8 +45,8 @@ class Procs(Pool):
         warned: Callable[[str], None] = lambda _: None,
     ) -> None:
         super().__init__(experiment, shares, warned)
-        self._folder = tempfile.TemporaryDirectory(prefix="fedkd-procs-")
-        self._block = Block(self._folder.name)
+        self._folder = None if NAMELESS else tempfile.TemporaryDirectory(prefix="fedkd-procs-")
+        self._block = self._new_block()
         self._members: list[_Member | None] = [None] * len(shares)
         try:
             for worker in range(len(shares)):
@@ -48,6 +55,9 @@ class Procs(Pool):
             self.close()
             raise
 
+    def _new_block(self) -> Block:
+        return Block(self._folder.name if self._folder else "")
+
     @property
     def processes(self) -> list[int]:
         """Process ids of the workers."""
@@ -55,21 +65,24 @@ class Procs(Pool):
 
     def close(self) -> None:
         """End the workers."""
-        for member in self._members:
-            if member is not None:
-                member.release()
-        for worker, member in enumerate(self._members):
-            if member is not None:
-                member.end()
-                self._members[worker] = None
-        self._folder.cleanup()
+        members = [member for member in self._members if member is not None]
+        for member in members:
+            member.release()
+        for member in members:
+            member.end()
+        self._members = [None] * len(self.shares)
+        if self._folder:
+            self._folder.cleanup()
 
     def _start(self, worker: int) -> None:
-        before = self._members[worker]
-        if before is not None:
-            before.release()
+        if (before := self._members[worker]) is not None:
             before.end()
-        self._members[worker] = _Member(self.experiment, self._folder.name)
+        with interrupts_held_back():
+            folder = self._folder.name if self._folder else ""
+            self._members[worker] = _Member(self.experiment, folder)
+
+    def _kill(self, worker: int) -> None:
+        self._member(worker).process.kill()
 
     def _member(self, worker: int) -> _Member:
         member = self._members[worker]
@@ -79,7 +92,7 @@ class Procs(Pool):
     def _restore(self, worker: int, states: Mapping[int, State]) -> None:
         payload = Payload()
         frame = payload.frame(states)
-        block = Block(self._folder.name)
+        block = self._new_block()
         payload.write(block.room(payload.size))
         member = self._member(worker)
         member.owed.append(block)
@@ -89,35 +102,37 @@ class Procs(Pool):
     def _place(self, payload: Payload) -> None:
         payload.write(self._block.room(payload.size))
 
-    def _send(self, worker: int, frame: bytes) -> None:
+    def _send(self, worker: int, frame: bytes, care: Care) -> None:
         with suppress(OSError):
-            self._member(worker).connection.send(("perform", self._block.name, frame))
+            self._member(worker).connection.send(("perform", self._block.name, frame, care))
 
-    def _events(self, workers: set[int]) -> Iterable[tuple[int, Event]]:
-        at_work = {self._member(worker).connection: worker for worker in sorted(workers)}
-        ready = set(wait(list(at_work)))
+    def _events(self, workers: set[int], seconds: float) -> Iterable[tuple[int, Event]]:
+        members = {worker: self._member(worker) for worker in sorted(workers)}
+        connections = [member.connection for member in members.values()]
+        ready = set(wait(connections, min(seconds, LOOKS_EVERY)))
+        if ready:
+            return [
+                (worker, self._event(worker))
+                for worker, member in members.items()
+                if member.connection in ready
+            ]
+        # The pipe of a process that is gone stays open where one that it has begun holds it too.
         return [
-            (worker, self._event(worker))
-            for connection, worker in at_work.items()
-            if connection in ready
+            (worker, Lost(member.end()))
+            for worker, member in members.items()
+            if member.process.poll() is not None and not member.connection.poll()
         ]
 
     def _event(self, worker: int) -> Event:
         member = self._member(worker)
         try:
-            kind, *told = member.connection.recv()
-            if kind == "progress":
-                return Progress(told[0])
-            if kind == "done":
-                name, frame = told
-                done = Done(frame, member.window.at(name))
+            event: Event = member.connection.recv()
+            if isinstance(event, Done):
+                event = replace(event, buffer=member.window.at(event.buffer))
                 member.settle()
-                return done
+            return event
         except (EOFError, OSError):
             return Lost(member.end())
-        if kind == "wrong":
-            raise FedkdError(told[0])
-        raise RuntimeError(f"worker {worker} failed:\n{told[0]}")
 
 
 class _Member:
@@ -158,13 +173,18 @@ class _Member:
             self._life = -1
 
     def end(self) -> str:
-        """Have no process left, and say how it ended."""
+        """Have no process left, nor one that it has begun, and say how it ended."""
+        if self._life >= 0:  # it may be about to end, and should say how by itself
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(DIES_WITHIN)
         self.release()
         try:
             code = self.process.wait(ENDS_WITHIN)
         except subprocess.TimeoutExpired:
             self.process.kill()
             code = self.process.wait()
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.connection.close()
         self.settle()
         if code < 0:

@@ -8,20 +8,28 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import socket
-import threading
-import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import ray
 
+from fedkd.engine.host import interrupts_held_back
 from fedkd.engine.payload import Payload
-from fedkd.engine.pool import Done, Event, Lost, Pool, Progress, restore_states, serve_work
-from fedkd.engine.worker import State, Worker
+from fedkd.engine.pool import (
+    Done,
+    Event,
+    Failed,
+    Lost,
+    Pool,
+    Progress,
+    restore_states,
+    serve_work,
+)
+from fedkd.engine.worker import Care, State, Worker
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
 
@@ -34,40 +42,59 @@ ANSWERS_WITHIN = 5.0
 
 
 class _Actor:
-    """A worker, as an actor."""
+    """A worker, as an actor.
 
-    def __init__(self, toml: str) -> None:
-        self._toml, self._worker, self._done = toml, None, 0
+    ``reports``, if given, gets whose work begins before it does: what it knows is true also of a
+    worker that is lost.
+    """
 
-    _worker: Worker | None
+    def __init__(self, toml: str, number: int, reports: Any) -> None:
+        self._toml, self._number, self._reports = toml, number, reports
+        self._worker: Worker | None = None
+        self._progress = Progress(0, None)
 
     @ray.method(concurrency_group="looks")
-    def done(self) -> int:
-        """Clients that have done their work of the phase."""
-        return self._done
+    def progress(self) -> Progress:
+        """How far the work of the phase is."""
+        return self._progress
 
     def restore(self, frame: bytes, buffer: np.ndarray) -> None:
         """Keep these states."""
         restore_states(self._made(), frame, buffer)
 
-    def perform(self, frame: bytes, buffer: np.ndarray) -> tuple[str, Any, Any]:
-        """Do a phase's work: ``("done", frame, arrays)``, or ``("wrong", why, None)``."""
-        self._done = 0
+    def perform(self, frame: bytes, buffer: np.ndarray, care: Care) -> Event:
+        """Do a piece of work."""
         try:
-            found, payload = serve_work(self._made(), frame, buffer, self._answered)
-        except FedkdError as error:
-            return "wrong", str(error), None
-        except Exception:
-            return "failed", traceback.format_exc(), None
-        return "done", found, _arrays(payload)
+            done, payload = serve_work(self._made(), frame, buffer, care, self._report)
+            return Done(done, _arrays(payload))
+        except (Exception, SystemExit) as error:
+            return Failed.by(error)
 
-    def _answered(self, done: int) -> None:
-        self._done = done
+    def _report(self, progress: Progress) -> None:
+        self._progress = progress
+        if self._reports is not None:
+            ray.get(self._reports.enter.remote(self._number, progress))
 
     def _made(self) -> Worker:
         if self._worker is None:
             self._worker = Worker(Experiment.from_toml(self._toml))
+        self._report(Progress(0, ()))
         return self._worker
+
+
+class _Reports:
+    """How far workers are, kept in an actor of its own that outlives them."""
+
+    def __init__(self) -> None:
+        self._last: dict[int, Progress] = {}
+
+    def enter(self, worker: int, progress: Progress) -> None:
+        """Note what a worker reports."""
+        self._last[worker] = progress
+
+    def last(self, worker: int) -> Progress:
+        """What a worker reported last."""
+        return self._last[worker]
 
 
 class Actors(Pool):
@@ -78,6 +105,8 @@ class Actors(Pool):
     FedkdError
         There is no such cluster, or it has too little for the workers.
     """
+
+    name = "ray"
 
     def __init__(
         self,
@@ -91,10 +120,12 @@ class Actors(Pool):
         self._looks: dict[int, Any] = {}
         self._calls: dict[Any, int] = {}
         self._buffer: Any = None
+        self._reports: Any = None
+        self._reporting: set[int] = set()  # workers that report before they begin
         self._ours = not ray.is_initialized()
         try:
             if self._ours:
-                with _ctrl_c_held_back():
+                with interrupts_held_back():
                     self._connect()
             self._check_room()
             for worker in range(len(shares)):
@@ -138,26 +169,38 @@ class Actors(Pool):
         """Kill the actors, and shut down a Ray that was started for them."""
         if not ray.is_initialized():
             return
-        for actor in self._actors:
+        for actor in (*self._actors, self._reports):
             if actor is not None:
                 ray.kill(actor)
         self._actors = [None] * len(self.shares)
+        self._reports = None
         self._calls.clear()
         self._buffer = None
         if self._ours:
-            with _ctrl_c_held_back():
+            with interrupts_held_back():
                 ray.shutdown()
 
     def _start(self, worker: int) -> None:
         table = self.experiment.engine
         remote: Any = ray.remote  # its types know no concurrency_groups
+        if (before := self._actors[worker]) is not None:
+            ray.kill(before)
+            if self._reports is None:
+                self._reports = remote(num_cpus=0)(_Reports).remote()
+            ray.get(self._reports.enter.remote(worker, Progress(0, None)))
+            self._reporting.add(worker)
         kind = remote(
             num_cpus=table.cpus_per_worker,
             num_gpus=table.gpus_per_worker,
             concurrency_groups={"looks": 1},
-            runtime_env={"env_vars": _settings()},
+            runtime_env={"env_vars": _settings(table.address)},
         )(_Actor)
-        self._actors[worker] = kind.remote(self._toml)
+        self._looks.pop(worker, None)
+        self._calls = {call: n for call, n in self._calls.items() if n != worker}
+        self._actors[worker] = kind.remote(self._toml, worker, self._reports)
+
+    def _kill(self, worker: int) -> None:
+        ray.kill(self._actors[worker])
 
     def _restore(self, worker: int, states: Mapping[int, State]) -> None:
         payload = Payload()
@@ -167,44 +210,33 @@ class Actors(Pool):
     def _place(self, payload: Payload) -> None:
         self._buffer = _put(payload)
 
-    def _send(self, worker: int, frame: bytes) -> None:
-        self._calls[self._actors[worker].perform.remote(frame, self._buffer)] = worker
+    def _send(self, worker: int, frame: bytes, care: Care) -> None:
+        self._calls[self._actors[worker].perform.remote(frame, self._buffer, care)] = worker
 
-    def _events(self, workers: set[int]) -> Iterable[tuple[int, Event]]:
-        calls = list(self._calls)
-        ready, _ = ray.wait(calls, num_returns=1, timeout=LOOKS_EVERY)
-        if not ready:
-            return [(worker, Progress(done)) for worker, done in self._looked(workers)]
-        return [(self._calls[call], self._event(call)) for call in ready]
+    def _events(self, workers: set[int], seconds: float) -> Iterable[tuple[int, Event]]:
+        ready, _ = ray.wait(list(self._calls), num_returns=1, timeout=min(seconds, LOOKS_EVERY))
+        ended = {self._calls[call] for call in ready}
+        events = [event for worker in workers - ended for event in self._looked(worker)]
+        return [*events, *(event for call in ready for event in self._ended(call))]
 
-    def _looked(self, workers: set[int]) -> Iterable[tuple[int, int]]:
-        """How far workers are that have said so since they were asked."""
-        for worker in sorted(workers):
-            look = self._looks.pop(worker, None)
-            if look is None:
-                self._looks[worker] = self._actors[worker].done.remote()
-            elif ray.wait([look], timeout=0)[0]:
-                try:
-                    yield worker, ray.get(look)
-                except ray.exceptions.RayActorError:
-                    continue
-            else:
-                self._looks[worker] = look
+    def _looked(self, worker: int) -> Iterable[tuple[int, Event]]:
+        """How far a worker is, if it has answered since it was asked."""
+        look = self._looks.get(worker)
+        if look is not None and ray.wait([look], timeout=0)[0]:
+            with suppress(ray.exceptions.RayError):  # its call tells of it
+                yield worker, ray.get(look)
+            look = None
+        self._looks[worker] = look or self._actors[worker].progress.remote()
 
-    def _event(self, call: Any) -> Event:
+    def _ended(self, call: Any) -> Iterable[tuple[int, Event]]:
         worker = self._calls.pop(call)
         self._looks.pop(worker, None)
         try:
-            kind, told, arrays = ray.get(call)
-        except ray.exceptions.RayActorError as error:
-            return Lost(_line(error))
+            yield worker, ray.get(call)
         except ray.exceptions.RayError as error:
-            raise RuntimeError(f"worker {worker} failed:\n{error}") from error
-        if kind == "done":
-            return Done(told, arrays)
-        if kind == "wrong":
-            raise FedkdError(told)
-        raise RuntimeError(f"worker {worker} failed:\n{told}")
+            known = worker in self._reporting
+            yield worker, ray.get(self._reports.last.remote(worker)) if known else Progress(0, None)
+            yield worker, Lost(_line(error))
 
 
 def _check_address(address: str) -> None:
@@ -212,22 +244,6 @@ def _check_address(address: str) -> None:
     host, colon, port = address.rpartition(":")
     if colon and port.isdecimal() and "//" not in host:
         socket.create_connection((host.strip("[]"), int(port)), ANSWERS_WITHIN).close()
-
-
-@contextmanager
-def _ctrl_c_held_back() -> Iterator[None]:
-    """Let Ctrl-C come after the block: a Ray that is half started would end in its own time."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    pressed = []
-    before = signal.signal(signal.SIGINT, lambda *_: pressed.append(True))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if pressed:
-        raise KeyboardInterrupt
 
 
 def _put(payload: Payload) -> Any:
@@ -244,9 +260,11 @@ def _arrays(payload: Payload) -> np.ndarray | None:
     return arrays
 
 
-def _settings() -> dict[str, str]:
+def _settings(address: str) -> dict[str, str]:
     """What of this process's environment a worker computes by."""
     found = {name: value for name, value in os.environ.items() if name.startswith("FEDKD_")}
+    if address == "local":  # elsewhere, modules lie in other places
+        found["PYTHONPATH"] = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
     if cache := found.get("FEDKD_CACHE"):
         found["FEDKD_CACHE"] = os.path.abspath(os.path.expanduser(cache))
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import cast
 
@@ -19,7 +19,7 @@ from fedkd.data.augment import augment
 from fedkd.data.federated import FederatedData, load
 from fedkd.distillation.objectives import SMALLEST
 from fedkd.engine import rule
-from fedkd.errors import FedkdError
+from fedkd.errors import FedkdError, summary_of
 from fedkd.experiment import Experiment
 from fedkd.privacy import exposure, measure
 from fedkd.privacy.dpsgd import DPSGD, sees_private
@@ -55,6 +55,18 @@ A student of another architecture than the client's own is kept as ``name:archit
 """
 
 
+@dataclass(frozen=True)
+class Care:
+    """What is done otherwise since clients' work has failed.
+
+    Clients in ``alone``, and those that would be in a cohort with them, are performed one by one.
+    Clients in ``left_out`` are not performed; the cohorts of others stay as they are.
+    """
+
+    alone: frozenset[int] = frozenset()
+    left_out: frozenset[int] = frozenset()
+
+
 class Worker:
     """Performs assignments for any client of an experiment.
 
@@ -77,6 +89,7 @@ class Worker:
         self._kinds: dict[str, rule.Kind] = {}
         self._sizes = self.data.sizes().tolist()
         self._exposures: dict[int, Tensor] = {}  # of the student measured last
+        self._at_work = "start"
         # A student that does not fit the data is found now, and not in some client's first round.
         for client in range(min(len(experiment.student.models), self.data.clients)):
             self.module(client, "own")
@@ -88,36 +101,85 @@ class Worker:
         ------
         FedkdError
             What a person did wrong.
+        Exception
+            What the student, or other code of a person, raised. The client is as it was before.
         """
         (reply,) = self._together([assignment])
         return reply
 
     def perform_all(
-        self, assignments: Sequence[Assignment], answered: Callable[[int], None]
+        self,
+        assignments: Sequence[Assignment],
+        answered: Callable[[int], None],
+        begun: Callable[[Sequence[int]], None] = lambda clients: None,
+        care: Care = Care(),
     ) -> list[Reply]:
-        """Perform assignments of different clients; what a person did wrong is in the reply.
+        """Perform assignments of different clients: a reply for each, in their order.
 
-        Those that do the same steps are cohorts where :mod:`fedkd.engine.rule` has it so.
-        ``answered`` gets the number of those that are done.
+        Those that do the same steps are cohorts where :mod:`fedkd.engine.rule` has it so. A cohort
+        whose work fails is done again, one client after the other. What a person did wrong is in a
+        reply's ``error``. Any other exception is in the reply's ``failure``, and the client is as
+        it was before: only its own work is lost.
+
+        Parameters
+        ----------
+        answered
+            Gets the number of clients that are done.
+        begun
+            Gets the clients whose work begins.
+        care
+            Who is not performed as usual.
         """
         replies: dict[int, Reply] = {}
-        groups = rule.groups(self, assignments)
+        groups = []
+        for group in self._groups(assignments):
+            split = any(assignment.client in care.alone for assignment in group)
+            kept = [assignment for assignment in group if assignment.client not in care.left_out]
+            groups += [[assignment] for assignment in kept] if split else [kept]
         while groups:
             group = groups.pop(0)
+            if not group:
+                continue
+            begun([assignment.client for assignment in group])
             try:
-                together = len(group) > 1
-                found = self._together(group) if together else [self.perform(group[0])]
-            except FedkdError as error:
-                if together:  # nothing has been kept: one by one they show whose fault it is
+                done = self._together(group)
+            except (Exception, SystemExit) as error:
+                if len(group) == 1:
+                    done = [self._failed(group[0].client, error)]
+                else:  # one by one they show whose fault it is
                     groups[:0] = [[assignment] for assignment in group]
                     continue
-                found = [Reply(group[0].client, error=str(error))]
-            replies |= {reply.client: reply for reply in found}
+            replies |= {reply.client: reply for reply in done}
             answered(len(replies))
-        return [replies[assignment.client] for assignment in assignments]
+        return [replies[a.client] for a in assignments if a.client not in care.left_out]
+
+    def _groups(self, assignments: Sequence[Assignment]) -> list[list[Assignment]]:
+        try:
+            return rule.groups(self, assignments)
+        except (Exception, SystemExit):  # of a student that a step wants to hold, say
+            return [[assignment] for assignment in assignments]
+
+    def _failed(self, client: int, error: BaseException) -> Reply:
+        if isinstance(error, FedkdError):
+            return Reply(client, error=str(error))
+        return Reply(client, failure=f"{summary_of(error)} at {self._at_work}")
 
     def _together(self, group: Sequence[Assignment]) -> list[Reply]:
-        """Perform the assignments of a group: of one client, or of a cohort."""
+        """Perform the assignments of a group, of one client or of a cohort: all, or none."""
+        clients = [assignment.client for assignment in group]
+        before = {client: dict(self.states[client]) for client in clients if client in self.states}
+        self._at_work = "start"
+        try:
+            return self._performed(group)
+        except BaseException:
+            for client in clients:
+                self.states.pop(client, None)
+            self.states |= before
+            # A module may have been left in any condition; it is built anew, always the same.
+            self._modules.clear()
+            raise
+
+    def _performed(self, group: Sequence[Assignment]) -> list[Reply]:
         start = time.perf_counter()
         sessions: Sequence[Session]
         if any(rule.decisions(self, group[0])):
@@ -135,6 +197,7 @@ class Worker:
         autocast = partial(torch.autocast, self.device.type, torch.bfloat16, enabled=half)
         with autocast():
             for steps in zip(*(session.assignment.steps for session in sessions), strict=True):
+                self._at_work = type(steps[0]).__name__
                 do(steps, group[0].phase)
         kept = []
         for session in sessions:
@@ -143,6 +206,7 @@ class Worker:
             kept.append(set(self.state(session.assignment.client)))
         with autocast():
             for steps in zip(*(session.assignment.trial for session in sessions), strict=True):
+                self._at_work = type(steps[0]).__name__
                 do(steps, f"{group[0].phase} trial")
         seconds = (time.perf_counter() - start) / len(group)
         replies = []
@@ -209,10 +273,11 @@ class Worker:
         if client not in self.states and student == "own":  # what it began with is of no use
             self.states[client] = {student: {n: tensor.clone() for n, tensor in tensors.items()}}
             return
-        kept = self.parameters(client, student)
-        with torch.no_grad():
-            for name, tensor in tensors.items():
-                kept[name].copy_(tensor)
+        # Beside what it had, which it is given back if its work fails after this.
+        before = self.parameters(client, student)
+        self.state(client)[self._known(client, student)] = {
+            name: torch.empty_like(before[name]).copy_(tensor) for name, tensor in tensors.items()
+        }
 
     def hold(self, client: int, student: str, model: str) -> None:
         """Give ``client`` a student of this name, unless it has one."""

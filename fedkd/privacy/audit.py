@@ -164,10 +164,10 @@ class _Untested(Worker):
     """Measures nothing, as an attack looks at what is sent alone."""
 
     def perform_all(
-        self, assignments: Sequence[Assignment], answered: Callable[[int], None]
+        self, assignments: Sequence[Assignment], *progress: Any, **care: Any
     ) -> list[Reply]:
         untested = [replace(assignment, trial=()) for assignment in assignments]
-        return super().perform_all(untested, answered)
+        return super().perform_all(untested, *progress, **care)
 
 
 class _Listening(InlineGrid):
@@ -187,6 +187,8 @@ class _Listening(InlineGrid):
             reply: Reply = decode(message.content)
             if reply.error:
                 raise FedkdError(reply.error)
+            if reply.failure:
+                continue
             sent = {k: v for k, v in reply.values.items() if not k.startswith("measure_")}
             self.heard[reply.client] = sent
         last = str(self.worker.experiment.rounds)

@@ -1,0 +1,238 @@
+"""What becomes of a client whose work fails: it alone is left out, and the record says why."""
+
+import os
+import signal
+from pathlib import Path
+
+import mishaps
+import pytest
+import torch
+from lines import measured
+
+from fedkd import FedkdError, Observer, run
+from fedkd.client import client_app
+from fedkd.engine import plan, pool
+from fedkd.engine.procs import Procs
+from fedkd.engine.worker import Worker
+from fedkd.work import Assignment, Evaluate, Fit, Hold, Predict, Share, Soft
+
+pytestmark = pytest.mark.usefixtures("_mishaps")
+CLIENTS = 4
+ALONE = "engine.cohort=off"
+TOGETHER = "engine.cohort=on"
+
+
+def line_of(function):
+    """``mishaps.py:12``, where a function of that module raises: in its last line."""
+    code = function.__code__
+    return f"mishaps.py:{max(line for *_, line in code.co_lines() if line)}"
+
+
+def work(objective, *failing, trial=(), before=(), clients=CLIENTS):
+    """Training with soft labels on everybody, whose objective goes wrong at some clients."""
+    found = []
+    for client in range(clients):
+        targets = torch.full((80, 10), 0.1)
+        if client in failing:
+            targets[:] = torch.eye(10)[-1]
+        distil = Fit("transfer", (Soft(targets, objective=objective),), key="distil_loss")
+        steps = (*before, Fit(), distil, Predict(), Share())
+        found.append(Assignment(client, 1, "learn", steps, trial))
+    return found
+
+
+def same(one, other):
+    """Whether replies hold the same bits, timings aside."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        keys = [key for key in one if key != "seconds"]
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in keys)
+    return one == other
+
+
+def agree(replies, others):
+    by_client = {reply.client: reply for reply in others}
+    for reply in replies:
+        other = by_client[reply.client]
+        assert same(reply.metrics, other.metrics), reply.client
+        assert same(reply.values, other.values), reply.client
+
+
+@pytest.fixture
+def healthy(small):
+    """A function: replies of clients none of whom fails, each of which works by itself."""
+
+    def replies(*overrides, **changes):
+        worker = Worker(small(*overrides))
+        return [worker.perform(assignment) for assignment in work("raises", **changes)]
+
+    return replies
+
+
+# --- exceptions -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cohort", [ALONE, TOGETHER])
+@pytest.mark.parametrize("act", ["raises", "raises_unpicklable", "recurses", "leaves"])
+def test_a_client_whose_code_raises_is_told_with_step_and_place(act, cohort, small, healthy):
+    worker, counts = Worker(small(cohort)), []
+    replies = worker.perform_all(work(act, 2), counts.append)
+    said = replies.pop(2)
+    assert not said.error
+    kind = {
+        "raises": "ValueError: no such thing [31m ",
+        "raises_unpicklable": "Unpicklable: its message cannot be shown ",
+        "recurses": "RecursionError: maximum recursion depth exceeded",
+        "leaves": "SystemExit: 3 ",
+    }[act]
+    assert said.failure.startswith(kind)
+    assert said.failure.endswith(f"({line_of(getattr(mishaps, act))}) at Fit")
+    assert counts[-1] == CLIENTS
+    agree(replies, healthy(cohort))
+
+
+@pytest.mark.parametrize("cohort", [ALONE, TOGETHER])
+def test_a_client_that_fails_is_as_it_was_before_the_phase(cohort, small):
+    """Also where it fails after its students were trained and kept, in a trial."""
+    worker = Worker(small(cohort))
+    first = [Assignment(client, 1, "learn", (Hold("old"), Fit())) for client in range(CLIENTS)]
+    worker.perform_all(first, lambda done: None)
+    before = {name: dict(tensors) for name, tensors in worker.states[1].items()}
+    targets = torch.eye(10)[-1].expand(80, 10)
+    fatal = Fit("transfer", (Soft(targets, objective="raises"),))
+    steps = (Hold("new"), Fit(), Fit(student="old"), Fit(student="new"))
+    tests = (Evaluate("own", "own"),)
+    second = [
+        Assignment(client, 2, "learn", steps, (fatal,) if client == 1 else tests)
+        for client in range(CLIENTS)
+    ]
+    replies = worker.perform_all(second, lambda done: None)
+    assert [bool(reply.failure) for reply in replies] == [False, True, False, False]
+    assert same(worker.states[1], before)
+    assert list(worker.states[0]) == ["own", "old", "new"]
+    other = Worker(small(cohort))
+    other.perform_all(first, lambda done: None)
+    others = [other.perform(assignment) for assignment in second if assignment.client != 1]
+    agree([reply for reply in replies if not reply.failure], others)
+
+
+def test_clients_of_a_cohort_that_fails_once_they_were_kept_are_trained_once(small):
+    """In the trial of one of them, by a mistake: the others begin again from what they were."""
+    assignments = [
+        Assignment(client, 1, "learn", (Fit(), Share()), (Fit("transfer", (Soft(targets),)),))
+        for client in range(CLIENTS)
+        for targets in [torch.full((80 if client else 79, 10), 0.1)]
+    ]
+    replies = Worker(small(TOGETHER)).perform_all(assignments, lambda done: None)
+    assert "79 targets" in replies[0].error
+    worker = Worker(small(TOGETHER))
+    agree(replies[1:], [worker.perform(assignment) for assignment in assignments[1:]])
+
+
+def interrupt():
+    raise KeyboardInterrupt
+
+
+def test_ctrl_c_while_a_client_works_is_no_failure_and_leaves_the_client_as_it_was(
+    small, monkeypatch
+):
+    worker = Worker(small(ALONE))
+    worker.perform_all([Assignment(0, 1, "learn", (Fit(),))], lambda done: None)
+    before = {name: dict(tensors) for name, tensors in worker.states[0].items()}
+    monkeypatch.setattr(mishaps.objectives["raises"], "act", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        worker.perform_all(work("raises", 0), lambda done: None)
+    assert same(worker.states[0], before)
+
+
+# --- workers that are lost, or do not answer ------------------------------------------------------
+
+LINUX = pytest.mark.skipif(not Path("/proc").is_dir(), reason="worker processes of a POSIX system")
+ENGINES = [
+    pytest.param("procs", marks=LINUX),
+    pytest.param("ray", marks=[LINUX, pytest.mark.slow]),
+]
+
+
+def elsewhere(engine, experiment, shares, warnings):
+    """Workers of an engine, in other processes."""
+    if engine == "procs":
+        return Procs(experiment, shares, warnings.append)
+    from fedkd.engine.ray import Actors
+
+    return Actors(experiment, shares, warnings.append)
+
+
+@LINUX
+def test_a_client_that_costs_its_worker_twice_is_left_out_and_no_other(small, healthy):
+    warnings, counts = [], []
+    with elsewhere("procs", small(ALONE), [range(CLIENTS)], warnings) as host:
+        replies = host.perform(work("segfaults", 2), lambda: counts.append(len(counts)))
+    assert replies.pop(2).failure == "its worker was lost at its work (killed by SIGSEGV)"
+    agree(replies, healthy(ALONE))
+    assert counts == [0, 1, 2, 3]
+    begin = "worker 0 was lost (killed by SIGSEGV) at the work of client 2; it is started again and"
+    assert warnings == [f"{begin} does its work anew", f"{begin} does the others' work anew"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("act", ["exits", "segfaults", "begins_another_and_exits"])
+def test_who_was_found_out_costs_one_loss_in_the_next_phase(act, engine, small, healthy):
+    warnings = []
+    with elsewhere(engine, small(ALONE), [[0, 2], [1, 3]], warnings) as host:
+        assignments = work(act, 2)
+        assignments[1] = work("raises", 1)[1]
+        replies = host.perform(assignments, lambda: None)
+        losses = len(warnings)
+        again = host.perform(assignments, lambda: None)
+    for found in (replies, again):
+        assert found[2].failure.startswith("its worker was lost at its work (")
+        assert "ValueError: no such thing" in found[1].failure
+    agree([replies[0], replies[3]], healthy(ALONE))
+    assert all(warning.startswith("worker 0 was lost") for warning in warnings)
+    assert losses == {"procs": 2, "ray": 3}[engine]  # the first is not known to be its
+    assert len(warnings) == losses + 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ENGINES)
+def test_of_a_cohort_that_costs_its_worker_one_client_is_found_out(engine, small, healthy):
+    warnings = []
+    with elsewhere(engine, small(TOGETHER), [range(CLIENTS)], warnings) as host:
+        replies = host.perform(work("segfaults", 1), lambda: None)
+    assert replies.pop(1).failure.startswith("its worker was lost at its work (")
+    agree(replies, healthy(TOGETHER))
+    assert "at the work of clients 0, 1, 2, 3" in warnings[-2]
+    assert warnings[-2].endswith("does its work anew, theirs one by one")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("cohort", [ALONE, TOGETHER])
+@pytest.mark.parametrize("act", ["hangs", "stops"])
+def test_a_client_that_does_not_answer_in_time_is_left_out_and_no_other(
+    act, cohort, engine, small, healthy
+):
+    warnings = []
+    experiment = small(cohort, "engine.timeout=1")
+    with elsewhere(engine, experiment, [range(CLIENTS)], warnings) as host:
+        replies = host.perform(work(act, 2), lambda: None)
+        again = host.perform(work(act), lambda: None)
+    assert replies.pop(2).failure == "did not answer within engine.timeout = 1.0 s"
+    agree(replies, healthy(cohort))
+    assert not any(reply.failure for reply in again)
+    assert len(warnings) == (1 if cohort == ALONE else 2)
+
+
+@LINUX
+@pytest.mark.slow
+def test_a_worker_that_stands_still_between_phases_is_started_again(small, healthy):
+    warnings = []
+    with elsewhere("procs", small(ALONE, "engine.timeout=1"), [range(CLIENTS)], warnings) as host:
+        first = [Assignment(client, 1, "learn", (Predict(),)) for client in range(CLIENTS)]
+        host.perform(first, lambda: None)
+        os.kill(host.processes[0], signal.SIGSTOP)
+        agree(host.perform(work("raises"), lambda: None), healthy(ALONE))
+    assert len(warnings) == 1
