@@ -252,10 +252,10 @@ def _attached(student: nn.Sequential) -> str:
     if any(getattr(nn.modules.module, hooks, None) for hooks in EVERYWHERE):
         return "there are hooks on all modules"
     for name, module in student.named_modules():
-        if any(getattr(module, hooks) for hooks in HOOKS):
-            return f"{name} has hooks"
         if parametrize.is_parametrized(module):
             return f"{name} is parametrised"
+        if any(getattr(module, hooks) for hooks in HOOKS):
+            return f"{name} has hooks"
         if "forward" in vars(module):
             return f"{name} has another forward than its class"
     spans: dict[int, list[tuple[int, int, str]]] = {}
@@ -269,6 +269,8 @@ def _attached(student: nn.Sequential) -> str:
             return f"{name} has hooks"
         if isinstance(tensor, nn.Parameter) and tensor.dtype != torch.float32:
             return f"{name} is not float32"
+        if isinstance(tensor, nn.Parameter) and not tensor.dim():
+            return f"{name} is a single number, which torch promotes otherwise in a batch"
         if not tensor.numel():
             continue
         extent = 1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride()))

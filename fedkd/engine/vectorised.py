@@ -165,6 +165,8 @@ class Cohort:
                             for samples in sources
                         ]
                     )
+                if not stack.dense:  # a layer may write into what it is given
+                    inputs = inputs.clone()
                 at, last = stack.forward(stack.tensors, inputs, {cut} if cut else set())
                 logit_pieces.append(last.float())
                 held_pieces.append(at[cut].float() if cut else logit_pieces[-1])

@@ -26,7 +26,7 @@ from fedkd.privacy.dpsgd import DPSGD, sees_private
 from fedkd.privacy.public import Public
 from fedkd.privacy.release import release
 from fedkd.random import generator, key, noise
-from fedkd.students.probe import Probe, made_up, probe
+from fedkd.students.probe import Probe, exactly, made_up, probe
 from fedkd.training import (
     BatchOfOne,
     class_means,
@@ -270,7 +270,7 @@ class Worker:
         """
         if architecture not in self._probes:
             student, inputs = self.template(architecture), self._made_up()
-            with torch.autocast(self.device.type, enabled=False):
+            with exactly(self.device):
                 found = self._probes[architecture] = probe(student, inputs)
             if found.replaces:
                 raise FedkdError(
@@ -283,7 +283,7 @@ class Worker:
             if found.counts:
                 self._warnings.append(
                     f"student {architecture!r} changes {found.keeps}, which its state_dict does "
-                    "not have: it begins anew in every round's work; make it a buffer to keep it"
+                    "not have: it begins anew in each piece of work; what is to be kept is a buffer"
                 )
         return self._probes[architecture]
 
@@ -292,7 +292,7 @@ class Worker:
         if architecture not in self._alone:
             found = self.probe(architecture)
             student, inputs = self.template(architecture), self._made_up()
-            with torch.autocast(self.device.type, enabled=False):
+            with exactly(self.device):
                 alone = self._alone[architecture] = rule.alone(student, found, inputs)
             if alone.differs:
                 self._warnings.append(
@@ -339,7 +339,8 @@ class Worker:
         """Have ``train`` change ``student``, or make it what that has made of it before."""
         experiment = self.experiment
         depends_on = (
-            *(measure.digest(student), experiment.seed, what, repr(experiment.training)),
+            *(measure.digest(student), measure.described(student)),
+            *(experiment.seed, what, repr(experiment.training)),
             *(measure.fingerprint(samples.inputs), measure.fingerprint(samples.labels)),
             *(self.augment is None, str(self.device), experiment.engine.threads),
             *(torch.__version__, measure.source(training)),
@@ -365,7 +366,9 @@ class Worker:
 
         if state not in self._exposures:
             if self.experiment.engine.remember and self.data.canaries is not None:
-                known = (state, self.data.canaries.to_json(), repr(table), measure.source(exposure))
+                what = measure.described(student)
+                made = self.data.canaries.to_json(), repr(table), measure.source(exposure)
+                known = (state, what, *made)
                 found = cache.remembered("exposures", known, make)
             else:
                 found = make()

@@ -276,11 +276,13 @@ def multiply_adds(student: nn.Sequential, shape: tuple[int, ...], tokens: bool =
     """
     found = 0
 
-    def count(layer: nn.Module, _: object, output: Tensor | tuple[Tensor, ...]) -> None:
+    def count(layer: nn.Module, _: object, output: object) -> None:
         nonlocal found
         held = sum(tensor.numel() for tensor in layer.parameters(recurse=False))
-        output = output if isinstance(output, Tensor) else output[0]
-        places = output[0, 0].numel() if output.dim() == 4 else output[0, ..., 0].numel()
+        output = output[0] if isinstance(output, tuple) else output
+        places = 1
+        if isinstance(output, Tensor) and output.dim() > 1:
+            places = output[0, 0].numel() if output.dim() == 4 else output[0, ..., 0].numel()
         if not isinstance(layer, nn.Embedding):
             found += held * places
 
@@ -289,9 +291,9 @@ def multiply_adds(student: nn.Sequential, shape: tuple[int, ...], tokens: bool =
     modes = [(layer, layer.training) for layer in student.modules()]
     device = next(student.parameters()).device
     try:
-        with torch.no_grad():
+        with torch.no_grad(), global_draws(0, device):
             student.eval()
-            dtype = torch.long if tokens else None
+            dtype = torch.long if tokens else torch.float32
             student(torch.zeros(1, *shape, dtype=dtype, device=device))
     finally:
         for hook in hooks:

@@ -88,6 +88,22 @@ def probe(student: nn.Sequential, inputs: Tensor) -> Probe:
 
 
 @contextmanager
+def exactly(device: torch.device) -> Iterator[None]:
+    """Compute in float32 as it is, without mixed precision or, on a GPU, TF32."""
+    with torch.autocast(device.type, enabled=False):
+        if device.type != "cuda":
+            yield
+            return
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        try:
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+                yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
 def as_before(student: nn.Module) -> Iterator[dict[str, Tensor]]:
     """Give a student its tensors and modes back; yields a copy of parameters and buffers."""
     modes = [(module, module.training) for module in student.modules()]
