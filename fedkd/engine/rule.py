@@ -297,18 +297,16 @@ def _apart(student: nn.Sequential, inputs: Tensor, training: bool) -> str:
     with as_before(student), torch.inference_mode(False), torch.enable_grad():
         student.train(training)
         tensors = student.state_dict()
-        states = [
-            {
-                name: tensor.clone() + (0.1 * noise(tensor) if name in parameters else 0)
-                for name, tensor in tensors.items()
-            }
-            for parameters in ({}, dict(student.named_parameters()))
-        ]
+        first = {name: tensor.clone() for name, tensor in tensors.items()}
+        parameters = dict(student.named_parameters())
+        other = {name: first[name] + 0.1 * noise(first[name]) for name in parameters}
+        states = [first, first | other]
         stack = {name: torch.stack([state[name] for state in states]) for name in tensors}
         stack |= {name: stack[name].requires_grad_() for name in learning}
         held, logits = Stack(student, stack).forward(
             stack, inputs.expand(len(states), *inputs.shape).clone(), {*names}
         )
+        held[names[-1]] = logits
         weights = noise(logits[0])
         slopes = _slopes(logits, weights, [stack[name] for name in learning])
         for place, state in enumerate(states):
