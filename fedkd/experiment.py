@@ -170,6 +170,9 @@ class TrainingTable(Table):
     """Passes over the private training samples a round; fractions allowed."""
     min_steps: int = Field(0, ge=0, le=MOST)
     """Fewest local steps a round, for clients with few samples."""
+    part: tuple[str, ...] = ()
+    """Blocks that learn on clients where the method does not name others, e.g. ``["head"]`` above a
+    pretrained body; also ``"body"``. Empty: all. What a student's factory froze never learns."""
     dp: PrivateTraining = PrivateTraining()
 
 

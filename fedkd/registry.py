@@ -11,8 +11,10 @@ puts it on the path), fedkd's own entry points are read from the ``pyproject.tom
 
 from __future__ import annotations
 
+import sys
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -55,7 +57,18 @@ def load(group: str, name: str) -> Any:
         known = names(group)
         said = f"{GROUPS[group]} = {name!r} is not known{nearest(name, known)}"
         raise FedkdError(f"{said}; known: {', '.join(known)}")
-    return points[name].load()
+    with _default_type_kept():
+        return points[name].load()
+
+
+@contextmanager
+def _default_type_kept() -> Iterator[None]:
+    """Have torch's default type be after a user's module was imported what it was before."""
+    torch = sys.modules.get("torch")
+    before = torch.get_default_dtype() if torch else None
+    yield
+    if torch := sys.modules.get("torch"):
+        torch.set_default_dtype(before or torch.float32)
 
 
 def names(group: str) -> list[str]:

@@ -91,11 +91,12 @@ def run(
     from fedkd.engine import plan
     from fedkd.engine.host import HostGrid
     from fedkd.engine.worker import Worker
+    from fedkd.students import float32_by_default
 
     if resume and taken.summary is not None:
         return taken
     worker = Worker(experiment)
-    with plan.host(worker, observer.warned) as host:
+    with float32_by_default(), plan.host(worker, observer.warned) as host:
         if not resume:
             taken.begin(experiment)
         serve(

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from fedkd import students
 from fedkd.data.federated import Task
 from fedkd.engine.worker import device
+from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
 from fedkd.privacy.public import Public
 from fedkd.random import generator, key
-from fedkd.training import fit, predict
+from fedkd.training import BatchOfOne, fit, predict
 from fedkd.work import Parameters, Samples, Term
 
 
@@ -63,17 +64,20 @@ class ServerStudents:
             training = training.model_copy(update={"batch_size": batch_size})
         purpose = ("server", name, round, self._fits[name, round])
         public = Samples(torch.empty(0)) if self._public is None else self._public.samples
-        return fit(
-            self._students[name],
-            self._on_device(samples),
-            terms,
-            training,
-            generator(self._experiment.seed, "fit", *purpose),
-            epochs=epochs,
-            min_steps=min_steps,
-            lr=lr,
-            sources={"public": partial(self._on_device, public)},
-        )
+        try:
+            return fit(
+                self._students[name],
+                self._on_device(samples),
+                terms,
+                training,
+                generator(self._experiment.seed, "fit", *purpose),
+                epochs=epochs,
+                min_steps=min_steps,
+                lr=lr,
+                sources={"public": partial(self._on_device, public)},
+            )
+        except BatchOfOne as error:
+            raise FedkdError(f"the server's student {name!r}: {error}") from error
 
     def _on_device(self, samples: Samples) -> Samples:
         labels = None if samples.labels is None else samples.labels.to(self._device)
@@ -81,13 +85,14 @@ class ServerStudents:
 
     def predict(self, name: str, inputs: Tensor) -> Tensor:
         """Logits ``(K, C)``."""
-        return predict(self._students[name], inputs.to(self._device)).clone().cpu()
+        seed = key(self._experiment.seed, "answer", "server", name)
+        return predict(self._students[name], inputs.to(self._device), seed).clone().cpu()
 
     def load(self, name: str, parameters: Parameters) -> None:
         """Give the student these parameters."""
         with torch.no_grad():
-            for key, tensor in self._students[name].state_dict().items():
-                tensor.copy_(parameters[key])
+            for entry, tensor in self._students[name].state_dict().items():
+                tensor.copy_(parameters[entry])
 
     def parameters(self, name: str) -> Parameters:
         """A copy of its parameters and buffers."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,7 +20,9 @@ from fedkd.distillation.targets import among_logs
 from fedkd.errors import FedkdError
 from fedkd.experiment import TrainingTable
 from fedkd.privacy.dpsgd import DPSGD, copied, is_private, quietly
-from fedkd.students import cut_index, part_names
+from fedkd.random import global_draws, key
+from fedkd.students import cut_index, named_blocks, part_names, selected
+from fedkd.students.build import TORCH_ONLY
 from fedkd.work import CrossEntropy, Parameters, Prototype, Proximal, Samples, Soft, Term
 
 NO_LABEL = -1
@@ -28,6 +30,10 @@ EVALUATION_BATCH = 512
 EVALUATION_TOKENS = 4096
 """Tokens of text at a time, each of which takes a row as long as the vocabulary."""
 Augment = Callable[[Tensor, torch.Generator], Tensor]
+
+
+class BatchOfOne(FedkdError):
+    """A batch is too small for the statistics that a student takes of it."""
 
 
 class Optimiser(Protocol):
@@ -54,6 +60,7 @@ def fit(
     sources: Mapping[str, Callable[[], Samples]] | None = None,
     augment: Augment | None = None,
     dp: DPSGD | None = None,
+    seed: int | None = None,
 ) -> float:
     """Minimise the sum of ``terms`` over ``samples``, changing ``student`` in place.
 
@@ -68,11 +75,15 @@ def fit(
     generator
         Draws the order of samples, and augmentation.
     part
-        Names of the blocks that learn; empty means all.
+        Names of the blocks that learn; empty means all. What does not require a gradient before
+        stays as it is in any case.
     sources
         Where terms with ``on`` draw from.
     dp
         Makes what private samples contribute DP-SGD's.
+    seed
+        Key of what the student draws by itself, as dropout does; made of the generator's own key
+        when not given.
 
     Returns
     -------
@@ -82,20 +93,58 @@ def fit(
     Raises
     ------
     FedkdError
-        A term needs labels that the samples do not have, or targets of another length; or what
-        ``dp`` cannot do is asked for.
+        A term needs labels that the samples do not have, or targets of another length; nothing of
+        the student learns; a batch is too small for its normalisation; or what ``dp`` cannot do is
+        asked for.
     """
     if not len(samples.inputs):
         return 0.0
+    if seed is None:
+        seed = key(generator.initial_seed(), "student")
+    with student_draws(student, seed, samples.inputs.device), requiring(student, part) as names:
+        return _fit(
+            student,
+            names,
+            part,
+            samples,
+            terms,
+            training,
+            generator,
+            epochs=training.local_epochs if epochs is None else epochs,
+            min_steps=training.min_steps if min_steps is None else min_steps,
+            lr=lr or training.lr,
+            sources=sources,
+            augment=augment,
+            dp=dp,
+        )
+
+
+def _fit(
+    student: nn.Sequential,
+    names: Sequence[str],
+    part: tuple[str, ...],
+    samples: Samples,
+    terms: Sequence[Term],
+    training: TrainingTable,
+    generator: torch.Generator,
+    *,
+    epochs: float,
+    min_steps: int,
+    lr: float,
+    sources: Mapping[str, Callable[[], Samples]] | None,
+    augment: Augment | None,
+    dp: DPSGD | None,
+) -> float:
+    """What :func:`fit` does, where ``names`` are those of the parameters that learn."""
     covered = [dp is not None and dp.covers(term) for term in terms]
     dp = dp if any(covered) else None
     kept, student = student, student if dp is None else copied(student)
     own = dp if dp is not None and dp.own else None
     batches = Batches(samples, training.batch_size, generator, augment, own)
-    epochs = training.local_epochs if epochs is None else epochs
-    min_steps = training.min_steps if min_steps is None else min_steps
     steps = max(math.ceil(epochs * batches.per_epoch - 1e-9), min_steps)
-    learning = _learning(student, part)
+    if steps:
+        check_learning(student, names, part)
+    learning = {name: p for name, p in student.named_parameters() if name in {*names}}
     others = {
         on: Batches(
             *(_source(sources, on), training.batch_size, generator, augment),
@@ -110,13 +159,11 @@ def fit(
         for on in [source_of(term)]
     ]
     cuts = {loss.cut for loss in losses if loss.cut}
-    optimiser = optimisers.optimiser(list(learning.values()), training, lr or training.lr)
+    optimiser = optimisers.optimiser(list(learning.values()), training, lr)
     if dp is not None:
         optimiser = dp.attach(student, optimiser)
     total = torch.zeros((), device=samples.inputs.device)
-    for block in student.children():
-        # Statistics of a block that does not learn stay as they are, too.
-        block.train(any(parameter.requires_grad for parameter in block.parameters()))
+    set_modes(student, learning)
     for step in range(steps):
         batch = batches.draw(student, cuts)
         drawn = {on: source.draw(student, cuts) for on, source in others.items()}
@@ -125,9 +172,6 @@ def fit(
             total += value
     if dp is not None:
         dp.finish(kept, learning)
-    for parameter in student.parameters():
-        parameter.requires_grad_(True)
-        parameter.grad = None
     return float(total) / max(1, min(steps, batches.per_epoch))
 
 
@@ -188,33 +232,42 @@ def descend(
 
 
 @torch.inference_mode()
-def predict(student: nn.Sequential, inputs: Tensor) -> Tensor:
+def predict(student: nn.Sequential, inputs: Tensor, seed: int = 0) -> Tensor:
     """Logits ``(K, C)`` of inputs ``(K, ...)``, without training anything.
 
     Of token ids ``(K, T)``: logits ``(M, V)`` at the M positions that are not padding, row by row.
+    A student that draws even now does so by ``seed``.
     """
     student.eval()
-    if not inputs.is_floating_point():
-        return _gathered(len(items(inputs)), (logits for _, logits in _of_tokens(student, inputs)))
-    pieces = [student(take(inputs, piece)).float() for piece in _pieces(inputs)]
+    with student_draws(student, seed, inputs.device):
+        if not inputs.is_floating_point():
+            pieces_of_tokens = (logits for _, logits in _of_tokens(student, inputs))
+            return _gathered(len(items(inputs)), pieces_of_tokens)
+        pieces = [student(take(inputs, piece)).float() for piece in _pieces(inputs)]
     return torch.cat(pieces) if pieces else inputs.new_zeros((0, 0))
 
 
 @torch.inference_mode()
-def represent(student: nn.Sequential, inputs: Tensor, cut: str) -> tuple[Tensor, Tensor]:
+def represent(
+    student: nn.Sequential, inputs: Tensor, cut: str, seed: int = 0
+) -> tuple[Tensor, Tensor]:
     """Representations ``(K, ...)`` at ``cut`` of inputs ``(K, ...)``, and the logits ``(K, C)``.
 
-    Of token ids ``(K, T)``: a row for each of the positions that are not padding.
+    Of token ids ``(K, T)``: a row for each of the positions that are not padding. A student that
+    draws even now does so by ``seed``.
     """
     student.eval()
     index = cut_index(student, cut)
     base, rest = student[:index], student[index:]
     pairs = []
-    for piece in _pieces(inputs):
-        given = take(inputs, piece)
-        held = base(given)
-        chosen = None if given.is_floating_point() else items(given)
-        pairs.append((_chosen(held, chosen).float(), _chosen(rest(held), chosen).float()))
+    with student_draws(student, seed, inputs.device):
+        for piece in _pieces(inputs):
+            given = take(inputs, piece)
+            held = base(given)
+            chosen = None if given.is_floating_point() else items(given)
+            # What comes next may write into what it is given.
+            logits = rest(held.clone())
+            pairs.append((_chosen(held, chosen).float(), _chosen(logits, chosen).float()))
     return torch.cat([held for held, _ in pairs]), torch.cat([logits for _, logits in pairs])
 
 
@@ -231,16 +284,18 @@ def class_means(values: Tensor, labels: Tensor, classes: int) -> dict[str, Tenso
 
 
 @torch.inference_mode()
-def evaluate(student: nn.Sequential, samples: Samples) -> dict[str, float]:
+def evaluate(student: nn.Sequential, samples: Samples, seed: int = 0) -> dict[str, float]:
     """Accuracy, mean cross-entropy in nats, and expected calibration error on ``samples``.
 
     On text, of the next token wherever there is one, and perplexity: the exponential of the loss.
+    A student that draws even now does so by ``seed``.
     """
     if samples.labels is None or not len(samples.labels):
         return {}
     if samples.labels.dim() == 2:
-        return _evaluate_tokens(student, samples.inputs, samples.labels)
-    return quality(predict(student, samples.inputs), samples.labels)
+        with student_draws(student, seed, samples.inputs.device):
+            return _evaluate_tokens(student, samples.inputs, samples.labels)
+    return quality(predict(student, samples.inputs, seed), samples.labels)
 
 
 def quality(logits: Tensor, labels: Tensor) -> dict[str, float]:
@@ -433,12 +488,27 @@ class Batches:
             labels = None if labels is None else labels.flatten()[chosen]
         held = {}
         with nullcontext() if self.dp is None else self.dp.recording():
-            for name, block in student.named_children() if drawn else ():
-                inputs = block(inputs)
+            for name, block in named_blocks(student) if drawn else ():
+                inputs = self._forward(block, inputs, drawn)
                 if name in cuts:
-                    held[name] = inputs
+                    # The next block may write into what it is given.
+                    held[name], inputs = inputs, inputs.clone()
             logits = (_chosen(inputs, chosen) if drawn else inputs).float()
         return Batch(index, labels, logits, held, chosen, drawn, over)
+
+    def _forward(self, block: nn.Module, inputs: Tensor, drawn: int) -> Tensor:
+        try:
+            return block(inputs)
+        except ValueError as error:
+            kind = nn.modules.batchnorm._BatchNorm
+            if drawn > 1 or not any(isinstance(layer, kind) for layer in block.modules()):
+                raise
+            raise BatchOfOne(
+                f"batch normalisation cannot train on a batch of one sample, and here "
+                f"{len(self.samples.inputs)} samples come in batches of {self.size}: use "
+                "student.norm = 'group' or 'none', or raise data.min_samples, data.transfer.size "
+                "or training.batch_size"
+            ) from error
 
 
 class Loss:
@@ -571,7 +641,8 @@ class Loss:
         """Logits of the term's head."""
 
         def above(head: Parameters, held: Tensor) -> Tensor:
-            return torch.func.functional_call(self.above, head, (held,))
+            # Parameters that are shared come under each of their names.
+            return torch.func.functional_call(self.above, head, (held,), tie_weights=False)
 
         return torch.vmap(above)(self.head, held) if self.stacked else above(self.head, held)
 
@@ -650,18 +721,61 @@ def _source(sources: Mapping[str, Callable[[], Samples]] | None, on: str) -> Sam
     return sources[on]()
 
 
-def _learning(student: nn.Sequential, part: tuple[str, ...]) -> dict[str, nn.Parameter]:
-    """The parameters that learn, by name; all others are frozen until the loop ends."""
+@contextmanager
+def requiring(student: nn.Sequential, part: tuple[str, ...]) -> Iterator[list[str]]:
+    """Have only what learns require a gradient, then what did before; yields parameters' names."""
     names = learning_names(student, part)
-    for name, parameter in student.named_parameters():
-        parameter.requires_grad_(name in names)
-    return {name: p for name, p in student.named_parameters() if name in names}
+    required = [parameter.requires_grad for parameter in student.parameters()]
+    try:
+        for name, parameter in student.named_parameters():
+            parameter.requires_grad_(name in names)
+        yield names
+    finally:
+        for parameter, requires in zip(student.parameters(), required, strict=True):
+            parameter.requires_grad_(requires)
+            parameter.grad = None
 
 
 def learning_names(student: nn.Sequential, part: tuple[str, ...]) -> list[str]:
-    """Names of the parameters in the blocks that ``part`` names, in the student's order."""
+    """Names of the parameters that learn, in the student's order.
+
+    Of those in the blocks that ``part`` names, these are the ones that require a gradient.
+    """
     names = set(part_names(student, part))
-    return [name for name, _ in student.named_parameters() if name in names]
+    return [name for name, p in student.named_parameters() if name in names and p.requires_grad]
+
+
+def check_learning(student: nn.Sequential, names: Sequence[str], part: tuple[str, ...]) -> None:
+    """Refuse to train where nothing learns.
+
+    Raises
+    ------
+    FedkdError
+        ``names``, those of the parameters that learn, are none.
+    """
+    if not names:
+        raise FedkdError(
+            f"Fit: nothing learns in the blocks {', '.join(selected(student, part))}: they have no "
+            "parameter that requires a gradient"
+        )
+
+
+def set_modes(student: nn.Sequential, learning: Iterable[str]) -> None:
+    """Have blocks train, but for those that have parameters of which none is ``learning``.
+
+    Those are frozen: their dropout is off, and their statistics stay as they are. A block without
+    parameters, as dropout or normalisation without weights, trains with the student.
+    """
+    learns = {name.split(".", 1)[0] for name in learning}
+    for name, block in named_blocks(student):
+        block.train(name in learns or not any(True for _ in block.parameters()))
+
+
+def student_draws(
+    student: nn.Module, seed: int, device: torch.device
+) -> AbstractContextManager[None]:
+    """While a student is at work: what it draws by itself comes from ``seed``."""
+    return global_draws(seed, device, torch_only=vars(student).get(TORCH_ONLY, False))
 
 
 def _backward_into(loss: Tensor, parameters: list[nn.Parameter], keep: bool) -> None:

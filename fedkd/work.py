@@ -283,7 +283,8 @@ class Reply:
 
     ``samples`` is the number of its private training samples; ``values`` holds the arrays its
     steps gave, by key; ``metrics`` the numbers; ``error`` a line on what a person did wrong, which
-    ends the run; ``failure`` a line on why this client's work could not be done.
+    ends the run; ``failure`` a line on why this client's work could not be done; ``warnings`` lines
+    on the student that a person should act on.
     """
 
     client: int
@@ -292,6 +293,7 @@ class Reply:
     metrics: dict[str, float] = field(default_factory=dict)
     error: str = ""
     failure: str = ""
+    warnings: tuple[str, ...] = ()
 
 
 def nbytes(thing: Any) -> int:

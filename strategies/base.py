@@ -519,6 +519,8 @@ class KnowledgeStrategy(Strategy):
             if reply.error:
                 raise FedkdError(reply.error)
             answered.add(reply.client)
+            for warning in reply.warnings:
+                self.warn_once(warning, warning)
             if reply.failure:
                 if self.experiment.engine.failures == "stop":
                     raise FedkdError(f"client {reply.client}: {reply.failure}")

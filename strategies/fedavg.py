@@ -14,7 +14,7 @@ hides a client from the other clients, and nothing from the server.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 
 import numpy as np
@@ -66,6 +66,12 @@ class FedAvg(KnowledgeStrategy):
                 f"student.norm = 'batch' is not allowed with strategy.clipping_norm = {norm:g}: "
                 "its statistics are no parameters; allowed: 'none', 'group'"
             )
+        if norm is not None and experiment.training.part:
+            raise FedkdError(
+                f"training.part = {list(experiment.training.part)} is not allowed with "
+                f"strategy.clipping_norm = {norm:g}: noise would change blocks that do not learn; "
+                "freeze them in the student (requires_grad = False)"
+            )
 
     def setup(self) -> None:
         """The global student, freshly initialised."""
@@ -84,8 +90,10 @@ class FedAvg(KnowledgeStrategy):
         given, options = replies.parameters(), self.options
         if isinstance(options, AverageOptions) and options.clipping_norm is not None:
             with numpy_noise(self.experiment.seed, "average", round):
+                student = self.initial_student()
+                frozen = {n for n, p in student.named_parameters() if not p.requires_grad}
                 self.parameters = private_average(
-                    self.parameters, given, options.clipping_norm, options.noise_multiplier
+                    self.parameters, given, options.clipping_norm, options.noise_multiplier, frozen
                 )
         else:
             self.parameters = average(given, replies.samples)
@@ -98,12 +106,14 @@ class FedAvg(KnowledgeStrategy):
 def average(parameters: Sequence[Parameters], weights: torch.Tensor) -> Parameters:
     """Weighted mean of N sets of named arrays, summed in the order given.
 
-    ``weights`` is (N,) and need not sum to 1. Counters (whole numbers) are taken from the first.
+    ``weights`` is (N,) and need not sum to 1. What is the same in all, as what is frozen, stays as
+    it is to the last bit. Counters (whole numbers) are taken from the first.
     """
     shares = (weights / weights.sum()).tolist()
     mean = {}
     for name, first in parameters[0].items():
-        if not first.is_floating_point():
+        counter = not (first.is_floating_point() or first.is_complex())
+        if counter or all(torch.equal(first, client[name]) for client in parameters[1:]):
             mean[name] = first.clone()
             continue
         total = torch.zeros_like(first)
@@ -118,6 +128,7 @@ def private_average(
     parameters: Sequence[Parameters],
     clipping_norm: float,
     noise_multiplier: float,
+    frozen: Set[str] = frozenset(),
 ) -> Parameters:
     """Mean of N sets of named arrays, each clipped around ``before``, with Gaussian noise.
 
@@ -132,6 +143,8 @@ def private_average(
         Most that a set may differ from ``before``, in L2 norm over all arrays.
     noise_multiplier
         N times the standard deviation of the noise on the mean, in units of ``clipping_norm``.
+    frozen
+        Names of arrays that nobody changes: they get no noise.
     """
     flower = DifferentialPrivacyServerSideFixedClipping(
         FlowerFedAvg(),
@@ -140,23 +153,27 @@ def private_average(
         np.float64(clipping_norm),
         num_sampled_clients=len(parameters),
     )
-    flower.current_arrays = _record(before)
+    flower.current_arrays = _record(before, frozen)
     with _quietly(), np.errstate(divide="ignore"):
-        mean, _ = flower.aggregate_train(0, [_reply(given) for given in parameters])
+        mean, _ = flower.aggregate_train(0, [_reply(given, frozen) for given in parameters])
     assert mean is not None
     return before | {name: torch.from_numpy(array.numpy().copy()) for name, array in mean.items()}
 
 
-def _record(parameters: Parameters) -> ArrayRecord:
-    floats = {name: value for name, value in parameters.items() if value.is_floating_point()}
+def _record(parameters: Parameters, frozen: Set[str]) -> ArrayRecord:
+    floats = {
+        name: value
+        for name, value in parameters.items()
+        if value.is_floating_point() and name not in frozen
+    }
     return ArrayRecord({name: Array(value.numpy()) for name, value in floats.items()})
 
 
-def _reply(parameters: Parameters) -> Message:
+def _reply(parameters: Parameters, frozen: Set[str]) -> Message:
     """What Flower's strategies expect of a client, all of the same weight."""
     weight = MetricRecord({"num-examples": 1.0})
     metadata = Metadata(0, "", 0, 0, "", "", 0.0, DEFAULT_TTL, "train")
-    content = RecordDict({"arrays": _record(parameters), "metrics": weight})
+    content = RecordDict({"arrays": _record(parameters, frozen), "metrics": weight})
     return Message(content=content, metadata=metadata)  # type: ignore[call-overload]
 
 

@@ -20,13 +20,14 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedkd.client import client_app
 from fedkd.data.federated import load
-from fedkd.engine import plan
+from fedkd.engine import plan, rule
 from fedkd.engine.superlink import run_app
 from fedkd.engine.worker import Worker
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
 from fedkd.results import Run
 from fedkd.run import Observer, check, serve
+from fedkd.students import float32_by_default
 
 WRONG_INPUT = "fedkd: wrong input: "
 """Begins the line by which the server app, in a process of its own, says a FedkdError."""
@@ -74,7 +75,10 @@ def server_app(
             torch.set_num_threads(experiment.engine.threads)
             data = load(experiment)
             taken = run_of(config, experiment)
-            serve(experiment, taken, lambda _: grid, data, _Log(), "Flower's simulation runtime")
+            with float32_by_default():
+                serve(
+                    experiment, taken, lambda _: grid, data, _Log(), "Flower's simulation runtime"
+                )
             print(f"fedkd: {taken.folder.resolve()}", flush=True)
         except FedkdError as error:
             print(f"{WRONG_INPUT}{error}", flush=True)
@@ -103,7 +107,7 @@ def run_on_flower(experiment: Experiment, taken: Run, observer: Observer) -> Non
         The runtime failed, for the reason it gives.
     """
     # What is wrong with the input is found here, in a second, before a runtime is started.
-    Worker(experiment)
+    alone = rule.note(Worker(experiment))
     taken.begin(experiment)
     table, count = experiment.engine, plan.workers(experiment)
     observer.started(
@@ -111,7 +115,8 @@ def run_on_flower(experiment: Experiment, taken: Run, observer: Observer) -> Non
         1,
         experiment.rounds,
         f"flower: {experiment.data.clients} nodes, {count} at work at a time, "
-        f"{table.device}, {table.threads} torch thread{'s' if table.threads > 1 else ''} each",
+        f"{table.device}, {table.threads} torch thread{'s' if table.threads > 1 else ''} each"
+        + (f"; {alone}" if alone else ""),
     )
     complaints: list[str] = []
     told = warned = 0

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedkd import registry, students
+from fedkd.engine import rule
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
 
@@ -163,8 +164,11 @@ def host(worker: Worker, warned: Callable[[str], None]) -> Host:
     expected = [] if table.name == "inline" else costs(worker)
     name = chosen(experiment, expected) if table.name == "auto" else table.name
     worker.states.clear()
+    alone = rule.note(worker)
     if name == "inline":
-        return Inline(worker)
+        inline = Inline(worker)
+        inline.plan += f"; {alone}" if alone else ""
+        return inline
     if found := _registered():
         raise FedkdError(
             f"engine.name = {name!r} is not possible: {', '.join(found)} was registered in this "
@@ -187,6 +191,7 @@ def host(worker: Worker, warned: Callable[[str], None]) -> Host:
     pool.plan = (
         f"{name}: {len(given)} worker{'s' if len(given) > 1 else ''}, clients {each}, "
         f"{worker.device}, {threads} torch thread{'s' if threads > 1 else ''} each"
+        + (f"; {alone}" if alone else "")
     )
     return pool
 

@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields, replace
-from functools import partial
 from typing import Any, cast
 
 import torch
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from fedkd import optimisers, students
 from fedkd.engine import rule
+from fedkd.engine.stack import Stack
 from fedkd.engine.worker import Session, Worker
 from fedkd.experiment import TrainingTable
 from fedkd.random import generator
@@ -29,9 +29,11 @@ from fedkd.training import (
     Batches,
     Loss,
     Optimiser,
+    check_learning,
     descend,
     learning_names,
     quality,
+    set_modes,
     source_of,
     take,
 )
@@ -51,9 +53,6 @@ from fedkd.work import (
     Term,
 )
 
-Blocks = Callable[[Parameters, Tensor, float], Tensor]
-"""A block of n students: of their parameters ``(n, ...)``, inputs ``(n, b, ...)`` and a rate at
-which parameters descend by themselves, or 0: what it gives."""
 CONTIGUOUS = torch.contiguous_format
 ROWS = 4096
 """Rows of all students together that a forward pass takes at a time."""
@@ -166,6 +165,8 @@ class Cohort:
                             for samples in sources
                         ]
                     )
+                if not stack.dense:  # a layer may write into what it is given
+                    inputs = inputs.clone()
                 at, last = stack.forward(stack.tensors, inputs, {cut} if cut else set())
                 logit_pieces.append(last.float())
                 held_pieces.append(at[cut].float() if cut else logit_pieces[-1])
@@ -205,6 +206,7 @@ class Cohort:
         }
         stack = self.stack(first.student)
         stack.own()
+        first = replace(first, part=first.part or training.part)
         lost = fit(stack, sources, terms, training, draws, first, others, worker.augment)
         for session, loss in zip(self.sessions, lost, strict=True):
             session.changed.add(first.student)
@@ -223,6 +225,7 @@ class _Member(Session):
         stack = self.cohort.stack(name)
         client = self.assignment.client
         if name not in self.students:
+            self.worker.probe(self.architecture(name))
             self.students[name] = self.worker.module(client, name)
         module = self.students[name]
         with torch.no_grad():
@@ -249,129 +252,6 @@ class _Member(Session):
             tensors = self.cohort.stack(name).tensors
             mine = {key: tensor[self.place] for key, tensor in tensors.items()}
             self.worker.keep(self.assignment.client, name, mine)
-
-
-class Stack:
-    """Students of one architecture: ``tensors`` are theirs, ``(n, ...)``; ``module`` the blocks."""
-
-    def __init__(self, module: nn.Sequential, tensors: Parameters) -> None:
-        self.module, self.tensors = module, tensors
-        self._lent = False
-        self._names: dict[tuple[str, ...], list[str]] = {}
-        self._blocks = {name: _block(child) for name, child in module.named_children()}
-        self.dense = rule.dense(module)
-
-    def shared(self, place: int, part: tuple[str, ...]) -> Parameters:
-        """Parameters of one of the students, to give out: they stay as they are."""
-        self._lent = True
-        if part not in self._names:
-            self._names[part] = students.part_names(self.module, part)
-        return {name: self.tensors[name][place].cpu() for name in self._names[part]}
-
-    def own(self) -> None:
-        """Have tensors that nobody else has, to write to."""
-        if self._lent:
-            self.tensors = {name: tensor.clone() for name, tensor in self.tensors.items()}
-            self._lent = False
-
-    def forward(
-        self, tensors: Parameters, inputs: Tensor, cuts: set[str], lr: float = 0.0
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """What is at ``cuts``, ``(n, b, ...)``, and logits ``(n, b, C)``."""
-        held = {}
-        for name, block in self._blocks.items():
-            prefix = f"{name}."
-            own = {k[len(prefix) :]: t for k, t in tensors.items() if k.startswith(prefix)}
-            inputs = block(own, inputs, lr)
-            if name in cuts:
-                held[name] = inputs
-        return held, inputs
-
-
-def _block(module: nn.Module) -> Blocks:
-    layers = _layers(module)
-    if layers is not None:
-        return partial(_dense, layers)
-    return partial(_vmapped if module.state_dict() else _folded, module)
-
-
-def _layers(module: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]] | None:
-    """The layers of a fully connected block, with their names; None if it is another."""
-    if isinstance(module, rule.LAYERS):
-        return [(prefix, module)]
-    if not isinstance(module, nn.Sequential):
-        return None
-    found = []
-    for name, child in module.named_children():
-        layers = _layers(child, f"{prefix}{name}.")
-        if layers is None:
-            return None
-        found += layers
-    return found
-
-
-def _folded(module: nn.Module, tensors: Parameters, inputs: Tensor, lr: float) -> Tensor:
-    """What has no parameters does the same with every student's samples."""
-    return module(inputs.flatten(0, 1)).unflatten(0, inputs.shape[:2])
-
-
-def _vmapped(module: nn.Module, tensors: Parameters, inputs: Tensor, lr: float) -> Tensor:
-    def call(tensors: Parameters, inputs: Tensor) -> Tensor:
-        return torch.func.functional_call(module, tensors, (inputs,))
-
-    return torch.vmap(call)(tensors, inputs)
-
-
-def _dense(
-    layers: list[tuple[str, nn.Module]], tensors: Parameters, inputs: Tensor, lr: float
-) -> Tensor:
-    for prefix, layer in layers:
-        if isinstance(layer, nn.Flatten):
-            inputs = inputs.flatten(2)
-        elif isinstance(layer, nn.ReLU):
-            inputs = inputs.relu()
-        elif isinstance(layer, nn.Linear):
-            weight, bias = tensors[f"{prefix}weight"], tensors.get(f"{prefix}bias")
-            if torch.is_autocast_enabled(inputs.device.type):
-                inputs = torch.bmm(inputs, weight.mT)
-                inputs = inputs if bias is None else inputs + bias[:, None]
-            else:
-                inputs = _Linear.apply(inputs, weight, bias, lr)
-    return inputs
-
-
-class _Linear(torch.autograd.Function):
-    """``x W' + b`` of n students: ``(n, b, i)``, ``(n, o, i)``, ``(n, o)`` to ``(n, b, o)``.
-
-    Torch's own gradient of the weights is a transposed product, on which optimisers are slow. With
-    ``lr`` there is no gradient: what descends by it alone does so as soon as it is known.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, lr: float) -> Tensor:
-        ctx.save_for_backward(inputs, weight)
-        ctx.bias, ctx.lr = bias, lr
-        if bias is None:
-            return torch.bmm(inputs, weight.mT)
-        return torch.baddbmm(bias[:, None], inputs, weight.mT)
-
-    @staticmethod
-    def backward(ctx: Any, given: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, weight = ctx.saved_tensors
-        asked = ctx.needs_input_grad
-        below = torch.bmm(given, weight) if asked[0] else None
-        if ctx.lr:
-            if asked[1]:
-                weight.baddbmm_(given.mT, inputs, alpha=-ctx.lr)
-            if asked[2]:
-                ctx.bias.sub_(given.sum(1), alpha=ctx.lr)
-            return below, None, None, None
-        return (
-            below,
-            torch.bmm(given.mT, inputs) if asked[1] else None,
-            given.sum(1) if asked[2] else None,
-            None,
-        )
 
 
 # --- the training loop of a stack ---------------------------------------------------------------
@@ -442,8 +322,8 @@ def fit(
         losses.append(Loss(module, joined, joints[on].all, live.learning, stacked=count))
     live.losses = losses
     cuts = {loss.cut for loss in losses if loss.cut}
-    for name, block in module.named_children():
-        block.train(any(learns.startswith(f"{name}.") for learns in live.learning))
+    check_learning(module, list(live.learning), step.part)
+    set_modes(module, live.learning)
     sums = torch.zeros(count, device=device)
     last = torch.tensor(
         [many - each for many, each in zip(steps, passes, strict=True)], device=device

@@ -26,7 +26,17 @@ from fedkd.privacy.dpsgd import DPSGD, sees_private
 from fedkd.privacy.public import Public
 from fedkd.privacy.release import release
 from fedkd.random import generator, key, noise
-from fedkd.training import class_means, evaluate, fit, item_labels, predict, represent, said
+from fedkd.students.probe import Probe, exactly, made_up, probe
+from fedkd.training import (
+    BatchOfOne,
+    class_means,
+    evaluate,
+    fit,
+    item_labels,
+    predict,
+    represent,
+    said,
+)
 from fedkd.work import (
     Assignment,
     CrossEntropy,
@@ -74,6 +84,7 @@ class Worker:
     assignment and takes it out after. One module an architecture is reused in place.
     """
 
+    @students.float32_by_default()
     def __init__(self, experiment: Experiment, data: FederatedData | None = None) -> None:
         torch.set_num_threads(experiment.engine.threads)
         self.experiment = experiment
@@ -87,12 +98,17 @@ class Worker:
         self.limits = rule.limits() if experiment.engine.cohort == "auto" else rule.LIMITS
         self._modules: dict[tuple[str, str], nn.Sequential] = {}
         self._kinds: dict[str, rule.Kind] = {}
+        self._built: dict[str, object] = {}  # the layers of each architecture, and their shapes
+        self._probes: dict[str, Probe] = {}
+        self._alone: dict[str, rule.Alone] = {}
+        self._warnings: list[str] = []  # that no reply has taken along yet
         self._sizes = self.data.sizes().tolist()
         self._exposures: dict[int, Tensor] = {}  # of the student measured last
         self._at_work = "start"
         # A student that does not fit the data is found now, and not in some client's first round.
         for client in range(min(len(experiment.student.models), self.data.clients)):
-            self.module(client, "own")
+            student = self.module(client, "own")
+            check_part(student, experiment, experiment.architecture(client))
 
     def perform(self, assignment: Assignment) -> Reply:
         """Do the steps, keep what the client has become, try the trial, reply.
@@ -164,6 +180,7 @@ class Worker:
             return Reply(client, error=str(error))
         return Reply(client, failure=f"{summary_of(error)} at {self._at_work}")
 
+    @students.float32_by_default()
     def _together(self, group: Sequence[Assignment]) -> list[Reply]:
         """Perform the assignments of a group, of one client or of a cohort: all, or none."""
         clients = [assignment.client for assignment in group]
@@ -217,6 +234,8 @@ class Worker:
                 del state[name]
             session.metrics["seconds"] = seconds
             replies.append(Reply(client, self._sizes[client], session.values, session.metrics))
+        replies[0] = replace(replies[0], warnings=tuple(self._warnings))
+        self._warnings.clear()
         return replies
 
     @cached_property
@@ -239,7 +258,9 @@ class Worker:
         """The client's student, its parameters in place; valid until the next call."""
         key = self._known(client, student)
         architecture = key.partition(":")[2] or self.experiment.architecture(client)
-        if (architecture, student) not in self._modules:
+        # What a student keeps besides its state would go from one client to the next.
+        afresh = architecture in self._probes and self._probes[architecture].keeps
+        if afresh or (architecture, student) not in self._modules:
             self._modules[architecture, student] = self._build(architecture, "all").to(self.device)
         module = self._modules[architecture, student]
         with torch.no_grad():
@@ -304,6 +325,50 @@ class Worker:
             self._kinds[architecture] = rule.kind_of(student, self.device.type)
         return self._kinds[architecture]
 
+    def probe(self, architecture: str) -> Probe:
+        """What a few passes show of students of this architecture, tried out once.
+
+        Raises
+        ------
+        FedkdError
+            Such a student would not be trained.
+        """
+        if architecture not in self._probes:
+            student, inputs = self.template(architecture), self._made_up()
+            with exactly(self.device):
+                found = self._probes[architecture] = probe(student, inputs)
+            if found.replaces:
+                raise FedkdError(
+                    f"student.models = {architecture!r} is not allowed: its forward replaces the "
+                    f"parameter {found.replaces}, and the one before would be trained"
+                )
+            if found.keeps:  # each is made anew from now on
+                for known in [known for known in self._modules if known[0] == architecture]:
+                    del self._modules[known]
+            if found.counts:
+                self._warnings.append(
+                    f"student {architecture!r} changes {found.keeps}, which its state_dict does "
+                    "not have: it begins anew in each piece of work; what is to be kept is a buffer"
+                )
+        return self._probes[architecture]
+
+    def alone(self, architecture: str) -> rule.Alone:
+        """Why students of this architecture cannot be in a cohort."""
+        if architecture not in self._alone:
+            found = self.probe(architecture)
+            student, inputs = self.template(architecture), self._made_up()
+            with exactly(self.device):
+                alone = self._alone[architecture] = rule.alone(student, found, inputs)
+            if alone.differs:
+                self._warnings.append(
+                    f"student {architecture!r} goes client by client: {alone.differs}"
+                )
+        return self._alone[architecture]
+
+    def _made_up(self) -> Tensor:
+        task = self.data.task
+        return made_up(task.shape, task.classes, task.tokens, self.device)
+
     def rows(self, client: int, on: Source) -> int:
         """How many samples ``on`` means for ``client``."""
         if isinstance(on, Samples):
@@ -312,7 +377,7 @@ class Worker:
 
     def _build(self, architecture: str, whose: int | str) -> nn.Sequential:
         table, seed, task = self.experiment.student, self.experiment.seed, self.data.task
-        return students.build(
+        student = students.build(
             architecture,
             task.shape,
             task.classes,
@@ -320,6 +385,14 @@ class Worker:
             key(seed, "student", architecture, whose),
             tokens=task.tokens,
         )
+        shapes = {name: tensor.shape for name, tensor in _tensors(student).items()}
+        shown = repr(student), shapes
+        if self._built.setdefault(architecture, shown) != shown:
+            raise FedkdError(
+                f"student.models = {architecture!r} is not allowed: it gives another student each "
+                "time that it is called, and all of one name must have the same layers"
+            )
+        return student
 
     def remembered(
         self,
@@ -331,7 +404,8 @@ class Worker:
         """Have ``train`` change ``student``, or make it what that has made of it before."""
         experiment = self.experiment
         depends_on = (
-            *(measure.digest(student), experiment.seed, what, repr(experiment.training)),
+            *(measure.digest(student), measure.described(student)),
+            *(experiment.seed, what, repr(experiment.training)),
             *(measure.fingerprint(samples.inputs), measure.fingerprint(samples.labels)),
             *(self.augment is None, str(self.device), experiment.engine.threads),
             *(torch.__version__, measure.source(training)),
@@ -357,7 +431,9 @@ class Worker:
 
         if state not in self._exposures:
             if self.experiment.engine.remember and self.data.canaries is not None:
-                known = (state, self.data.canaries.to_json(), repr(table), measure.source(exposure))
+                what = measure.described(student)
+                made = self.data.canaries.to_json(), repr(table), measure.source(exposure)
+                known = (state, what, *made)
                 found = cache.remembered("exposures", known, make)
             else:
                 found = make()
@@ -400,6 +476,7 @@ class Session:
         self.changed: set[str] = set()
         self.trying = False
         self._fits: Counter[tuple[str, str, str]] = Counter()
+        self._answers: Counter[tuple[str, str, str]] = Counter()
 
     def do(self, step: Step, phase: str) -> None:
         """Do one step."""
@@ -410,7 +487,8 @@ class Session:
         if isinstance(step, Fit):
             self.fit(step, student, phase)
         elif isinstance(step, Predict):
-            self.predicted(step, predict(student, self.samples(step.on).inputs).clone())
+            seed = self.seed(step, step.on, step.student)
+            self.predicted(step, predict(student, self.samples(step.on).inputs, seed).clone())
         elif isinstance(step, Represent):
             self.represent(step, student)
         elif isinstance(step, Load):
@@ -422,13 +500,19 @@ class Session:
         elif isinstance(step, Expose):
             self.values[step.key] = self.worker.exposures(student)
         elif isinstance(step, Evaluate):
-            self.evaluated(step, evaluate(student, self.samples(step.on)))
+            seed = self.seed(step, step.on, step.student)
+            self.evaluated(step, evaluate(student, self.samples(step.on), seed))
 
     def student(self, name: str) -> nn.Sequential:
         """The client's student of this name, as it is by now."""
         if name not in self.students:
+            self.worker.probe(self.architecture(name))
             self.students[name] = self.worker.module(self.assignment.client, name)
         return self.students[name]
+
+    def architecture(self, name: str) -> str:
+        """The architecture of the client's student of this name."""
+        return rule.architecture(self.worker, self.assignment, name)
 
     def wrote(self, name: str) -> None:
         """Note that the student of this name is no longer as it was."""
@@ -450,30 +534,44 @@ class Session:
         self._fits[phase, on, step.student] += 1
         return self.assignment.client, self.assignment.round, purpose
 
+    def seed(self, step: Step | Soft, on: Source | None, student: str) -> int:
+        """Key of what a student draws by itself in its next answer of this kind."""
+        trial = " trial" if self.trying else ""
+        kind = type(step).__name__, on if isinstance(on, str) else "samples", student
+        purpose = f"{self.assignment.phase}{trial} {' '.join(kind)} {self._answers[kind]}"
+        self._answers[kind] += 1
+        whose = self.assignment.client, self.assignment.round
+        return key(self.worker.experiment.seed, "answer", *whose, purpose)
+
     def fit(self, step: Fit, student: nn.Sequential, phase: str) -> None:
         """Train the student, in place."""
         experiment, samples = self.worker.experiment, self.samples(step.on)
         table, draw = experiment.training.dp, self.draw(step, phase)
         dp = None
         if table.noise_multiplier and sees_private(step):
+            self._check_unmixed(step)
             # Two students trained alike must not get the same noise.
             dp = DPSGD(table, step.on, experiment.seed, *draw, step.student)
 
         def train() -> cache.Arrays:
-            loss = fit(
-                student,
-                samples,
-                [self.resolved(term, samples) for term in step.terms],
-                experiment.training,
-                generator(experiment.seed, "fit", *draw),
-                epochs=step.epochs,
-                min_steps=step.min_steps,
-                lr=step.lr,
-                part=step.part,
-                sources={"private": partial(self.samples, "private")},
-                augment=self.worker.augment,
-                dp=dp,
-            )
+            try:
+                loss = fit(
+                    student,
+                    samples,
+                    [self.resolved(term, samples) for term in step.terms],
+                    experiment.training,
+                    generator(experiment.seed, "fit", *draw),
+                    epochs=step.epochs,
+                    min_steps=step.min_steps,
+                    lr=step.lr,
+                    part=step.part or experiment.training.part,
+                    sources={"private": partial(self.samples, "private")},
+                    augment=self.worker.augment,
+                    dp=dp,
+                    seed=key(experiment.seed, "student", *draw, step.student),
+                )
+            except BatchOfOne as error:
+                raise FedkdError(f"client {self.assignment.client}: {error}") from error
             spent = (0.0, 0.0) if dp is None else (dp.sample_rate, float(dp.steps))
             return {LEARNT: np.array([loss, *spent])}
 
@@ -488,12 +586,24 @@ class Session:
             self.metrics["dp_sample_rate"] = max(self.metrics.get("dp_sample_rate", 0.0), rate)
             self.metrics["dp_steps"] = self.metrics.get("dp_steps", 0.0) + steps
 
+    def _check_unmixed(self, step: Fit) -> None:
+        """Refuse DP-SGD where a sample's gradient is not that sample's alone."""
+        model = self.architecture(step.student)
+        if self.worker.probe(model).training.mixes:
+            noise_multiplier = self.worker.experiment.training.dp.noise_multiplier
+            raise FedkdError(
+                f"student.models = {model!r} is not allowed with training.dp.noise_multiplier = "
+                f"{noise_multiplier:g}: what it gives for a sample in training depends on the "
+                "others of the batch, so that no bound holds on one sample's gradient"
+            )
+
     def resolved(self, term: Term, samples: Samples) -> Term:
         """``term`` with what another student says in the place of that student's name."""
         if not isinstance(term, Soft) or not isinstance(term.targets, str):
             return term
         source = samples if term.on is None else self.samples(term.on)
-        logits = predict(self.student(term.targets), source.inputs).clone()
+        seed = self.seed(term, term.on, term.targets)
+        logits = predict(self.student(term.targets), source.inputs, seed).clone()
         return replace(term, targets=said(term, logits))
 
     def evaluated(self, step: Evaluate, found: Mapping[str, float]) -> None:
@@ -534,7 +644,8 @@ class Session:
                 f"{experiment.data.dataset!r}: it sends a representation of each sample, and in "
                 "text only tokens have one"
             )
-        found = represent(student, self.samples(step.on).inputs, step.cut)
+        seed = self.seed(step, step.on, step.student)
+        found = represent(student, self.samples(step.on).inputs, step.cut, seed)
         self.represented(step, *(tensor.clone() for tensor in found))
 
     def represented(self, step: Represent, held: Tensor, logits: Tensor) -> None:
@@ -571,6 +682,20 @@ class Session:
                 if name in wanted:
                     tensors[name].copy_(value)
         self.wrote(step.student)
+
+
+def check_part(student: nn.Sequential, experiment: Experiment, architecture: str) -> None:
+    """Refuse a ``training.part`` that this student does not have, or in which nothing learns."""
+    part = experiment.training.part
+    try:
+        names = training.learning_names(student, part)
+    except FedkdError as error:
+        raise FedkdError(f"training.part, of student {architecture!r}: {error}") from error
+    if not names:
+        raise FedkdError(
+            f"training.part = {list(part)} is not allowed: nothing learns there in student "
+            f"{architecture!r}, whose blocks are {', '.join(students.blocks(student))}"
+        )
 
 
 def _tensors(module: nn.Sequential) -> Parameters:

@@ -208,8 +208,20 @@ class DPSGD:
 
 
 def copied(student: nn.Sequential) -> nn.Sequential:
-    """A copy to train in its place, in the memory format of the gradients that Opacus gives."""
-    return copy.deepcopy(student).to(memory_format=torch.contiguous_format)
+    """A copy to train in its place, in the memory format of the gradients that Opacus gives.
+
+    Raises
+    ------
+    FedkdError
+        The student cannot be copied.
+    """
+    try:
+        return copy.deepcopy(student).to(memory_format=torch.contiguous_format)
+    except Exception as error:
+        raise FedkdError(
+            "training.dp.noise_multiplier is allowed with students that copy.deepcopy can copy; "
+            f"this one cannot be: {type(error).__name__}: {str(error).splitlines()[0]}"
+        ) from error
 
 
 @contextmanager

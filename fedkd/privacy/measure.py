@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
+import marshal
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -14,7 +16,7 @@ from fedkd.experiment import CanaryTable
 from fedkd.privacy import exposure
 from fedkd.privacy.canary import label_conditionals
 from fedkd.random import key
-from fedkd.training import predict
+from fedkd.training import predict, student_draws
 
 if TYPE_CHECKING:
     from fedkd.data.federated import FederatedData
@@ -41,8 +43,39 @@ def source(module: ModuleType) -> str:
     return hashlib.blake2b(Path(str(module.__file__)).read_bytes(), digest_size=16).hexdigest()
 
 
+def described(student: nn.Module) -> str:
+    """A digest of what a student is besides its ``state_dict``: layers, settings, own source."""
+    found = hashlib.blake2b(repr(student).encode(), digest_size=16)
+    for name, module in student.named_modules():
+        settings = {
+            key: value
+            for key, value in vars(module).items()
+            if isinstance(value, bool | int | float | str | tuple) and key != "training"
+        }
+        found.update(repr((name, type(module).__qualname__, settings)).encode())
+        if not type(module).__module__.startswith("torch."):
+            found.update(_source_of(type(module)))
+    frozen = [name for name, p in student.named_parameters() if not p.requires_grad]
+    found.update(repr(frozen).encode())
+    return found.hexdigest()
+
+
+def _source_of(kind: type) -> bytes:
+    """The source of a class and what stands in its file, or its bytecode where there is no file."""
+    try:
+        return Path(inspect.getfile(kind)).read_bytes()
+    except (OSError, TypeError):
+        codes = [value.__code__ for value in vars(kind).values() if hasattr(value, "__code__")]
+        return b"".join(map(marshal.dumps, codes))
+
+
 def by_student(student: nn.Sequential, data: FederatedData, table: CanaryTable) -> Tensor:
     """How exposed every planted secret is by ``student``: ``(S,)`` float64, in bits."""
+    with student_draws(student, key(0, "exposure"), next(student.parameters()).device):
+        return _by_student(student, data, table)
+
+
+def _by_student(student: nn.Sequential, data: FederatedData, table: CanaryTable) -> Tensor:
     canaries = data.canaries
     assert canaries is not None
     context, symbols, length = canaries.context, canaries.symbols, canaries.length

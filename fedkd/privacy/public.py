@@ -165,6 +165,7 @@ def public_model(experiment: Experiment, data: FederatedData) -> nn.Sequential:
     depends_on = (
         *(name, seed, rows, task.classes, repr(experiment.student), repr(training)),
         *(repr(table), experiment.engine.threads, torch.__version__, measure.source(loop)),
+        *(measure.digest(model), measure.described(model)),
     )
     kept = cache.remembered("models", depends_on, make)
     with torch.no_grad():

@@ -9,10 +9,14 @@ from fedkd.students.build import (
     build,
     count_parameters,
     cut_index,
+    float32_by_default,
     multiply_adds,
+    named_blocks,
     part_names,
+    place,
     selected,
     takes_tokens,
+    torch_only,
 )
 
 __all__ = [
@@ -20,8 +24,12 @@ __all__ = [
     "build",
     "count_parameters",
     "cut_index",
+    "float32_by_default",
     "multiply_adds",
+    "named_blocks",
     "part_names",
+    "place",
     "selected",
     "takes_tokens",
+    "torch_only",
 ]

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import traceback
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -10,9 +14,21 @@ from torch import Tensor, nn
 
 from fedkd.errors import FedkdError, nearest
 from fedkd.experiment import StudentTable
+from fedkd.random import global_draws
 from fedkd.registry import load, names
 
 Architecture = TypeVar("Architecture", bound=Callable[..., nn.Module])
+KNOWN_CODE = ("torch.", "torchvision.", "fedkd.students.")
+"""Where the code of layers lies that draw, if at all, from torch's generators alone."""
+TORCH_ONLY = "draws from torch's generators alone"
+"""Attribute of a student that :func:`build` has made: what :func:`torch_only` says of it."""
+HOOKS = (
+    *("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"),
+    *("_state_dict_hooks", "_state_dict_pre_hooks"),
+    *("_load_state_dict_pre_hooks", "_load_state_dict_post_hooks"),
+)
+"""Where a module keeps its hooks."""
+_LIBRARIES = (str(Path(torch.__file__).parent), str(Path(__file__).parent.parent))
 
 
 def takes_tokens(architecture: Architecture) -> Architecture:
@@ -69,17 +85,113 @@ def build(
             f"student.models = {name!r} takes {kinds[not tokens]}, and the data set is "
             f"{kinds[tokens]}; allowed: {', '.join(fitting)}"
         )
-    with torch.random.fork_rng(devices=[]):
-        # torch.manual_seed would reseed the generators of every GPU as well.
-        torch.default_generator.manual_seed(seed_key)
-        student = architecture(tuple(shape), classes, table.norm, table.width)
-        _check(name, student, shape, classes, tokens)
-    return student.to(torch.float32).to(memory_format=torch.channels_last)
+    # What a user's module sets as torch's default type ends here, too: students are float32.
+    with float32_by_default(), global_draws(seed_key):
+        try:
+            student = architecture(tuple(shape), classes, table.norm, table.width)
+        except FedkdError:
+            raise
+        except Exception as error:
+            raise FedkdError(f"student.models = {name!r} cannot be made: {place(error)}") from error
+        if not isinstance(student, nn.Sequential) or len(student) < 2:
+            raise FedkdError(
+                f"student.models = {name!r} must give a torch.nn.Sequential of at least two named "
+                f"blocks, not {type(student).__name__}"
+            )
+        student.float()
+        _check_logits(name, student, shape, classes, tokens)
+    if problem := unfit(student):
+        raise FedkdError(f"student.models = {name!r} is not allowed: {problem}")
+    if type(student) is not nn.Sequential:
+        student = nn.Sequential(OrderedDict(named_blocks(student)))
+    vars(student)[TORCH_ONLY] = torch_only(student)
+    return student.to(memory_format=torch.channels_last)
+
+
+@contextmanager
+def float32_by_default() -> Iterator[None]:
+    """Have torch's default type be float32, then what it was: a user's module may set another."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def named_blocks(student: nn.Sequential) -> list[tuple[str, nn.Module]]:
+    """The blocks from input to output, with their names.
+
+    Torch's ``named_children`` leaves out a block that stands there a second time, as an activation
+    often does.
+    """
+    return list(zip(student._modules, student, strict=True))
+
+
+def unfit(student: nn.Sequential) -> str | None:
+    """Why a student would not be trained, or kept, as its ``forward`` has it; None if it is fit.
+
+    Training runs its blocks one after the other, and a client keeps its ``state_dict``.
+    """
+    kind = type(student)
+    classes = kind.__mro__[: kind.__mro__.index(nn.Sequential)]
+    own = {name for parent in classes for name in vars(parent)} | {*vars(student)}
+    own &= set(dir(nn.Sequential)) - set(vars(nn.Sequential()))
+    if own := {name for name in own if not name.startswith("__") or name == "__call__"}:
+        return (
+            f"its class {kind.__name__} has {min(own)} of its own, and a student is the sequence "
+            "of its blocks; put what it does into a block"
+        )
+    if any(getattr(student, hooks) for hooks in HOOKS):
+        return "it has hooks, and a student is the sequence of its blocks; put them on a block"
+    if direct := [*student._parameters, *student._buffers]:
+        return f"{direct[0]} belongs to none of its blocks"
+    parameters = dict(student.named_parameters(remove_duplicate=False))
+    if complexes := [name for name, tensor in parameters.items() if tensor.is_complex()]:
+        return f"{complexes[0]} is complex; optimisers here take real parameters"
+    held = parameters | dict(student.named_buffers(remove_duplicate=False))
+    state = student.state_dict()
+    for name in (*state, *parameters):
+        if name not in state or name not in held or not _same_memory(state[name], held[name]):
+            return (
+                f"{name} in its state_dict is not its parameter or buffer of that name; a client "
+                "keeps its student as the state_dict"
+            )
+    if not any(parameter.requires_grad for parameter in parameters.values()):
+        return "nothing in it learns: it has no parameter with requires_grad"
+    return None
+
+
+def _same_memory(entry: object, tensor: Tensor) -> bool:
+    return (
+        isinstance(entry, Tensor)
+        and entry.data_ptr() == tensor.data_ptr()
+        and entry.shape == tensor.shape
+    )
+
+
+def torch_only(student: nn.Module) -> bool:
+    """Whether all code of a student is torch's or fedkd's, which draw from torch's generators."""
+    return not any(
+        "forward" in vars(module)
+        or not type(module).__module__.startswith(KNOWN_CODE)
+        or any(getattr(module, hooks) for hooks in HOOKS)
+        for module in student.modules()
+    )
+
+
+def place(error: Exception) -> str:
+    """What went wrong in a user's code, and where, in one line."""
+    frames = traceback.extract_tb(error.__traceback__)
+    outside = [frame for frame in frames if not frame.filename.startswith(_LIBRARIES)]
+    where = f" ({outside[-1].filename}, line {outside[-1].lineno})" if outside else ""
+    message = str(error).strip().split("\n")[0]
+    return f"{type(error).__name__}: {message}{where}"
 
 
 def blocks(student: nn.Sequential) -> tuple[str, ...]:
     """Names of the student's blocks, from input to output."""
-    return tuple(name for name, _ in student.named_children())
+    return tuple(student._modules)
 
 
 def selected(student: nn.Sequential, part: tuple[str, ...]) -> tuple[str, ...]:
@@ -124,9 +236,31 @@ def cut_index(student: nn.Sequential, cut: str) -> int:
 
 
 def part_names(student: nn.Sequential, part: tuple[str, ...] = ()) -> list[str]:
-    """Names of the parameters and buffers in the blocks that ``part`` names, as in the state."""
+    """Names of the parameters and buffers in the blocks that ``part`` names, as in the state.
+
+    Raises
+    ------
+    FedkdError
+        If a name is not a block; or a parameter belongs to a block of the part and to another.
+    """
     wanted = set(selected(student, part))
+    if part:
+        _check_undivided(student, wanted, part)
     return [name for name in student.state_dict() if name.split(".", 1)[0] in wanted]
+
+
+def _check_undivided(student: nn.Sequential, wanted: set[str], part: tuple[str, ...]) -> None:
+    places: dict[int, list[str]] = {}
+    for name, parameter in student.named_parameters(remove_duplicate=False):
+        places.setdefault(id(parameter), []).append(name)
+    for shared in places.values():
+        inside = [name for name in shared if name.split(".", 1)[0] in wanted]
+        if inside and len(inside) < len(shared):
+            outside = next(name for name in shared if name not in inside)
+            raise FedkdError(
+                f"part = {list(part)} divides a parameter: {inside[0]} and {outside} are one, and "
+                "only one of them is in the part"
+            )
 
 
 def count_parameters(student: nn.Module) -> int:
@@ -142,11 +276,13 @@ def multiply_adds(student: nn.Sequential, shape: tuple[int, ...], tokens: bool =
     """
     found = 0
 
-    def count(layer: nn.Module, _: object, output: Tensor | tuple[Tensor, ...]) -> None:
+    def count(layer: nn.Module, _: object, output: object) -> None:
         nonlocal found
         held = sum(tensor.numel() for tensor in layer.parameters(recurse=False))
-        output = output if isinstance(output, Tensor) else output[0]
-        places = output[0, 0].numel() if output.dim() == 4 else output[0, ..., 0].numel()
+        output = output[0] if isinstance(output, tuple) else output
+        places = 1
+        if isinstance(output, Tensor) and output.dim() > 1:
+            places = output[0, 0].numel() if output.dim() == 4 else output[0, ..., 0].numel()
         if not isinstance(layer, nn.Embedding):
             found += held * places
 
@@ -155,9 +291,9 @@ def multiply_adds(student: nn.Sequential, shape: tuple[int, ...], tokens: bool =
     modes = [(layer, layer.training) for layer in student.modules()]
     device = next(student.parameters()).device
     try:
-        with torch.no_grad():
+        with torch.no_grad(), global_draws(0, device):
             student.eval()
-            dtype = torch.long if tokens else None
+            dtype = torch.long if tokens else torch.float32
             student(torch.zeros(1, *shape, dtype=dtype, device=device))
     finally:
         for hook in hooks:
@@ -171,21 +307,26 @@ def _takes_tokens(name: str) -> bool:
     return getattr(load("students", name), "tokens", False)
 
 
-def _check(
+def _check_logits(
     name: str, student: nn.Module, shape: tuple[int, ...], classes: int, tokens: bool
 ) -> None:
-    if not isinstance(student, nn.Sequential) or len(student) < 2:
-        raise FedkdError(
-            f"student.models = {name!r} must give a torch.nn.Sequential of at least two named "
-            f"blocks, not {type(student).__name__}"
-        )
+    """Refuse a student that does not end in logits; layers that wait for a shape get it here."""
     student.eval()
-    with torch.no_grad():
-        logits = student(torch.zeros(2, *shape, dtype=torch.long if tokens else None))
+    try:
+        with torch.no_grad():
+            logits = student(torch.zeros(2, *shape, dtype=torch.long if tokens else None))
+    except FedkdError:
+        raise
+    except Exception as error:
+        raise FedkdError(
+            f"student.models = {name!r} does not take a batch of inputs of shape "
+            f"{tuple(shape)}: {place(error)}"
+        ) from error
     student.train()
-    wanted = (*shape, classes) if tokens else (classes,)
-    if logits.shape != (2, *wanted):
+    wanted = (2, *shape, classes) if tokens else (2, classes)
+    given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if given != wanted:
         raise FedkdError(
             f"student.models = {name!r} must end in logits of shape "
-            f"(B, {', '.join(map(str, wanted))}); got {tuple(logits.shape)} for a batch of 2"
+            f"(B, {', '.join(map(str, wanted[1:]))}); got {given} for a batch of 2"
         )
