@@ -399,9 +399,21 @@ def by_seed(runs: Sequence[Run], but: Collection[str] = ()) -> list[list[Run]]:
     """Gather runs that differ only in their seed, in the order given; a folder counts once.
 
     ``but`` are further keys, as ``data.alpha``, in which runs of a group may differ.
+
+    Raises
+    ------
+    FedkdError
+        Two folders hold the same experiment with the same seed: they would count as two seeds.
     """
     groups: dict[str, list[Run]] = {}
+    seen: dict[str, Run] = {}
     for run in {run.folder.resolve(): run for run in runs}.values():
+        same = seen.setdefault(run.experiment.digest(), run)
+        if same is not run:
+            raise FedkdError(
+                f"{same.folder} and {run.folder} are one experiment with one seed, "
+                f"{run.experiment.seed}: name one of them"
+            )
         groups.setdefault(_without(run.experiment, ("seed", *but)).digest(), []).append(run)
     return list(groups.values())
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from fedkd.caveats import ANOTHER_METHOD, FEW_ROUNDS, Caveat, Note, gathered
+from fedkd.caveats import ANOTHER_METHOD, ENDED_EARLY, FEW_ROUNDS, Caveat, Note, gathered
 from fedkd.errors import FedkdError, nearest
 from fedkd.escaping import csv_cell, plain
 from fedkd.escaping import latex as in_latex
@@ -393,25 +393,32 @@ def _noted(
     """Notes with their marks; and of each entry its marks and what its runs warn of."""
     names = {key: _title(axes, (*key[0], *key[1])) for key in runs}
     notes = gathered((names[key], its) for key, entry in runs.items() for its in entry.caveats)
-    lines, marks = [], {}
-    for note in notes:
-        # That there are few rounds says nothing of one entry rather than of another.
-        marked = note.kind != FEW_ROUNDS
-        if marked:
-            rank = len(marks)
-            marks[note.kind] = MARKS[rank % len(MARKS)] * (1 + rank // len(MARKS))
-        lines.append(f"{marks[note.kind]} {_note(note)}" if marked else _note(note))
+    lines, marks = marked(notes, never=" (does not count as best)")
     found = {}
     for key, entry in runs.items():
         own = gathered((names[key], its) for its in entry.caveats)
         texts = tuple(f"{note.concerned} of {note.runs} runs: {note.message}" for note in own)
-        found[key] = ("".join(marks.get(note.kind, "") for note in own), texts)
-    return tuple(lines), found
+        found[key] = (marks.get(names[key], ""), texts)
+    return lines, found
 
 
-def _note(note: Note) -> str:
-    never = " (does not count as best)" if note.kind in ANOTHER_METHOD else ""
-    return plain(f"{note.text}{never}")
+def marked(notes: Iterable[Note], never: str = "") -> tuple[tuple[str, ...], dict[str, str]]:
+    """Notes as lines that begin with their marks, and the marks of each name that they are about.
+
+    ``never`` is what is said besides of methods that come to no more than another.
+    How many rounds there are is told without a mark.
+    """
+    lines, marks = [], dict[str, str]()
+    rank = 0
+    for note in notes:
+        mark, after = "", never if note.kind in ANOTHER_METHOD else ""
+        if note.kind not in (ENDED_EARLY, FEW_ROUNDS):
+            mark = MARKS[rank % len(MARKS)] * (1 + rank // len(MARKS))
+            rank += 1
+        lines.append(plain(f"{mark} {note.text}{after}".strip()))
+        for name in note.names:
+            marks[name] = marks.get(name, "") + mark
+    return tuple(lines), marks
 
 
 def _title(axes: Sequence[str], labels: Labels) -> str:

@@ -631,7 +631,7 @@ def _target(claim: Claim, test: Criterion, rows: Sequence[Row], seed: int) -> fl
 
 def _value(row: Row, name: str, target: float = math.nan) -> float:
     """A number of a run: a column, or read off its folder; NaN if it has none."""
-    if name in row:
+    if name in row and not name.startswith("record."):
         return math.nan if row[name] is None else float(row[name])
     run = Run(Path(row["folder"]))
     if name == "utility":
