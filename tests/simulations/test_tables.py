@@ -13,6 +13,7 @@ from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
 from fedkd.results import Run
 from simulations import tables
+from simulations.suite import read, run_suite
 from simulations.tables import Entry, table
 
 VALUE = "own_accuracy_mean"
@@ -488,8 +489,6 @@ def test_latex_is_a_table_of_booktabs(known):
 @pytest.fixture
 def runs(tmp_path):
     """A suite's file, of which the runs are made up: knfu 0.7, local 0.6, at two alphas."""
-    from simulations.suite import read, run_suite
-
     file = tmp_path / "made.toml"
     file.write_text(
         'experiment = "quickstart"\n[axes]\n"data.alpha" = [0.1, 10]\nseed = [0, 1, 2]\n'
@@ -551,6 +550,44 @@ def test_all_formats_are_printed(runs, fedkd):
         code, out, _ = fedkd("table", runs, "--columns", "data.alpha", "--format", form)
         assert code == 0
         assert sign in out
+
+
+def test_differences_are_to_the_best_unless_a_row_is_named(runs, fedkd):
+    words = ("table", runs, "--columns", "data.alpha", "--differences")
+    for end in ((), ("--format", "text")):
+        code, out, _ = fedkd(*words, *end)
+        assert code == 0
+        assert out.count("ref. 70.1 ± 0.3 *") == out.count("-10.0 [-10.0, -10.0]") == 2
+    assert fedkd(*words, "local")[1].count("+10.0 [+10.0, +10.0]") == 2
+    code, _, err = fedkd(*words, "lokal")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "--differences 'lokal' is not a row (did you mean 'local'?); rows: knfu, local" in err
+
+
+def test_what_a_run_warns_of_stands_under_the_commands_table(runs, fedkd):
+    first = next(cell for cell in read(runs).cells if cell.labels["method"] == "knfu")
+    Run(first.folder).warn("leaves clients to themselves", 3, LOCAL_TRAINING)
+    for form in ("text", "markdown", "latex", "csv"):
+        out = fedkd("table", runs, "--columns", "data.alpha", "--format", form)[1]
+        assert "leaves clients to themselves" in out
+    out = fedkd("table", runs, "--columns", "data.alpha")[1]
+    knfu, local = out.splitlines()[1:3]
+    assert (knfu.count("*"), local.count("*")) == (1, 1)
+    assert "70.1 ± 0.3 †" in knfu
+    assert "† knfu, alpha 0.1 (1 of 3 runs): leaves clients to themselves (does not count" in out
+
+
+def test_what_a_strategy_recorded_can_be_shown(runs, fedkd, tmp_path):
+    for folder in tmp_path.glob("runs/made-quick/*/"):
+        for round in (1, 2):
+            recorded = {"contributors": 3.0 * round, "weights": [[1.0]]}
+            Run(folder).append_round({"round": round, "strategy": recorded, "local": {}})
+    words = ("table", runs, "--columns", "data.alpha", "--value")
+    out = fedkd(*words, "record.contributors")[1]
+    assert out.count("6.000 ± 0.000") == 4
+    assert "*" not in out
+    assert "as last recorded by the strategy" in out
+    assert "'record.weights' is not a column" in fedkd(*words, "record.weights")[2]
 
 
 def test_a_run_that_is_not_of_the_suite_any_more_is_not_in_the_table(runs, fedkd, tmp_path):
