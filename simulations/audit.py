@@ -7,9 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fedkd.caveats import caveats
 from fedkd.errors import FedkdError
-from fedkd.escaping import plain
 from fedkd.experiment import Experiment
 from fedkd.results import PLACES, Run, exposures
 
@@ -39,8 +37,6 @@ def main(run: Run, shadows: int, data_dir: Path | None) -> None:
     if shadows:
         found |= _attacked(experiment, shadows)
     run.write_audit(found)
-    for caveat in caveats(run):
-        print(plain(caveat))
     print(run.folder)
 
 
