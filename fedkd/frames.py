@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedkd.caveats import caveats
 from fedkd.errors import FedkdError
+from fedkd.escaping import plain
 from fedkd.results import EXPERIMENT, PLACES, Run, exposures, flat, most_repeated
 
 if TYPE_CHECKING:
@@ -23,7 +25,9 @@ def load_runs(folder: str | Path) -> DataFrame:
         (``strategy.name``, ``data.alpha``, ``seed``; lists as ``a+b``); every entry of
         ``summary.json`` whose name is not a key's (``own_accuracy_mean`` after fusion,
         ``own_accuracy_mean_local`` after local training, ``bytes_up``, ``seconds``). Accuracies are
-        fractions. Of runs with canaries also ``exposure_teacher``, ``exposure_released``,
+        fractions. What the strategy recorded begins with ``record.`` and is its last value;
+        matrices and lists are left out. ``warnings`` are the run's :func:`fedkd.caveats.caveats`,
+        a tuple. Of runs with canaries also ``exposure_teacher``, ``exposure_released``,
         ``exposure_fused`` and ``exposure_student``: the mean over the most repeated secrets in the
         last measured round, in bits. What a run does not have is missing: NaN or None.
 
@@ -58,11 +62,17 @@ def load_rounds(folder: str | Path) -> DataFrame:
         for line in run.rounds:
             numbers = {name: value for name, value in line.items() if name not in SHAPED}
             numbers |= {f"{name}_local": value for name, value in line.get("local", {}).items()}
-            numbers |= flat(line.get("strategy", {}), "record.")
+            numbers |= recorded(line)
             rows.append(
                 known | {k: v for k, v in numbers.items() if not isinstance(v, list | dict)}
             )
     return frame(rows)
+
+
+def recorded(line: Mapping[str, Any]) -> dict[str, Any]:
+    """What the strategy recorded in a round, as ``record.KEY``, without matrices and lists."""
+    entries = flat(line.get("strategy", {}), "record.")
+    return {name: value for name, value in entries.items() if not isinstance(value, list)}
 
 
 SHAPED = ("local", "strategy")
@@ -80,9 +90,12 @@ def runs_below(folder: str | Path) -> Iterator[Run]:
 
 def row(run: Run) -> dict[str, Any]:
     """The row of :func:`load_runs` for one run."""
-    summary = run.summary
+    summary, rounds = run.summary, run.rounds
     known = {"folder": str(run.folder), "finished": summary is not None, **_keys(run)}
     known |= {name: value for name, value in (summary or {}).items() if name not in known}
+    for line in rounds:
+        known |= recorded(line)
+    known["warnings"] = tuple(caveats(run, rounds))
     for place in PLACES if run.exposures else ():
         bits, _ = exposures([run], place, most_repeated(run))
         if bits:
@@ -91,10 +104,19 @@ def row(run: Run) -> dict[str, Any]:
 
 
 def frame(rows: list[dict[str, Any]]) -> DataFrame:
-    """Rows as a data frame; a column of numbers of which some are missing is one of floats."""
+    """Rows as a data frame; a column of numbers of which some are missing is one of floats.
+
+    Raises
+    ------
+    FedkdError
+        A text, as the name of a folder, is not UTF-8.
+    """
     from pandas import DataFrame
 
-    found = DataFrame(rows)
+    try:
+        found = DataFrame(rows)
+    except UnicodeEncodeError as error:
+        raise FedkdError(f"{plain(error.object)!r} is not UTF-8 (a name of a folder?)") from error
     for name in found.columns:
         if found[name].dtype.kind != "O":
             continue

@@ -8,7 +8,7 @@
     rounds.jsonl        a line a round, written when the round ends
     clients.jsonl       a line a round, client and stage ("local": after local training;
                         "fused": at the end of the round, with the fused knowledge)
-    warnings.jsonl      a line a warning: the round, 0 before the first, and the message
+    warnings.jsonl      a line a warning: the round, 0 before the first, the message, what about
     releases.jsonl      a line a round, client and step that sent something: the privacy ledger
     canaries.json       planted secrets, where there are any
     exposures.jsonl     a line a secret, place and measured round
@@ -148,12 +148,16 @@ class Run:
                 file.flush()
                 os.fsync(file.fileno())
 
-    def warn(self, message: str, round: int = 0) -> bool:
-        """Record a warning, once a run; whether it is new. Tables and figures show it."""
+    def warn(self, message: str, round: int = 0, about: str = "") -> bool:
+        """Record a warning, once a run; whether it is new. Tables and figures show it.
+
+        ``about`` is what a strategy's :meth:`warn_once` says that it is about.
+        """
         if message in self.warnings:
             return False
+        line = {"round": round, "message": message} | ({"about": about} if about else {})
         with (self.folder / WARNINGS).open("a") as file:
-            file.write(json.dumps({"round": round, "message": message}) + "\n")
+            file.write(json.dumps(line) + "\n")
         return True
 
     def cut_after(self, round: int) -> None:
@@ -235,7 +239,12 @@ class Run:
     @property
     def warnings(self) -> list[str]:
         """What a reader of the run's numbers must know, in the order in which it was found."""
-        return [line["message"] for line in self._lines(WARNINGS)]
+        return [line["message"] for line in self.warning_lines]
+
+    @property
+    def warning_lines(self) -> list[dict[str, Any]]:
+        """The lines of ``warnings.jsonl``: ``round``, ``message``, and ``about`` if there is."""
+        return self._lines(WARNINGS)
 
     @property
     def canaries(self) -> dict[str, Any] | None:
@@ -390,9 +399,21 @@ def by_seed(runs: Sequence[Run], but: Collection[str] = ()) -> list[list[Run]]:
     """Gather runs that differ only in their seed, in the order given; a folder counts once.
 
     ``but`` are further keys, as ``data.alpha``, in which runs of a group may differ.
+
+    Raises
+    ------
+    FedkdError
+        Two folders hold the same experiment with the same seed: they would count as two seeds.
     """
     groups: dict[str, list[Run]] = {}
+    seen: dict[str, Run] = {}
     for run in {run.folder.resolve(): run for run in runs}.values():
+        same = seen.setdefault(run.experiment.digest(), run)
+        if same is not run:
+            raise FedkdError(
+                f"{same.folder} and {run.folder} are one experiment with one seed, "
+                f"{run.experiment.seed}: name one of them"
+            )
         groups.setdefault(_without(run.experiment, ("seed", *but)).digest(), []).append(run)
     return list(groups.values())
 

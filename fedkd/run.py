@@ -178,8 +178,8 @@ def serve(
         taken.write_canaries(data.canaries.to_json())
     observer.started(taken, first, experiment.rounds, plan)
 
-    def warn(message: str, round: int = 0) -> None:
-        if taken.warn(message, round):
+    def warn(message: str, round: int = 0, about: str = "") -> None:
+        if taken.warn(message, round, about):
             observer.warned(message)
 
     for message in (*data.warnings, *without_effect(experiment, data.task)):
@@ -199,7 +199,7 @@ def serve(
                 },
             )
         for message in line.get("warnings", []):
-            warn(message, line["round"])
+            warn(message, line["round"], strategy.warned.get(message, ""))
         observer.round_done(line)
 
     progress = _Progress(strategy, observer)

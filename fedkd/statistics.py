@@ -15,6 +15,8 @@ from typing import Any, Literal
 import numpy as np
 
 RESAMPLES = 9999
+LEVEL = 0.05
+"""A difference counts as told where its p value, adjusted, is below this."""
 
 Test = Literal["t", "wilcoxon"]
 Alternative = Literal["two-sided", "greater", "less"]
@@ -168,6 +170,36 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
         adjusted[index] = largest
     return adjusted
+
+
+def smallest_told(a: Any, b: Any) -> float:
+    """The smallest mean difference that the paired t test could tell of samples that vary so.
+
+    With fewer pairs or more tests at once it is larger: below it, none has a p value under 0.05.
+
+    Parameters
+    ----------
+    a, b : array_like
+        ``(n,)`` each, paired in their order.
+
+    Returns
+    -------
+    float
+        In the values' unit; NaN for fewer than two pairs.
+    """
+    differences = _vector(a) - _vector(b)
+    found = interval(differences, 1 - LEVEL)
+    return found.high - found.mean
+
+
+def fewest_to_tell(tests: int = 1, test: Test = "t") -> int:
+    """Pairs without which the smallest of ``tests`` p values cannot be under 0.05, by Holm.
+
+    Student's t needs two. The smallest two-sided p of Wilcoxon's signed ranks is 2 / 2^n.
+    """
+    if test == "t":
+        return 2
+    return math.floor(1 + math.log2(tests / LEVEL)) + 1
 
 
 def _vector(values: Any) -> np.ndarray:

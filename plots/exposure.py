@@ -75,12 +75,11 @@ def arms(runs: Sequence[Run]) -> list[Arm]:
 
 def _arms(runs: Sequence[Run]) -> list[Arm]:
     """The arms of runs on data of one kind."""
-    named: dict[str, list[list[Run]]] = {}
-    for group in by_seed(runs):
-        for name in {run.experiment.name for run in group}:
-            same = [run for run in group if run.experiment.name == name]
-            same.sort(key=lambda run: (run.experiment.seed, str(run.folder)))
-            named.setdefault(name, []).append(same)
+    by_name: dict[str, list[Run]] = {}
+    for run in sorted(runs, key=lambda run: (run.experiment.seed, str(run.folder))):
+        by_name.setdefault(run.experiment.name, []).append(run)
+    # Arms may be the same experiment under two names.
+    named = {name: by_seed(same) for name, same in by_name.items()}
     places = {name: place for place, name in enumerate(ARMS)}
     order = sorted(named, key=lambda name: (places.get(name, len(places)), name))
     return [arm for name in order for arm in _of_a_name(name, named[name], len(named) == 1)]

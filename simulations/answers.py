@@ -9,12 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fedkd.caveats import gathered
 from fedkd.errors import FedkdError
-from simulations.suite import Suite, read, run_suite
-from simulations.verdicts import Claim, Verdict, judge_suite
+from fedkd.escaping import code, plain
+from fedkd.escaping import markdown as in_markdown
+from simulations.suite import Suite, frame, read, run_suite
+from simulations.tables import marked, notes_markdown
+from simulations.verdicts import Claim, Verdict, judge_suite, warnings
 from simulations.watch import Screen, told
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
     from rich.console import Console
 
 HEADS = ("where", "verdict", "effect [95 %]", "seeds", "")
@@ -24,12 +29,16 @@ STYLES = {"supported": "green", "not supported": "red", "vacuous": "yellow", "no
 
 @dataclass(frozen=True)
 class Answer:
-    """A claim and what its suite's runs say; ``why`` it could not be judged, if it could not."""
+    """A claim and what its suite's runs say; ``why`` it could not be judged, if it could not.
+
+    ``notes`` are what the runs that judge it warn of, by labels of what is compared.
+    """
 
     claim: Claim
     suite: Suite
     verdicts: Sequence[Verdict]
     why: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def figure(self) -> str:
@@ -75,13 +84,18 @@ def console_of(terminal: bool, stderr: bool = False) -> Console:
 def answers(claims: Mapping[str, Claim], suites: Mapping[str, Suite]) -> list[Answer]:
     """What finished runs say of ``claims``; one that does not fit its runs says why."""
     found = []
+    frames: dict[str, DataFrame] = {}
     for claim in claims.values():
-        verdicts, why = [], ""
+        suite = suites[claim.suite]
         try:
-            verdicts = judge_suite(claim, suites[claim.suite])
+            if claim.suite not in frames:
+                frames[claim.suite] = frame(suite)
+            runs = frames[claim.suite]
+            verdicts = judge_suite(claim, suite, runs)
+            notes, _ = marked(gathered(warnings(claim, suite, runs)))
+            found.append(Answer(claim, suite, verdicts, notes=notes))
         except FedkdError as error:
-            why = str(error)
-        found.append(Answer(claim, suites[claim.suite], verdicts, why))
+            found.append(Answer(claim, suite, [], str(error)))
     return found
 
 
@@ -93,8 +107,8 @@ def show(found: Sequence[Answer]) -> None:
     console = console_of(sys.stdout.isatty())
     for answer in found:
         claim = answer.claim
-        console.print(f"{claim.name}: {claim.statement}", style="bold")
-        console.print(claim.source, style="dim")
+        console.print(plain(f"{claim.name}: {claim.statement}"), style="bold")
+        console.print(plain(claim.source), style="dim")
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
         for head in HEADS:
             whole = head != "" and (head != "where" or console.width >= WIDE)
@@ -103,13 +117,16 @@ def show(found: Sequence[Answer]) -> None:
         for one in answer.verdicts:
             said = Text(one.verdict, style=STYLES.get(one.verdict, ""))
             end = not one.where
-            cells = (one.where_text, said, one.effect_text, str(one.seeds or ""), one.detail)
+            where, detail = plain(one.where_text), plain(one.detail)
+            cells = (where, said, one.effect_text, str(one.seeds or ""), detail)
             table.add_row(*cells, style="bold" if end else "")
         if answer.verdicts:
             console.print(table)
         if answer.why:
-            console.print(f"not judged: {answer.why}", style="red", soft_wrap=True)
-        console.print(f"figure: {answer.figure}\n", soft_wrap=True)
+            console.print(f"not judged: {plain(answer.why)}", style="red", soft_wrap=True)
+        for note in answer.notes:
+            console.print(note, style="yellow", soft_wrap=True)
+        console.print(f"figure: {plain(answer.figure)}\n", soft_wrap=True)
 
 
 def markdown(found: Sequence[Answer]) -> str:
@@ -121,17 +138,24 @@ def section(answer: Answer, level: str = "###") -> str:
     """One claim as Markdown."""
     claim = answer.claim
     rows = [
-        [one.where_text, _strong(one), one.effect_text, str(one.seeds or ""), one.detail]
+        [
+            in_markdown(one.where_text),
+            _strong(one),
+            one.effect_text,
+            str(one.seeds or ""),
+            in_markdown(one.detail),
+        ]
         for one in answer.verdicts
     ]
-    parts = [f"{level} {claim.name}", claim.statement, f"*{claim.source}.*"]
-    parts.append(f"Not judged: {answer.why}" if answer.why else listed([HEADS, *rows]))
-    return "\n\n".join([*parts, f"Figure: `{answer.figure}`"])
+    parts = [f"{level} {in_markdown(claim.name)}", in_markdown(claim.statement)]
+    parts.append(f"*{in_markdown(claim.source)}.*")
+    parts.append(f"Not judged: {in_markdown(answer.why)}" if answer.why else listed([HEADS, *rows]))
+    return "\n\n".join([*parts, *notes_markdown(answer.notes), f"Figure: {code(answer.figure)}"])
 
 
 def listed(rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table of words, to the left; the first row is the heads."""
-    lines = [" | ".join(cell.replace("|", r"\|") for cell in row) for row in rows]
+    """A Markdown table of words, to the left; the first row is the heads. Cells are Markdown."""
+    lines = [" | ".join(row) for row in rows]
     return "\n".join(
         f"| {line} |" for line in [lines[0], " | ".join("-" * len(rows[0])), *lines[1:]]
     )

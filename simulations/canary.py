@@ -16,11 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedkd import registry
+from fedkd.caveats import caveats, gathered
 from fedkd.errors import FedkdError, nearest
+from fedkd.escaping import markdown as in_markdown
 from fedkd.experiment import Experiment, changed
 from fedkd.results import PLACES, Run, exposures, finite, utility, utility_name
 from fedkd.run import check
 from simulations.jobs import Job, grouped, most, outcomes
+from simulations.tables import marked
 
 if TYPE_CHECKING:
     from fedkd.privacy.exposure import Estimate
@@ -362,11 +365,11 @@ def main(
     if not shown:
         raise FedkdError(grouped(failed))
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "table.md").write_text(report(experiment.name, rows), encoding="utf-8")
+    (folder / "table.md").write_text(report(experiment.name, rows, notes(groups)), encoding="utf-8")
     lines = [asdict(row) for level in levels for row in rows[level]]
     (folder / "table.json").write_text(json.dumps(finite(lines), indent=1))
     print(markdown(shown))
-    for line in findings(shown):
+    for line in (*findings(shown), *notes(groups)):
         print(line)
     print(f"{time.perf_counter() - begin:.0f} s; all levels of repeats: {folder / 'table.md'}")
     if failed:
@@ -380,12 +383,13 @@ def _there(experiment: Experiment) -> None:
     load(experiment)
 
 
-def report(name: str, rows: dict[int, list[Row]]) -> str:
-    """The tables of all levels of repeats, under a heading each, and what the arms are."""
+def report(name: str, rows: dict[int, list[Row]], warnings: Sequence[str] = ()) -> str:
+    """The tables of all levels of repeats, each under a heading, warnings, what the arms are."""
     parts = [f"# Canaries in {name}"]
     for level, found in rows.items():
         parts += [f"## Secrets repeated {level} time{'s' * (level > 1)}", markdown(found)]
         parts += findings(found)
+    parts += [f"- {in_markdown(line)}" for line in warnings]
     what = [f"- `{row.arm}`: {row.what}" for row in next(iter(rows.values()))]
     return "\n\n".join([*parts, "## Arms", "\n".join(what)]) + "\n"
 
@@ -431,6 +435,11 @@ def markdown(rows: Sequence[Row]) -> str:
         "token or item and is no guarantee. Audited ε is of all copies of a secret at once."
     )
     return f"{said}\n\n{notes}"
+
+
+def notes(groups: dict[str, list[Run]]) -> Sequence[str]:
+    """What the runs of each arm warn of, a line a kind."""
+    return marked(gathered((arm, caveats(run)) for arm, runs in groups.items() for run in runs))[0]
 
 
 def number(found: Estimate | None, digits: int, factor: float = 1.0, unit: str = "") -> str:

@@ -19,7 +19,9 @@ import typer
 from typer.main import get_command
 
 from fedkd import registry
+from fedkd.caveats import LEFT_OUT, caveats
 from fedkd.errors import FedkdError, nearest, shown
+from fedkd.escaping import plain
 from fedkd.experiment import MOST_PROCESSES, Experiment
 from fedkd.observers import Observers, TensorBoard
 from fedkd.results import CHECKPOINT, PLACES, Run
@@ -379,6 +381,9 @@ def _report(run: Run) -> None:
         console.print(f"client {client} left out of {many} ({reasons[-1]})", style="yellow")
     if len(out) > LEFT_OUT_SHOWN:
         console.print(f"and {len(out) - LEFT_OUT_SHOWN} more clients left out", style="yellow")
+    for caveat in caveats(run, rounds):
+        if caveat.kind != LEFT_OUT:
+            console.print(plain(caveat), style="yellow", soft_wrap=True)
 
 
 def _percent(share: float | None, after: str = "") -> str:
@@ -546,12 +551,27 @@ def suite(
         raise typer.Exit(1)
 
 
+class TableCommand(typer.core.TyperCommand):
+    """The command with ``--differences``, whose value may be left out."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Give ``--differences`` an empty value where none follows."""
+        following = [*args[1:], "-"][: len(args)]
+        given = [
+            f"{word}=" if word == "--differences" and after.startswith("-") else word
+            for word, after in zip(args, following, strict=True)
+        ]
+        return super().parse_args(ctx, given)
+
+
 @app.command(
     epilog=examples(
         "fedkd table knfu-heterogeneity --where data=digits --columns data.alpha",
         "fedkd table runs/mine --rows method --columns data,data.alpha --format latex",
         "fedkd table fedd2s-baselines --where data=digits --value own_accuracy_worst10",
-    )
+        "fedkd table knfu-heterogeneity --columns data,data.alpha --differences local",
+    ),
+    cls=TableCommand,
 )
 def table(
     name: Annotated[str, typer.Argument(metavar="SUITE", show_default=False)],
@@ -569,8 +589,15 @@ def table(
         str, typer.Option(metavar="max|min|none", help="Which is best; by the value if not given.")
     ] = "",
     test: Annotated[
-        str, typer.Option(metavar="t|wilcoxon", help="The paired test that finds ties.")
+        str, typer.Option(metavar="t|wilcoxon", help="The paired test that finds what is worse.")
     ] = "t",
+    differences: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[ROW]",
+            help="Differences to the best of the column, or to ROW, with 95 % intervals.",
+        ),
+    ] = None,
     where: Annotated[
         list[str] | None,
         typer.Option(metavar="AXIS=LABEL[,LABEL]", help="Take these cells alone; repeatable."),
@@ -578,10 +605,10 @@ def table(
     scale: OfScale = "quick",
     out: Out = None,
 ) -> None:
-    """Print a table of a suite's finished runs: mean and spread over seeds, the best marked.
+    """Print a table of a suite's finished runs: mean and spread over seeds, best and worse marked.
 
     SUITE is what [bold]fedkd suite[/bold] takes, or any folder of runs; axes of such a folder are
-    the experiment's keys.
+    the experiment's keys. What the runs warn of stands under the table.
     """
     allowed = {
         "format": (form, ("text", "csv", "markdown", "latex")),
@@ -605,6 +632,7 @@ def table(
         spread=spread,  # type: ignore[arg-type]
         best=None if best == "none" else best or tables.direction(value),  # type: ignore[arg-type]
         test=test,  # type: ignore[arg-type]
+        differences=differences or differences is not None,
     )
     print(getattr(tables, form)(found))
 

@@ -1,4 +1,4 @@
-"""Runs side by side, as a Markdown table: mean and standard deviation over seeds."""
+"""Runs side by side, as a Markdown table: mean and standard deviation over seeds, and notes."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from fedkd.caveats import caveats, gathered, span
 from fedkd.errors import FedkdError
+from fedkd.escaping import markdown
 from fedkd.results import Run, by_seed, labels, reached
-from simulations.tables import mean_and_spread, ruled
+from simulations.tables import marked, mean_and_spread, notes_markdown, ruled
 
 ACCURACIES = {
     "own, fused": "own_accuracy_mean",
@@ -34,15 +36,20 @@ def table(runs: Sequence[Run], target: float | None = None) -> str:
     run is of text; ± is the standard deviation over seeds (n - 1), left out for one seed. MB up and
     down, and seconds, are means a run. With ``target``, a mean own accuracy in percent: rounds, and
     MB both ways, until it was first reached, means over the runs that did, with how many where
-    others did not.
+    others did not. What runs warn of stands under the table, with a mark at each row it concerns.
 
     Raises
     ------
     FedkdError
-        A run has not finished.
+        A run has not finished; or two are the same experiment with the same seed.
     """
     groups = by_seed(runs)
     summaries = [[_summary(run) for run in group] for group in groups]
+    titles = labels([group[0] for group in groups])
+    warnings = [[caveats(run) for run in group] for group in groups]
+    notes, marks = marked(
+        gathered((title, one) for title, some in zip(titles, warnings) for one in some)
+    )
     jain = any(JAIN in one for found in summaries for one in found)
     text = {
         name: key
@@ -54,10 +61,9 @@ def table(runs: Sequence[Run], target: float | None = None) -> str:
     if target is not None:
         heads += [f"{what} to {target:g} %" for what in ("rounds", "MB")]
     rows = [heads]
-    for title, group, found in zip(
-        labels([group[0] for group in groups]), groups, summaries, strict=True
-    ):
-        row = [title, str(len({run.experiment.seed for run in group}))]
+    for title, group, found in zip(titles, groups, summaries, strict=True):
+        mark = marks.get(title, "")
+        row = [f"{markdown(title)}{f' {mark}' * bool(mark)}", str(len(group))]
         for key in ACCURACIES.values():
             row.append(mean_and_spread([100 * one[key] for one in found if key in one]))
         if jain:
@@ -68,7 +74,15 @@ def table(runs: Sequence[Run], target: float | None = None) -> str:
             row.append(f"{np.mean([one[key] for one in found]) / 1e6:.2f}")
         row.append(f"{np.mean([one['seconds'] for one in found]):.0f}")
         rows.append([*row, *(_to_target(group, target) if target is not None else [])])
-    return ruled(rows)
+    experiments = [run.experiment for group in groups for run in group]
+    caption = (
+        f"Accuracies are means over clients in %, ± standard deviation over seeds; "
+        f"{span((one.data.clients for one in experiments), 'client')}, "
+        f"{span((one.rounds for one in experiments), 'round')}. fused: after the last measured "
+        "round's fusion; local: after its local training; own: clients' own test sets; common: the "
+        "common test set."
+    )
+    return "\n\n".join([ruled(rows), caption, *notes_markdown(notes)])
 
 
 def _summary(run: Run) -> dict[str, float]:

@@ -17,7 +17,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedkd.caveats import gathered
 from fedkd.errors import FedkdError
+from fedkd.escaping import plain
 from fedkd.experiment import Experiment
 from fedkd.results import ENVIRONMENT, EXPERIMENT, Run
 from plots.style import styled
@@ -44,8 +46,9 @@ VALUES = (
 )
 """What there is a table of, where it was measured."""
 TABLES_SAY = (
-    "Mean ± standard deviation over seeds. Bold: the best of a column; ≈: not told from it by a "
-    "paired t test over seeds (Holm, p ≥ 0.05)."
+    "Bold: the best of a column; ↓: worse than it by a paired t test over seeds (Holm, p < 0.05). "
+    "An entry without ↓ is not told from the best, which is no tie: the caption says what "
+    "difference the seeds could tell. Marks lead to what runs warn of."
 )
 FIGURES = {
     "alpha": "Accuracy against heterogeneity",
@@ -100,6 +103,7 @@ def page(suite: Suite) -> str:
     template = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
+        finalize=_shown,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -118,12 +122,29 @@ def page(suite: Suite) -> str:
         tables_say=TABLES_SAY,
         figures=_figures(suite),
         cells=_cells(suite, found, states),
-        cell_heads=[*suite.axes, "state", *(_words(value) for value in _measured(found)), "s"],
+        notes=_notes(suite, found),
+        cell_heads=[
+            *(*suite.axes, "state", *(_words(value) for value in _measured(found))),
+            *("s", "warnings"),
+        ],
         shared=_shared([cell.experiment for cell in suite.cells]),
         commands=_commands(suite, judged),
         environment=environment,
         differing=[key for key, values in environment.items() if len(values) > 1],
     )
+
+
+def _shown(value: Any) -> Any:
+    """What stands on the page, without control codes."""
+    return plain(value, lines=True) if type(value) is str else value
+
+
+def _notes(suite: Suite, found: DataFrame) -> Sequence[str]:
+    """What the finished runs warn of, by labels of what is compared."""
+    if not len(found):
+        return ()
+    axis = _compared(suite)
+    return tables.marked(gathered(zip(found[axis].map(str), found["warnings"])))[0]
 
 
 # --- panels: which cells stand together -----------------------------------------------------------
@@ -318,14 +339,16 @@ def _combinations(suite: Suite) -> int:
 
 
 def _cells(suite: Suite, found: DataFrame, states: Sequence[str]) -> list[list[str]]:
-    """A row a cell: its labels, its state, what was measured, seconds."""
+    """A row a cell: its labels, its state, what was measured, seconds, what its run warns of."""
     values = _measured(found)
+    warnings = dict(zip(found["folder"], found["warnings"])) if len(found) else {}
     rows = []
     for cell, state in zip(suite.cells, states, strict=True):
         summary = Run(cell.folder).summary or {}
         numbers = [_number(value, summary.get(value)) for value in values]
         seconds = f"{summary['seconds']:.1f}" if "seconds" in summary else ""
-        rows.append([*map(str, cell.labels.values()), state, *numbers, seconds])
+        warned = "; ".join(map(str, warnings.get(str(cell.folder), ())))
+        rows.append([*map(str, cell.labels.values()), state, *numbers, seconds, warned])
     return rows
 
 

@@ -23,11 +23,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedkd.errors import FedkdError
+from fedkd.escaping import code, markdown
 from fedkd.results import ENVIRONMENT, Run, most_repeated
 from plots.style import styled
 from simulations import canary, tables
 from simulations.answers import Answer, answers, listed, run_missing, section
 from simulations.suite import ARM, SEED, Cell, Label, Suite, frame, panels, read, suites, where
+from simulations.tables import notes_markdown
 from simulations.verdicts import MEASURES, Judgement, claims
 
 if TYPE_CHECKING:
@@ -143,6 +145,12 @@ seeds. *own* is a client's own test split, with its own label distribution; *com
 class-balanced set; *local* is measured after local training, *fused* at the end of the same round,
 with the fused knowledge.
 
+**Tables.** Bold is the best of a column; ↓ is told to be worse than it by a paired t test over
+seeds. What has no ↓ is not told apart from the best with these seeds: that is no tie, and each
+caption says how small a difference would not be told. Marks (†, ‡, …) lead to what runs warn of,
+under the table; a method whose run was no more than local training or uniform fusion is not counted
+as best. Warnings are also under each claim that such runs judge, and under each figure.
+
 **Verdicts** follow rules that are fixed in the claims' files (`simulations/claims`) before the
 runs. An effect is a paired difference over seeds, positive where it speaks for the claim, with a
 95 % interval by Student's t, simultaneous over all that one label is compared with (Bonferroni): of
@@ -198,7 +206,7 @@ def _machine(opened: Mapping[str, Suite]) -> str:
         [
             key,
             ", ".join(
-                value if len(counts) == 1 else f"{value} ({count} runs)"
+                markdown(value if len(counts) == 1 else f"{value} ({count} runs)")
                 for value, count in counts.most_common()
             ),
         ]
@@ -214,11 +222,13 @@ def _overview(judged: Sequence[Answer], scale: str) -> str:
     for answer in judged:
         claim = answer.claim
         if not answer.verdicts:
-            rows.append([_link(claim.name), claim.statement, f"not judged: {answer.why}", ""])
+            why = f"not judged: {markdown(answer.why)}"
+            rows.append([_link(claim.name), markdown(claim.statement), why, ""])
             continue
         last = answer.verdicts[-1]
         said.setdefault(last.verdict, []).append(claim.name)
-        rows.append([_link(claim.name), claim.statement, f"**{last.verdict}**", last.detail])
+        statement, detail = markdown(claim.statement), markdown(last.detail)
+        rows.append([_link(claim.name), statement, f"**{last.verdict}**", detail])
     table = listed([("claim", "statement", "verdict", "cells"), *rows])
     lines = [
         f"- {reading}: {', '.join(map(_link, said[verdict]))}."
@@ -241,10 +251,13 @@ def _suite(suite: Suite, judged: Sequence[Answer], figures: dict[str, bytes]) ->
         "finished" if cell.finished else "without data" if cell.missing else "not run"
         for cell in suite.cells
     )
-    axes = [f"- {axis}: {', '.join(map(str, labels))}" for axis, labels in suite.axes.items()]
+    axes = [
+        f"- {markdown(axis)}: {markdown(', '.join(map(str, labels)))}"
+        for axis, labels in suite.axes.items()
+    ]
     parts = [
-        f"## Suite {suite.name}",
-        suite.about,
+        f"## Suite {markdown(suite.name)}",
+        markdown(suite.about),
         f"```sh\nfedkd suite {suite.name} --scale {suite.scale} --data-dir DATA\n```",
         "\n".join(axes),
         f"{len(suite.cells)} runs: {', '.join(f'{n} {what}' for what, n in counts.items())}.",
@@ -279,7 +292,8 @@ def _leaks(suite: Suite) -> Iterator[str]:
             groups.setdefault(str(cell.labels[ARM]), []).append(Run(cell.folder))
         rows = canary.table(groups, {}, most_repeated(Run(cells[0].folder)))
         title = _title("exposure", labels)
-        yield "\n\n".join([f"#### {title}", canary.markdown(rows), *canary.findings(rows)])
+        notes = notes_markdown(canary.notes(groups))
+        yield "\n\n".join([f"#### {title}", canary.markdown(rows), *canary.findings(rows), *notes])
 
 
 def _table(
@@ -290,11 +304,11 @@ def _table(
     words += ["--rows", shown.rows, "--columns", shown.columns]
     words += [word for axis, label in labels.items() for word in ("--where", f"{axis}={label}")]
     title = _title(MEASURES.get(value, value.replace("_", " ")), labels)
-    return f"#### {title}\n\n`{shlex.join(words)}`\n\n{tables.markdown(made)}"
+    return f"#### {title}\n\n{code(shlex.join(words))}\n\n{tables.markdown(made)}"
 
 
 def _title(what: str, labels: Mapping[str, Label]) -> str:
-    return f"{what}, {where(labels)}" if labels else what
+    return markdown(f"{what}, {where(labels)}" if labels else what)
 
 
 def _pictures(suite: Suite, picture: Picture, figures: dict[str, bytes]) -> Iterator[str]:
@@ -318,7 +332,7 @@ def _pictures(suite: Suite, picture: Picture, figures: dict[str, bytes]) -> Iter
         figures[f"{stem}.png"] = png
         title = _title(named, labels | picture.only)
         command = _plotted(suite, picture, cells)
-        yield f"![{title}, of {suite.name}]({FIGURES}/{stem}.png)\n\n`{command}`"
+        yield f"![{title}, of {suite.name}]({FIGURES}/{stem}.png)\n\n{code(command)}"
 
 
 def _plotted(suite: Suite, picture: Picture, cells: Sequence[Cell]) -> str:

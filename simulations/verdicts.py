@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
+from fedkd.caveats import Caveat
 from fedkd.errors import FedkdError, nearest
 from fedkd.experiment import Table, validated
 from fedkd.results import Run, exposures, most_repeated, reached, utility, utility_name
@@ -259,13 +260,28 @@ def judge(claim: Claim, frame: DataFrame) -> list[Verdict]:
     return _judged(claim, rows, rows, {})
 
 
-def judge_suite(claim: Claim, suite: Suite) -> list[Verdict]:
-    """As :func:`judge`, of all cells of a suite: those that have no run are "not run", and why."""
+def judge_suite(claim: Claim, suite: Suite, runs: DataFrame | None = None) -> list[Verdict]:
+    """As :func:`judge`, of all cells of a suite: those that have no run are "not run", and why.
+
+    ``runs`` is the suite's frame, where it was made already.
+    """
     from simulations.suite import frame
 
     cells = [cell.labels for cell in suite.cells]
     missing = {tuple(cell.labels.values()): cell.missing for cell in suite.cells if cell.missing}
-    return _judged(claim, cells, _rows(frame(suite)), missing)
+    return _judged(claim, cells, _rows(frame(suite) if runs is None else runs), missing)
+
+
+def warnings(claim: Claim, suite: Suite, runs: DataFrame) -> list[tuple[str, tuple[Caveat, ...]]]:
+    """Of each run that judges a claim, its label on the compared axis and its caveats."""
+    axis, named = claim.compare.axis, (claim.compare.of, *claim.compare.with_)
+    rows = [row for row in _only(claim, _rows(runs)) if named == (None,) or row[axis] in named]
+    cells = [dict(where) for where in _cells(claim, [cell.labels for cell in suite.cells])]
+    return [
+        (str(row[axis]), row["warnings"])
+        for row in rows
+        if any(_fits(row, labels) for labels in cells)
+    ]
 
 
 def _rows(frame: DataFrame) -> list[Row]:
@@ -624,7 +640,7 @@ def _target(claim: Claim, test: Criterion, rows: Sequence[Row], seed: int) -> fl
 
 def _value(row: Row, name: str, target: float = math.nan) -> float:
     """A number of a run: a column, or read off its folder; NaN if it has none."""
-    if name in row:
+    if name in row and not name.startswith("record."):
         return math.nan if row[name] is None else float(row[name])
     run = Run(Path(row["folder"]))
     if name == "utility":

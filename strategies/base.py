@@ -168,10 +168,10 @@ class KnowledgeStrategy(Strategy):
         self._assigned: dict[int, Assignment] = {}
         self._line: Line = {}
         self._measured: dict[str, dict[int, dict[str, float]]] = {}
-        self._warned: set[str] = set()
+        self.warned: dict[str, str] = {}  # what each warning is about, by its message
         self.latest: dict[int, dict[str, float]] = {}
         self.changed: list[int] = []
-        self._fixed = {*vars(self), "_fixed"} - {"latest", "changed"}
+        self._fixed = {*vars(self), "_fixed"} - {"latest", "changed", "warned"}
         self.setup_server()
         self.setup()
 
@@ -235,9 +235,14 @@ class KnowledgeStrategy(Strategy):
     # --- what methods call ------------------------------------------------------------------
 
     def warn_once(self, about: str, message: str) -> None:
-        """Put a warning in the round's line, once a run for each ``about``."""
-        if about not in self._warned:
-            self._warned.add(about)
+        """Put a warning in the round's line, once a run for each ``about``.
+
+        It stands under every table and figure of the run. Where the method comes to no more than
+        another, ``about`` is one of ``fedkd.caveats.ANOTHER_METHOD``: the run then counts as that
+        method's, and never as the best of this one's.
+        """
+        if about not in self.warned.values():
+            self.warned[message] = about
             self._line.setdefault("warnings", []).append(message)
 
     def distil(self, *terms: Term) -> Fit:
@@ -318,13 +323,12 @@ class KnowledgeStrategy(Strategy):
     def state(self) -> dict[str, Any]:
         """All that later rounds depend on, for a checkpoint."""
         kept = {name: value for name, value in vars(self).items() if name not in self._fixed}
-        kept |= {"_warned": sorted(self._warned), "_privacy": self._privacy.state()}
+        kept["_privacy"] = self._privacy.state()
         return kept | {"_server": self.server.state()}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take in what :meth:`state` gave."""
         state = dict(state)
-        self._warned = set(state.pop("_warned"))
         self._privacy.restore(state.pop("_privacy"))
         self.server.restore(state.pop("_server"))
         vars(self).update(state)

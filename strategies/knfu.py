@@ -23,6 +23,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedkd import registry
+from fedkd.caveats import LOCAL_TRAINING, UNIFORM_FUSION
 from fedkd.distillation.divergences import DIVERGENCES
 from fedkd.distillation.objectives import traits
 from fedkd.distillation.targets import mix, retemper
@@ -148,14 +149,14 @@ class KnFu(KnowledgeStrategy):
         alike = data.partition == "iid" or (data.partition == "dirichlet" and data.alpha >= 10)
         if self.always["uniform"] and not alike and beta > 0:
             self.warn_once(
-                "uniform",
+                UNIFORM_FUSION,
                 f"KnFu fuses uniformly: {contributors:.1f} effective contributors of {clients} "
                 "since round 1. The clients' class beliefs are too alike for "
                 f"strategy.beta = {beta:g}; train longer (training.local_epochs) or raise beta",
             )
         if self.always["identity"]:
             self.warn_once(
-                "identity",
+                LOCAL_TRAINING,
                 f"KnFu leaves clients to themselves: mean self-weight {own:.2f} since round 1, so "
                 f"it equals local training plus self-distillation; lower strategy.beta = {beta:g}",
             )

@@ -60,6 +60,26 @@ def test_a_round_is_a_row_of_its_run(runs):
     assert not frame.columns.duplicated().any()
 
 
+def test_what_a_strategy_recorded_is_a_column_with_its_last_value(runs):
+    frame, rounds = load_runs(runs), load_rounds(runs)
+    recorded = {name for name in frame.columns if name.startswith("record.")}
+    assert recorded == {name for name in rounds.columns if name.startswith("record.")}
+    line = Run(runs / "a").rounds[-1]["strategy"]
+    assert "weights" in line
+    assert recorded == {f"record.{name}" for name in line if name != "weights"}
+    assert frame["record.contributors"][0] == line["contributors"]
+    assert frame["record.contributors"].isna().tolist() == [False, False, True]
+
+
+def test_what_a_run_warns_of_is_in_its_row(runs):
+    Run(runs / "b/c").warn("the common test set has 3 samples")
+    frame = load_runs(runs)
+    texts = [[caveat.text for caveat in some] for some in frame.warnings]
+    assert "the common test set has 3 samples" in texts[1]
+    assert texts[2] == ["has not ended: 0 of 2 rounds"]
+    assert texts[0][-1] == "2 measured rounds: too few to tell whether training had converged"
+
+
 def test_a_folder_without_runs_is_an_empty_frame(tmp_path):
     assert len(load_runs(tmp_path)) == len(load_rounds(tmp_path)) == 0
 

@@ -13,7 +13,13 @@ ALLOWED = {
     "plots": {"plots", "fedkd"},
     "simulations": set(PACKAGES),
 }
-READERS = {f"fedkd.{name}" for name in ("results", "frames", "statistics", "errors", "experiment")}
+READERS = {
+    f"fedkd.{name}"
+    for name in (
+        *("results", "frames", "statistics", "errors", "experiment"),
+        *("caveats", "escaping"),
+    )
+}
 FILES = [file for package in PACKAGES for file in sorted((ROOT / package).rglob("*.py"))]
 
 

@@ -5,7 +5,14 @@ import math
 import numpy as np
 import pytest
 
-from fedkd.statistics import bootstrap, holm, interval, paired
+from fedkd.statistics import (
+    bootstrap,
+    fewest_to_tell,
+    holm,
+    interval,
+    paired,
+    smallest_told,
+)
 
 
 def test_the_interval_of_a_textbook_sample():
@@ -92,3 +99,21 @@ def test_holm_keeps_the_order_and_never_lowers_a_p_value():
     adjusted = holm(p)
     assert all(after >= before for before, after in zip(p, adjusted))
     assert sorted(adjusted) == [adjusted[index] for index in np.argsort(p)]
+
+
+def test_a_mean_difference_just_above_the_smallest_told_is_told_and_one_below_is_not():
+    spread = np.array([-1.0, 0.2, 0.3, 0.5])  # mean 0
+    least = smallest_told(spread, [0] * 4)
+    assert (
+        paired(spread + 1.01 * least, [0] * 4).p < 0.05 < paired(spread + 0.99 * least, [0] * 4).p
+    )
+    assert np.isnan(smallest_told([1], [0]))
+
+
+@pytest.mark.parametrize("tests", [1, 2, 5, 20])
+def test_fewer_pairs_than_needed_can_tell_nothing_by_signed_ranks(tests):
+    needed = fewest_to_tell(tests, "wilcoxon")
+    for pairs, told in ((needed, True), (needed - 1, False)):
+        p = paired(np.arange(1.0, pairs + 1), np.zeros(pairs), "wilcoxon").p
+        assert (holm([p] + [1.0] * (tests - 1))[0] < 0.05) == told
+    assert fewest_to_tell(tests) == 2

@@ -7,11 +7,7 @@ from pathlib import Path
 import mishaps
 import pytest
 import torch
-from lines import measured
 
-from fedkd import FedkdError, Observer, run
-from fedkd.client import client_app
-from fedkd.engine import plan, pool
 from fedkd.engine.procs import Procs
 from fedkd.engine.worker import Worker
 from fedkd.work import Assignment, Evaluate, Fit, Hold, Predict, Share, Soft

@@ -2,6 +2,7 @@
 
 import pytest
 
+from fedkd.caveats import LOCAL_TRAINING
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
 from fedkd.results import Run
@@ -25,7 +26,9 @@ def finished(folder, method="knfu", seed=0, own=(0.5, 0.6), **summary):
 def rows(text):
     """The cells of every row under their column's head."""
     heads, _, *lines = (
-        [cell.strip() for cell in line.split("|")[1:-1]] for line in text.split("\n")
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in text.split("\n")
+        if line.startswith("|")
     )
     return [dict(zip(heads, line, strict=True)) for line in lines]
 
@@ -83,9 +86,29 @@ def test_a_target_that_was_never_reached_is_a_dash(tmp_path):
 
 def test_the_table_lines_up_as_plain_text(tmp_path):
     runs = [finished(tmp_path / "a"), finished(tmp_path / "b", "a_method_with_a_long_name")]
-    lines = table(runs, 60).split("\n")
+    lines = table(runs, 60).split("\n\n")[0].split("\n")
     bars = [[place for place, sign in enumerate(line) if sign == "|"] for line in lines]
     assert all(places == bars[0] for places in bars)
+
+
+def test_what_runs_warn_of_stands_under_the_table_and_marks_its_rows(tmp_path):
+    runs = [finished(tmp_path / f"{n}", seed=n) for n in range(3)]
+    runs[1].warn("it is local training", 3, LOCAL_TRAINING)
+    text = table([*runs, finished(tmp_path / "b", "fedmd")])
+    assert [row["run"] for row in rows(text)] == ["knfu †", "fedmd"]
+    assert "- † knfu (1 of 3 runs): it is local training\n" in text
+    assert "10 clients, 10 rounds" in text
+
+
+def test_a_run_and_its_copy_do_not_count_as_two_seeds(tmp_path):
+    runs = [finished(tmp_path / name) for name in "ab"]
+    with pytest.raises(FedkdError, match=r"a and .*b are one experiment with one seed, 0"):
+        table(runs)
+
+
+def test_a_name_that_is_markdown_is_shown_as_it_is(tmp_path):
+    run = finished(tmp_path / "a", "my|<b>`*x*")
+    assert r"my\|&lt;b&gt;\`\*x\*" in table([run])
 
 
 def test_a_run_that_has_not_finished_is_one_line(tmp_path):
