@@ -63,8 +63,7 @@ def header(file: Path) -> Header:
         if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
             raise ValueError(f"it has {image.n_frames} frames; allowed: one")
         deep = image.mode not in ("1", "L", "LA") and _is_grey(image)
-        layout = [str(tile[3]) for tile in image.tile]
-        narrowed = not deep and any(";16" in one for one in layout)
+        narrowed = not deep and _bits(image) > 8
         if image.mode in ("I", "F") and not deep:
             raise ValueError(
                 "it has 32 bits a pixel, and which numbers are black and white is not known; "
@@ -86,11 +85,12 @@ def pixels(file: Path, grey: bool, deep: bool) -> np.ndarray:
         It is not a readable image, or has transparent pixels.
     """
     with _image(file) as image:
+        bits = 12 if _bits(image) == 12 else 16
+        image.load()  # which turns some formats upright by itself
         if image.has_transparency_data and image.convert("RGBA").getextrema()[3] != (255, 255):
             raise ValueError("it has transparent pixels; allowed: images on a background")
         turn = TURNED.get(image.getexif().get(0x0112, 1))
         if image.mode.startswith("I"):
-            bits = 12 if any(";12" in str(tile[3]) for tile in image.tile) else 16
             levels = np.asarray(image).astype(np.float32) / (2**bits - 1)
         else:
             levels = np.asarray(image.convert("L" if grey else "RGB"))
@@ -108,9 +108,20 @@ def _is_grey(image: Image.Image) -> bool:
     return image.mode in GREY or (image.mode == "I" and image.format in ("PNG", "PPM"))
 
 
+def _bits(image: Image.Image) -> int:
+    """Bits of a level in the file, where Pillow's decoders say that they are 12 or 16; else 8."""
+    for codec, _, _, arguments in image.tile:
+        if codec == "ppm" and arguments[-1] > 255:  # the largest level
+            return 16
+        for bits in (12, 16):
+            if f";{bits}" in str(arguments):
+                return bits
+    return 8
+
+
 @contextlib.contextmanager
 def _image(file: Path) -> Iterator[Image.Image]:
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with opened(file) as stream, warnings.catch_warnings():
@@ -121,8 +132,11 @@ def _image(file: Path) -> Iterator[Image.Image]:
     except FedkdError:
         raise
     except Exception as error:  # Pillow lets through whatever its decoders raise
+        reason = str(error).split("\n")[0] or type(error).__name__
         if isinstance(error, Image.DecompressionBombWarning | Image.DecompressionBombError):
             reason = f"it has more than {Image.MAX_IMAGE_PIXELS:,} pixels"
-        else:
-            reason = (str(error).split("\n")[0] or type(error).__name__).replace(str(file), "it")
+        elif isinstance(error, UnidentifiedImageError):
+            reason = f"it is none of {', '.join(FORMATS)}"
+        elif isinstance(error, OSError) and error.strerror:
+            reason = error.strerror
         raise FedkdError(f"{file} is not a readable image: {reason}") from error
