@@ -121,6 +121,11 @@ class DataTable(Table):
     """Fewest training samples a client may be left with."""
     validation_fraction: float = Field(0.0, ge=0, lt=1)
     """Share of a client's training samples held out for validation."""
+    statistics: Literal["auto", "constants", "public", "private"] = "auto"
+    """Mean and standard deviation that samples are normalised by: those that the data set
+    publishes (of pictures that publish none: 0.5 and 0.5); those of the transfer set; those of
+    clients' own samples, a release that no epsilon covers; ``auto``: published ones where there
+    are any, else the transfer set's."""
     augment: bool = False
     """Random crops, and horizontal flips of colour images, on training batches."""
     test: TestSets = TestSets()

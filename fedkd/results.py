@@ -4,7 +4,7 @@
 
     experiment.toml     the experiment, every key written out
     environment.json    versions, device, processor, state of the source tree
-    partition.json      clients x classes, sizes, students
+    partition.json      clients x classes, sizes, students; what samples are normalised by
     rounds.jsonl        a line a round, written when the round ends
     clients.jsonl       a line a round, client and stage ("local": after local training;
                         "fused": at the end of the round, with the fused knowledge)
@@ -32,6 +32,7 @@ import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from fedkd.errors import FedkdError
@@ -121,14 +122,19 @@ class Run:
         counts: np.ndarray,
         own: Sequence[int],
         students: Sequence[str],
+        described: Line = MappingProxyType({}),
     ) -> None:
-        """Record who holds what: ``counts`` is (N, C) private training samples a class."""
+        """Record who holds what: ``counts`` is (N, C) private training samples a class.
+
+        ``described`` is what else there is to say of the data.
+        """
         clients = [
             {"client": n, "student": students[n], "train": int(row.sum()), "own_test": int(own[n])}
             | {"labels": [int(count) for count in row]}
             for n, row in enumerate(counts)
         ]
-        self._write(PARTITION, json.dumps({"classes": list(classes), "clients": clients}))
+        held = {"classes": list(classes), "clients": clients, **described}
+        self._write(PARTITION, json.dumps(held))
 
     def append_round(
         self,
@@ -258,7 +264,11 @@ class Run:
 
     @property
     def partition(self) -> dict[str, Any]:
-        """``classes`` and, for every client, its label counts, sizes and student."""
+        """``classes``, for every client its label counts, sizes and student, and ``statistics``.
+
+        ``statistics`` are what samples are normalised by and where that is from;
+        ``effective_classes`` is e to the mean entropy of clients' label distributions.
+        """
         return self._json(PARTITION) or {"classes": [], "clients": []}
 
     @property

@@ -173,6 +173,7 @@ def serve(
             counts.numpy(),
             [len(data.own(client).inputs) for client in clients],
             [experiment.architecture(client) for client in clients],
+            data.described(),
         )
     if data.canaries is not None:
         taken.write_canaries(data.canaries.to_json())

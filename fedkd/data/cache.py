@@ -12,6 +12,7 @@ import hashlib
 import os
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,17 @@ def folder() -> Path | None:
     return Path(named).expanduser() if named else home()
 
 
-def remembered(kind: str, key: object, make: Callable[[], Arrays]) -> Arrays:
+def holds(*names: str) -> Callable[[Arrays], bool]:
+    """Whether arrays of these names are there."""
+    return lambda arrays: arrays.keys() >= {*names}
+
+
+def remembered(
+    kind: str,
+    key: object,
+    make: Callable[[], Arrays],
+    fits: Callable[[Arrays], bool] = bool,
+) -> Arrays:
     """``make()``, or what it returned when it was last called with this ``key``.
 
     Parameters
@@ -51,15 +62,19 @@ def remembered(kind: str, key: object, make: Callable[[], Arrays]) -> Arrays:
         Everything the arrays depend on; told apart by its ``repr``.
     make : Callable[[], Arrays]
         Computes the arrays. Its errors pass through and nothing is kept.
+    fits : Callable[[Arrays], bool]
+        Whether arrays that were kept have the layout of what ``make`` returns. If not, or if a file
+        is damaged, they are made again.
     """
     place = folder()
     if place is None:
         return make()
     file = place / kind / f"{hashlib.blake2b(repr(key).encode(), digest_size=16).hexdigest()}.npz"
-    try:
-        return _read(file)
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile):
-        arrays = make()
+    with contextlib.suppress(Exception):  # whatever a damaged file makes its parsers raise
+        kept = _read(file)
+        if fits(kept):
+            return kept
+    arrays = make()
     with contextlib.suppress(OSError):  # a full or read-only disk costs time only
         _keep(file, arrays, KEPT[kind])
     return arrays
@@ -68,37 +83,49 @@ def remembered(kind: str, key: object, make: Callable[[], Arrays]) -> Arrays:
 def _read(file: Path) -> Arrays:
     """The arrays of a file; large ones are mapped, so that many processes share one copy.
 
-    What is written to such an array stays in the process.
+    What is written to such an array stays in the process. All are compared with their checksums.
+
+    Raises
+    ------
+    Exception
+        The file is not there, or damaged.
     """
     arrays: Arrays = {}
     with np.load(file) as kept, zipfile.ZipFile(file) as members:
         for name in kept.files:
-            place = _place(file, members.getinfo(f"{name}.npy"))
+            member = members.getinfo(f"{name}.npy")
+            place = _place(file, member)
             if place is None:
                 arrays[name] = kept[name]
-            else:
-                offset, shape, kind = place
-                arrays[name] = np.memmap(file, kind, "c", offset, shape)
+                continue
+            start, offset, shape, kind = place
+            whole = np.memmap(file, np.uint8, "r", start, (member.file_size,))
+            if zlib.crc32(whole) != member.CRC:
+                raise ValueError(f"{file} is damaged: {name}")
+            arrays[name] = np.memmap(file, kind, "c", offset, shape)
     return arrays
 
 
 def _place(
     file: Path, member: zipfile.ZipInfo
-) -> tuple[int, tuple[int, ...], np.dtype[Any]] | None:
-    """Offset, shape and type of a large array in ``file``; None if it cannot be mapped."""
+) -> tuple[int, int, tuple[int, ...], np.dtype[Any]] | None:
+    """Where a large array in ``file`` is, with its header and without, its shape and type.
+
+    None if it cannot be mapped.
+    """
     if member.compress_type != zipfile.ZIP_STORED or member.file_size < MAPPED:
         return None
     with file.open("rb") as stream:
         # The local header: 30 bytes, at 26 the lengths of the name and of the extra field.
         stream.seek(member.header_offset + 26)
         lengths = stream.read(4)
-        stream.seek(sum(struct.unpack("<HH", lengths)), os.SEEK_CUR)
+        start = stream.seek(sum(struct.unpack("<HH", lengths)), os.SEEK_CUR)
         if np.lib.format.read_magic(stream) != (1, 0):
             return None
         shape, fortran, kind = np.lib.format.read_array_header_1_0(stream)
         offset = stream.tell()
     mappable = not fortran and not kind.hasobject and offset % kind.alignment == 0
-    return (offset, shape, kind) if mappable else None
+    return (start, offset, shape, kind) if mappable else None
 
 
 def _keep(file: Path, arrays: Arrays, most: int) -> None:

@@ -2,14 +2,21 @@
 
 A loader is a function ``(folder, download) -> Dataset``. ``folder`` is where data sets lie, or None
 when nobody said; ``download`` is whether a missing one may be fetched.
+
+The mean and standard deviation that a data set publishes are those of its training part, and
+written down here: nothing is computed from what clients hold. ``test_datasets.py`` computes each
+anew from the files where ``FEDKD_DATA`` has them: ``pytest tests/data -k published``.
 """
 
 from __future__ import annotations
 
 import gzip
 import importlib.util
+import math
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +24,7 @@ import numpy as np
 
 from fedkd import registry
 from fedkd.data import cache
+from fedkd.data.reading import is_file, is_folder
 from fedkd.errors import FedkdError, MissingData
 
 if TYPE_CHECKING:
@@ -27,11 +35,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Part:
-    """Labelled samples.
+    """Samples.
 
-    ``images`` is ``(n, H, W, C)``, uint8 or float32, or ``(n, d)`` float32 features; of text,
-    ``(n, T + 1)`` int64 rows of tokens. ``labels`` is ``(n,)`` int64; ``writers`` is ``(n,)``
-    int64, who each sample is from, where that is known.
+    ``images`` is ``(n, H, W, C)``, uint8 or float, or ``(n, d)`` float features; of text,
+    ``(n, T + 1)`` int64 rows of tokens. ``labels`` is ``(n,)`` int64, -1 where there is none;
+    ``writers`` is ``(n,)`` int64, who each sample is from, where that is known.
     """
 
     images: Tensor
@@ -46,20 +54,39 @@ class Part:
 class Dataset:
     """A data set.
 
-    ``mean`` and ``std`` hold one number a channel (or a feature); for uint8 images they are those
-    of the pixels scaled to 0…1.
+    Parameters
+    ----------
+    name : str
+        As in ``data.dataset``.
+    train, test : Part
+        Its parts; ``test`` may be None.
+    class_names : tuple of str
+        One a class.
+    mean, std : tuple of float
+        What it publishes to normalise its samples by, one number a channel or feature; empty where
+        it publishes nothing. Those of uint8 images are of the pixels scaled to 0…1.
+    unit : bool
+        Whether 0 is black and 1 is white in float images: only then can they be compared with
+        other pictures. Of uint8 images it is known that 255 is white.
+    warnings : tuple of str
+        What a reader of numbers made with it must know.
     """
 
     name: str
     train: Part
     test: Part | None
     class_names: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    unit: bool = False
+    warnings: tuple[str, ...] = ()
 
 
+_BOTH_PARTS = cache.holds("x_train", "y_train", "x_test", "y_test", "names")
 Loader = Callable[[Path | None, bool], "Dataset | Corpus"]
 
+PIECE = 2**22
+"""Values that are widened to float64 at a time."""
 DIGITS = tuple("0123456789")
 CINIC10 = (
     *("airplane", "automobile", "bird", "cat", "deer"),
@@ -67,7 +94,9 @@ CINIC10 = (
 )
 
 
-def load_dataset(name: str, folder: Path | None, download: bool) -> Dataset | Corpus:
+def load_dataset(
+    name: str, folder: Path | None, download: bool, labelled: bool = True
+) -> Dataset | Corpus:
     """The data set called ``name``: samples, or texts.
 
     Parameters
@@ -79,6 +108,9 @@ def load_dataset(name: str, folder: Path | None, download: bool) -> Dataset | Co
         Where data sets lie.
     download : bool
         Whether a data set that is not there may be fetched.
+    labelled : bool
+        Whether labels are needed. Without, own data may have none, and what there is of them is
+        not read: all labels are -1.
 
     Raises
     ------
@@ -88,17 +120,108 @@ def load_dataset(name: str, folder: Path | None, download: bool) -> Dataset | Co
     kind, colon, path = name.partition(":")
     if not colon:
         loader: Loader = registry.load("datasets", name)
-        return loader(folder, download)
+        return _checked(name, loader, folder, download)
     from fedkd.data import files, language
 
-    own: dict[str, Callable[[Path], Dataset | Corpus]]
-    own = {"npz": files.npz, "folder": files.images, **language.OWN}
+    own: dict[str, Callable[[Path], Dataset | Corpus]] = {
+        "npz": partial(files.npz, labelled=labelled),
+        "folder": partial(files.images, labelled=labelled),
+        **language.OWN,
+    }
     if kind not in own or not path:
         raise FedkdError(
             f"data set {name!r} is not allowed: own data is npz:FILE, folder:FOLDER, text:PATH or "
             f"jsonl:FILE, everything else a name of: {', '.join(registry.names('datasets'))}"
         )
-    return own[kind](files.find(path, folder))
+    return own[kind](find(path, folder))
+
+
+def find(path: str, folder: Path | None) -> Path:
+    """``path`` as it stands, or else inside the folder of data sets."""
+    try:
+        place = Path(path).expanduser()
+    except RuntimeError:
+        raise MissingData(f"{path!r} is in the home folder of somebody unknown") from None
+    if not (is_file(place) or is_folder(place)) and folder is not None:
+        inside = folder / place
+        return inside if is_file(inside) or is_folder(inside) else place
+    return place
+
+
+def _checked(name: str, loader: Loader, folder: Path | None, download: bool) -> Dataset | Corpus:
+    """What ``loader`` gives, which anybody may have written."""
+    from fedkd.data import language
+    from fedkd.data.language import Corpus
+
+    try:
+        data = loader(folder, download)
+    except FedkdError:
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        file = loader.__code__.co_filename if hasattr(loader, "__code__") else ""
+        frame = [*frames[-1:], *(frame for frame in frames if frame.filename == file)][-1]
+        raise FedkdError(
+            f"data set {name!r} cannot be loaded: {type(error).__name__}: {_line(error)} "
+            f"({frame.filename}, line {frame.lineno})"
+        ) from error
+    if isinstance(data, Corpus):
+        return language.checked(data)
+    if not isinstance(data, Dataset):
+        raise FedkdError(
+            f"data set {name!r}: its loader returned a {type(data).__name__}; allowed: "
+            "fedkd.data.datasets.Dataset, fedkd.data.language.Corpus"
+        )
+    if fault := _fault(data):
+        raise FedkdError(f"data set {name!r}: {fault}")
+    return data
+
+
+def _fault(data: Dataset) -> str:
+    """What is wrong with a data set, or nothing."""
+    import torch
+
+    first = data.train.images
+    for name, part in (("train", data.train), ("test", data.test)):
+        if part is None:
+            continue
+        images, labels, count = part.images, part.labels, len(part.images)
+        known = images.dtype == torch.uint8 and images.dim() == 4
+        if not known and not (images.is_floating_point() and images.dim() in (2, 4)):
+            return (
+                f"{name}.images is {images.dtype} {tuple(images.shape)}; allowed: uint8 or float "
+                "(n, H, W, C), float (n, d)"
+            )
+        if not images.numel():
+            return f"{name}.images is empty"
+        if images.shape[1:] != first.shape[1:] or known != (first.dtype == torch.uint8):
+            return f"test.images is {images.dtype} {tuple(images.shape[1:])}, unlike train.images"
+        if images.is_floating_point():
+            low, high = map(float, images.aminmax())
+            if not math.isfinite(low) or not math.isfinite(high):
+                return f"{name}.images holds NaN or infinity"
+            if data.unit and (low < 0 or high > 1):
+                return f"{name}.images goes from {low:g} to {high:g}; with unit = True: 0 to 1"
+        if labels.dtype != torch.int64 or labels.shape != (count,):
+            return (
+                f"{name}.labels is {labels.dtype} {tuple(labels.shape)}; allowed: int64 ({count},)"
+            )
+        low, high = map(int, labels.aminmax())
+        if low < 0 or high >= len(data.class_names):
+            return (
+                f"{name}.labels goes from {low} to {high}; allowed: 0 to "
+                f"{len(data.class_names) - 1}, as there are {len(data.class_names)} class_names"
+            )
+        if part.writers is not None and part.writers.shape != (count,):
+            return f"{name}.writers is {tuple(part.writers.shape)}; allowed: ({count},)"
+    if len(data.mean) != len(data.std) or len(data.mean) not in (0, first.shape[-1]):
+        return (
+            f"mean and std have {len(data.mean)} and {len(data.std)} numbers; allowed: "
+            f"{first.shape[-1]} each, or none"
+        )
+    if not all(map(math.isfinite, data.mean)) or not all(0 < std < math.inf for std in data.std):
+        return "mean must be finite, and std finite and above 0"
+    return ""
 
 
 def digits(folder: Path | None, download: bool) -> Dataset:
@@ -108,7 +231,7 @@ def digits(folder: Path | None, download: bool) -> Dataset:
     pixels, labels = _digits()
     images = torch.from_numpy((pixels * 255 / 16).round().astype(np.uint8)).view(-1, 8, 8, 1)
     train = Part(images, torch.from_numpy(labels.astype(np.int64)))
-    return Dataset("digits", train, None, DIGITS, *statistics(images))
+    return Dataset("digits", train, None, DIGITS, (0.30530871850687963,), (0.3758859119653463,))
 
 
 def _digits() -> tuple[np.ndarray, np.ndarray]:
@@ -177,10 +300,10 @@ def cinic10(folder: Path | None, download: bool) -> Dataset:
         )
 
     def decode() -> cache.Arrays:
-        from fedkd.data.files import images
+        from fedkd.data.files import class_folders, images
 
         for part in ("train", "test"):
-            if {found.name for found in (place / part).glob("*/")} != set(CINIC10):
+            if {found.name for found in class_folders(place / part)} != set(CINIC10):
                 raise broken(
                     "cinic10", place, f"{part}/ must hold the folders {', '.join(CINIC10)}"
                 )
@@ -198,7 +321,7 @@ def cinic10(folder: Path | None, download: bool) -> Dataset:
             arrays |= {f"x_{name}": held.images.numpy(), f"y_{name}": held.labels.numpy()}
         return arrays
 
-    arrays = cache.remembered("datasets", ("CINIC10", files), decode)
+    arrays = cache.remembered("datasets", ("CINIC10", files), decode, _BOTH_PARTS)
     mean, std = (0.47889522, 0.47227842, 0.43047404), (0.24205776, 0.23828046, 0.25874835)
     return _dataset("cinic10", arrays, None, mean, std)
 
@@ -206,21 +329,46 @@ def cinic10(folder: Path | None, download: bool) -> Dataset:
 def statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel or feature, the last axis of ``images``.
 
-    Those of uint8 images are of the pixels scaled to 0…1. A constant channel gets 1 as its
-    deviation, so that dividing by it is harmless.
+    Those of uint8 images are of the pixels scaled to 0…1. All is computed in float64, a piece at a
+    time. A channel whose deviation is below the resolution of its largest number is constant, and
+    gets 1 as its deviation, so that dividing by it is harmless.
+
+    Parameters
+    ----------
+    images : Tensor
+        ``(..., C)``, uint8 or float, finite; not empty.
     """
     import torch
 
     flat = images.reshape(-1, images.shape[-1])
+    pieces = flat.split(max(1, PIECE // flat.shape[1]))
     if flat.dtype == torch.uint8:
         levels = torch.arange(256, dtype=torch.float64) / 255
-        counts = torch.stack([column.bincount(minlength=256) for column in flat.T]).double()
-        mean = counts @ levels / len(flat)
-        std = (counts @ levels**2 / len(flat) - mean**2).clamp(min=0).sqrt()
-    else:
-        std, mean = torch.std_mean(flat.double(), dim=0, correction=0)
-    std = torch.where(std > 1e-8, std, 1.0)
-    return tuple(mean.tolist()), tuple(std.tolist())
+        counts = torch.zeros(flat.shape[1], 256, dtype=torch.int64)
+        for piece in pieces:
+            counts += torch.stack([column.bincount(minlength=256) for column in piece.T])
+        mean = counts.double() @ levels / len(flat)
+        std = (counts.double() @ levels**2 / len(flat) - mean**2).clamp(min=0).sqrt()
+        varies = (counts > 0).sum(1) > 1  # rounding alone could leave a constant a deviation
+        std = torch.where(varies & (std > 1e-8), std, 1.0)
+        return tuple(mean.tolist()), tuple(std.tolist())
+    # Deviations from the first sample, in units of the largest: neither numbers far from 0, nor
+    # tiny, nor huge ones lose digits.
+    first = flat[0].double()
+    far, largest = torch.zeros_like(first), torch.zeros_like(first)
+    for piece in pieces:
+        far = far.maximum((piece.double() - first).abs().amax(0))
+        largest = largest.maximum(piece.double().abs().amax(0))
+    unit = torch.where(far > 0, far, 1.0)
+    offset, squares = torch.zeros_like(first), torch.zeros_like(first)
+    for piece in pieces:
+        offset += ((piece.double() - first) / unit).sum(0)
+    offset /= len(flat)
+    for piece in pieces:
+        squares += ((piece.double() - first) / unit - offset).square().sum(0)
+    std = (squares / len(flat)).sqrt() * unit
+    std = torch.where(std > torch.finfo(flat.dtype).eps * largest, std, 1.0)
+    return tuple((first + offset * unit).tolist()), tuple(std.tolist())
 
 
 def missing(name: str, where: Path, downloadable: bool = True) -> MissingData:
@@ -286,7 +434,9 @@ def _torchvision(
             raise broken(name, root / place, error) from error
         return arrays
 
-    return cache.remembered("datasets", (kind, files, options), decode) if files else decode()
+    if not files:
+        return decode()
+    return cache.remembered("datasets", (kind, files, options), decode, _BOTH_PARTS)
 
 
 def _dataset(

@@ -7,22 +7,25 @@ are normalised when they are asked for.
 from __future__ import annotations
 
 import hashlib
+import os
+import zlib
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fedkd import registry
-from fedkd.data import cache, language, partitions
-from fedkd.data.datasets import Dataset, Part, load_dataset
+from fedkd.data import cache, language, normalisation, partitions, shortfalls
+from fedkd.data.datasets import Dataset, Part, find, load_dataset
 from fedkd.data.language import Corpus, Tokeniser
-from fedkd.data.partitions import least, own_count, partition, stratified
+from fedkd.data.normalisation import Statistics, standardised
+from fedkd.data.partitions import entropies, least, own_count, partition, stratified
 from fedkd.errors import FedkdError, nearest
 from fedkd.experiment import DataTable, Experiment
 from fedkd.random import key
@@ -32,6 +35,9 @@ if TYPE_CHECKING:
     from fedkd.privacy.canary import Canaries
 
 SAME_TRAINING_IMAGES = {"mnist", "mnist-by-writer"}
+SHARED_IMAGES = {"cifar10", "cinic10"}
+NOT_OF_PARTITIONS = {"dataset", "data_dir", "download", "augment", "statistics"}
+"""Keys of ``[data]`` that no partition depends on."""
 
 
 @dataclass(frozen=True)
@@ -72,14 +78,15 @@ class FederatedData:
     ----------
     task : Task
         The shapes.
-    mean, std : tuple of float
-        One number a channel or feature; inputs are ``(x - mean) / std``.
+    statistics : Statistics
+        What inputs are normalised by, and where that is from.
     private, validation, own : sequence of Rows
         One for each client, no sample in two of them.
     common : Rows
         The common test set.
     transfer : Tensor
-        ``(M, H, W, C)``, ``(M, d)`` or ``(M, T + 1)``; labels of images are kept nowhere.
+        ``(M, H, W, C)``, ``(M, d)`` or ``(M, T + 1)``; labels of images are kept nowhere. Here and
+        in the stores, uint8 images are normalised when they are asked for, all else has been.
     public : Tensor, optional
         The transfer set as it was before canaries came into it.
     tokeniser : Tokeniser, optional
@@ -88,13 +95,14 @@ class FederatedData:
         The secrets that were planted.
     warnings : tuple of str
         What was asked of the data and could not be given, a line each.
+    decoded : str
+        A digest of float samples as they were before they were normalised.
     """
 
     def __init__(
         self,
         task: Task,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
+        statistics: Statistics,
         private: Sequence[Rows],
         validation: Sequence[Rows],
         own: Sequence[Rows],
@@ -104,10 +112,13 @@ class FederatedData:
         tokeniser: Tokeniser | None = None,
         canaries: Canaries | None = None,
         warnings: tuple[str, ...] = (),
+        decoded: str = "",
     ) -> None:
         self.task, self.tokeniser, self.canaries = task, tokeniser, canaries
-        self.warnings = warnings
-        self._mean, self._std = torch.tensor(mean), torch.tensor(std)
+        self.statistics, self.warnings = statistics, warnings
+        self._mean = torch.tensor(statistics.mean, dtype=torch.float32)
+        self._std = torch.tensor(statistics.std, dtype=torch.float32)
+        self._decoded, self._fingerprint = decoded, ""
         self._private, self._validation, self._own = private, validation, own
         # Every client asks for these two every round; the others are normalised when asked for.
         self._common_rows, self._common = common, None
@@ -230,11 +241,47 @@ class FederatedData:
         return language.samples(images) if self.task.tokens else Samples(self.normalised(images))
 
     def normalised(self, images: Tensor) -> Tensor:
-        """Images ``(K, H, W, C)`` or features ``(K, d)`` as students take them."""
-        scale = 255 if images.dtype == torch.uint8 else 1
-        inputs = images.float() * (1 / (scale * self._std))
-        inputs -= self._mean / self._std
+        """Images ``(K, H, W, C)`` or features ``(K, d)`` of a store as students take them."""
+        inputs = images
+        if images.dtype == torch.uint8:
+            inputs = images.float() * (1 / (255 * self._std))
+            inputs -= self._mean / self._std
         return inputs.permute(0, 3, 1, 2) if inputs.dim() == 4 else inputs
+
+    def fingerprint(self) -> str:
+        """A digest of all that clients hold and share, 32 hexadecimal digits.
+
+        It depends on samples as they were decoded, labels, who holds which, and what they are
+        normalised by to six digits: the same data has the same fingerprint on every machine.
+        """
+        if not self._fingerprint:
+            statistics = self.statistics
+            found = hashlib.blake2b(digest_size=16)
+            numbers = [f"{number:.6g}" for number in (*statistics.mean, *statistics.std)]
+            found.update(repr((self.task, statistics.source, numbers, self._decoded)).encode())
+            checksums: dict[int, str] = {}
+            places = [*self._private, *self._validation, *self._own, self._common_rows]
+            for place in places:
+                store = place.store
+                if id(store) not in checksums:
+                    checksums[id(store)] = f"{_checksum(store.images)} {_checksum(store.labels)}"
+                found.update(f"{checksums[id(store)]} {_checksum(place.rows)}\n".encode())
+            for images in (self._transfer_images, self._public_images):
+                found.update(_checksum(images).encode())
+            self._fingerprint = found.hexdigest()
+        return self._fingerprint
+
+    def described(self) -> dict[str, Any]:
+        """What a run's folder says of the data beside who holds what.
+
+        ``effective_classes`` is e to the mean entropy of clients' label distributions: the number
+        of classes a client would have if it had as many samples of each.
+        """
+        found: dict[str, Any] = {"statistics": self.statistics.to_json()}
+        if not self.task.tokens:
+            mean = entropies(self.label_counts().numpy()).mean()
+            found["effective_classes"] = float(np.exp(mean))
+        return found
 
 
 def load(experiment: Experiment) -> FederatedData:
@@ -257,14 +304,20 @@ def load(experiment: Experiment) -> FederatedData:
     else:
         dataset, task = found, _task(found)
     labels = dataset.train.labels.numpy()
+    warnings = list(dataset.warnings)
 
-    if table.transfer.size and not _is_train(table):
-        transfer = _foreign_transfer(experiment, task, tokeniser)
+    if table.transfer.size and not _is_train(table, experiment.data_dir()):
+        transfer, more = _foreign_transfer(experiment, dataset, task, tokeniser)
+        warnings += more
         rest = np.arange(len(labels))
         withheld = rest[:0]
     else:
         withheld, rest = _own_transfer(labels, dataset.name, table, seed)
         transfer = dataset.train.images[torch.from_numpy(withheld)]
+    statistics = normalisation.OF_TEXT
+    if not task.tokens:
+        statistics, more = normalisation.choose(table, dataset, transfer)
+        warnings += more
     # A strategy or client that reaches for a transfer label finds none.
     train = Part(dataset.train.images, _without(dataset.train.labels, withheld))
 
@@ -296,24 +349,66 @@ def load(experiment: Experiment) -> FederatedData:
         own_rows = _matched(own_store, common, [labels[rows] for rows in private], table, seed)
 
     _check_disjoint(len(labels), withheld, common if dataset.test is None else common[:0], parts)
+    warnings += shortfalls.found(
+        table,
+        [labels[rows] for rows in private],
+        [len(rows) for rows in validation],
+        [len(rows) for rows in own_rows],
+        common_store.labels.numpy()[common],
+        task.tokens,
+    )
     store, public, canaries = train, transfer, None
     if experiment.canary.secrets:
         from fedkd.privacy import canary
 
-        store, private, transfer, canaries = canary.plant(experiment, task, store, private, public)
+        known = task.tokens or normalisation.pictures(dataset)
+        store, private, transfer, canaries = canary.plant(
+            experiment, task, store, private, public, known
+        )
+    ready = _Normalised(statistics)
     return FederatedData(
         task,
-        dataset.mean,
-        dataset.std,
-        [Rows(store, torch.from_numpy(rows)) for rows in private],
-        [Rows(train, torch.from_numpy(rows)) for rows in validation],
-        [Rows(own_store, torch.from_numpy(rows)) for rows in own_rows],
-        Rows(common_store, torch.from_numpy(common)),
-        transfer,
-        public,
+        statistics,
+        [Rows(ready.part(store), torch.from_numpy(rows)) for rows in private],
+        [Rows(ready.part(train), torch.from_numpy(rows)) for rows in validation],
+        [Rows(ready.part(own_store), torch.from_numpy(rows)) for rows in own_rows],
+        Rows(ready.part(common_store), torch.from_numpy(common)),
+        ready.images(transfer),
+        ready.images(public),
         tokeniser,
         canaries,
+        tuple(dict.fromkeys(warnings)),
+        " ".join(ready.decoded),
     )
+
+
+class _Normalised:
+    """Float samples, normalised once; all others as they are."""
+
+    def __init__(self, statistics: Statistics) -> None:
+        self.statistics = statistics
+        self.decoded: list[str] = []
+        self._parts: dict[int, tuple[Part, Part]] = {}
+        self._images: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def part(self, part: Part) -> Part:
+        if id(part) not in self._parts:
+            self._parts[id(part)] = part, replace(part, images=self.images(part.images))
+        return self._parts[id(part)][1]
+
+    def images(self, images: Tensor) -> Tensor:
+        if not images.is_floating_point():
+            return images
+        if id(images) not in self._images:
+            self.decoded.append(_checksum(images))
+            self._images[id(images)] = images, standardised(images, self.statistics)
+        return self._images[id(images)][1]
+
+
+def _checksum(values: Tensor) -> str:
+    """Shape, type and CRC-32 of a tensor's values: what is no attack changes it."""
+    content = memoryview(values.cpu().contiguous().numpy().reshape(-1).view(np.uint8))
+    return f"{tuple(values.shape)} {values.dtype} {zlib.crc32(content):08x}"
 
 
 def _rng(seed: int, *purpose: str | int) -> np.random.Generator:
@@ -344,10 +439,18 @@ def _without(labels: Tensor, withheld: np.ndarray) -> Tensor:
     return labels
 
 
-def _is_train(table: DataTable) -> bool:
+def _is_train(table: DataTable, folder: Path | None) -> bool:
     """Whether the transfer set is of the clients' own kind, by whatever name."""
-    names = {table.transfer.source, table.dataset}
-    return table.transfer.source == "train" or len(names) == 1 or names == SAME_TRAINING_IMAGES
+    if table.transfer.source == "train":
+        return True
+    names = {_identity(name, folder) for name in (table.transfer.source, table.dataset)}
+    return len(names) == 1 or names == SAME_TRAINING_IMAGES
+
+
+def _identity(name: str, folder: Path | None) -> str:
+    """A data set's name, which own data has one of however its path is written."""
+    kind, colon, path = name.partition(":")
+    return f"{kind}:{os.path.realpath(find(path, folder))}" if colon else name
 
 
 def _own_transfer(
@@ -365,8 +468,10 @@ def _own_transfer(
     return order[:size], np.sort(order[size:])
 
 
-def _foreign_transfer(experiment: Experiment, task: Task, tokeniser: Tokeniser | None) -> Tensor:
-    """Images ``(M, H, W, C)`` or rows ``(M, T + 1)`` of another data set, made to fit the task."""
+def _foreign_transfer(
+    experiment: Experiment, dataset: Dataset, task: Task, tokeniser: Tokeniser | None
+) -> tuple[Tensor, list[str]]:
+    """Images ``(M, H, W, C)``, features or rows of another data set that fit the task; warnings."""
     table, source = experiment.data, experiment.data.transfer.source
     known = registry.names("datasets")
     if source not in known and ":" not in source:
@@ -374,21 +479,23 @@ def _foreign_transfer(experiment: Experiment, task: Task, tokeniser: Tokeniser |
             f"data.transfer.source = {source!r} is not known{nearest(source, ['train', *known])}; "
             f"known: train, {', '.join(known)}, npz:FILE, folder:FOLDER, text:PATH, jsonl:FILE"
         )
-    foreign = load_dataset(source, experiment.data_dir(), table.download)
+    foreign = load_dataset(source, experiment.data_dir(), table.download, labelled=False)
+    pair = f"data.transfer.source = {source!r} with data.dataset = {table.dataset!r} is not allowed"
     if isinstance(foreign, Corpus) != task.tokens:
         raise FedkdError(
-            f"data.transfer.source = {source!r} with data.dataset = {table.dataset!r} is not "
-            "allowed: one of them is text and the other is not; take the transfer set from 'train'"
+            f"{pair}: one of them is text and the other is not; take the transfer set from 'train'"
         )
     if isinstance(foreign, Corpus):
         assert tokeniser is not None
         foreign = language.encoded(foreign, tokeniser, table.text)
-    images = foreign.train.images
-    if not task.tokens and (images.dtype != torch.uint8 or len(task.shape) != 3):
+    elif not normalisation.comparable(dataset, foreign):
         raise FedkdError(
-            f"data.transfer.source = {source!r} with data.dataset = {table.dataset!r} is not "
-            "allowed: one of them is not uint8 images; take the transfer set from 'train'"
+            f"{pair}: the same sample would not have the same numbers, as one of them is "
+            f"{normalisation.kind(foreign)}, the other {normalisation.kind(dataset)}; allowed: "
+            "features of one width on one scale, or images (float ones with others that are not "
+            "need x_range, black and white, in their npz file)"
         )
+    images = foreign.train.images
     if table.transfer.size > len(images):
         raise FedkdError(
             f"data.transfer.size = {table.transfer.size} is too many: the training part of "
@@ -396,11 +503,32 @@ def _foreign_transfer(experiment: Experiment, task: Task, tokeniser: Tokeniser |
         )
     rows = _rng(experiment.seed, "transfer").permutation(len(images))[: table.transfer.size]
     chosen = images[torch.from_numpy(rows)]
-    return chosen if task.tokens else reshaped(chosen, task.shape)
+    warnings = list(foreign.warnings)
+    if {source, table.dataset} == SHARED_IMAGES:
+        warnings.append(
+            f"data.transfer.source = {source!r} holds images of data.dataset = {table.dataset!r}: "
+            "some samples of clients are public, test samples among them"
+        )
+    if len(task.shape) == 3:
+        chosen = _fitted(chosen, task.shape, pair)
+    return chosen, warnings
+
+
+def _fitted(images: Tensor, shape: tuple[int, ...], pair: str) -> Tensor:
+    """Images ``(M, h, w, c)`` as ``(M, H, W, C)``."""
+    channels = images.shape[-1]
+    if (channels, *images.shape[1:3]) == shape:
+        return images
+    if not {channels, shape[0]} <= set(normalisation.GREY_OR_COLOUR):
+        raise FedkdError(
+            f"{pair}: its samples are (C, H, W) = {(channels, *images.shape[1:3])}, and clients' "
+            f"are {shape}; allowed: the same, or grey and colour images"
+        )
+    return reshaped(images, shape)
 
 
 def reshaped(images: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Uint8 images ``(M, h, w, c)`` as ``(M, H, W, C)``: grey to colour or back, then resized."""
+    """Images ``(M, h, w, c)`` as ``(M, H, W, C)``: grey to colour or back, then resized."""
     channels, *size = shape
     inputs = images.permute(0, 3, 1, 2).float()
     if inputs.shape[1] == 3 and channels == 1:
@@ -409,7 +537,9 @@ def reshaped(images: Tensor, shape: tuple[int, ...]) -> Tensor:
     inputs = inputs.expand(-1, channels, -1, -1)
     if list(inputs.shape[2:]) != size:
         inputs = torch.nn.functional.interpolate(inputs, size, mode="bilinear", antialias=True)
-    return inputs.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    if images.dtype == torch.uint8:
+        inputs = inputs.round().clamp(0, 255).to(torch.uint8)
+    return inputs.permute(0, 2, 3, 1).contiguous()
 
 
 def _common(
@@ -474,12 +604,18 @@ def _partition(
     depends_on = (
         digest(labels.tobytes()),
         None if writers is None else digest(writers.tobytes()),
-        sorted(table.model_dump(exclude={"dataset", "data_dir", "download", "augment"}).items()),
+        sorted(table.model_dump(exclude=NOT_OF_PARTITIONS).items()),
         seed,
         digest(Path(partitions.__file__).read_bytes()),
         [version(package) for package in ("flwr-datasets", "numpy")],
     )
-    kept = cache.remembered("partitions", depends_on, make)
+
+    def fits(kept: cache.Arrays) -> bool:
+        rows, sizes = kept["rows"], kept["sizes"]
+        once = np.bincount(rows, minlength=len(labels))
+        return len(once) == len(labels) and once.max() <= 1 and sizes.sum() == len(rows)
+
+    kept = cache.remembered("partitions", depends_on, make, fits)
     return np.split(kept["rows"], kept["sizes"].cumsum()[:-1])
 
 

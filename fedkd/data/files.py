@@ -2,48 +2,89 @@
 
 from __future__ import annotations
 
-import zipfile
+import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from fedkd.data.datasets import Dataset, Part, statistics
+from fedkd.data.datasets import PIECE, Dataset, Part
+from fedkd.data.normalisation import apart, span
+from fedkd.data.pictures import SUFFIXES, Header, header, pixels
+from fedkd.data.reading import (
+    check_room,
+    files_under,
+    hidden,
+    is_file,
+    is_folder,
+    npz_arrays,
+    npz_names,
+)
 from fedkd.errors import FedkdError, MissingData, nearest
 
-KEYS = ["x", "y", "x_test", "y_test", "writer"]
-IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
+KEYS = [
+    *("x", "y", "x_test", "y_test", "writer"),
+    *("x_range", "x_channels", "x_mean", "x_std"),
+]
+LARGEST = 1e300
+"""Beyond it, the sum of a few numbers could be infinite."""
+PARTS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"}
+"""Names that folders of parts have, and folders of classes have not."""
+ROUNDING = 1e-6
+"""How far beyond black and white, as a share of their distance, rounding may lead."""
+DARK = 16
+"""Uint8 images that go no further are hardly of 0…255."""
 
 
-def find(path: str, folder: Path | None) -> Path:
-    """``path`` as it stands, or else inside the folder of data sets."""
-    place = Path(path).expanduser()
-    if not place.exists() and folder is not None and (folder / place).exists():
-        return folder / place
-    return place
-
-
-def npz(file: Path) -> Dataset:
+def npz(file: Path, labelled: bool = True) -> Dataset:
     """Own data: ``x``, ``y`` and, where there are any, ``x_test``, ``y_test``, ``writer``.
 
-    ``x`` is uint8 images ``(n, H, W)``, ``(n, H, W, C)`` or ``(n, C, H, W)``, float images of the
-    same shapes, or float features ``(n, d)``; ``y`` is ``(n,)`` integers 0…C-1; ``writer`` is
-    ``(n,)`` integers or strings, who each training sample is from.
-    """
-    import torch
+    ``x`` is images ``(n, H, W)``, ``(n, H, W, C)`` or ``(n, C, H, W)``, uint8 or float; or float
+    features ``(n, d)``. ``y`` is ``(n,)`` integers 0…C-1; ``writer`` is ``(n,)`` integers or
+    strings, who each training sample is from. What cannot be seen in the arrays, the file may say:
 
-    arrays = _read(file)
-    images = _images(file, "x", arrays["x"])
+    - ``x_range``, two numbers: black and white of float (or wider integer) images, which can then
+      be compared with other pictures;
+    - ``x_channels``, ``"first"``, ``"last"`` or ``"none"``: where the channels of images are. In
+      ``(n, C, T)`` or ``(n, T, C)`` they are those of windows of a series;
+    - ``x_mean`` and ``x_std``, one number or one a channel or feature: what samples are normalised
+      by, published with the data set. Those of images with a known range are of 0…1.
+
+    Parameters
+    ----------
+    file : Path
+        The file.
+    labelled : bool
+        Whether there must be ``y``; without, ``x`` and what is said of it are all that is read.
+    """
+    arrays = _read(file, labelled)
+    declared = _range(file, arrays)
+    layout = _layout(file, arrays)
+    images = _images(file, "x", arrays["x"], declared, layout)
+    mean, std = _published(file, arrays, images.shape[-1])
+    unit = declared is not None and images.dtype != np.uint8
+    warnings = ()
+    if images.dtype == np.uint8 and declared is None and images.max() <= DARK:
+        warnings = (
+            f"data set 'npz:{file}': x is uint8 and goes from 0 to {images.max()}, where white is "
+            "taken to be 255; x_range says it otherwise",
+        )
+    if not labelled:
+        train = _part(images, np.full(len(images), -1))
+        return Dataset(f"npz:{file}", train, None, (), mean, std, unit, warnings)
     labels = _labels(file, "y", arrays["y"], len(images))
     counts = np.bincount(labels)
     if len(counts) < 2 or not counts.all():
-        what = "holds one class only" if len(counts) < 2 else f"has no class {counts.argmin()}"
-        raise _wrong(file, "y", f"{what}; allowed: labels 0…C-1, every class with samples")
+        fault = "holds one class only" if len(counts) < 2 else f"has no class {counts.argmin()}"
+        raise _wrong(file, "y", f"{fault}; allowed: labels 0…C-1, every class with samples")
+    train = _part(images, labels, _writers(file, arrays, len(images)))
     test = None
     if "x_test" in arrays or "y_test" in arrays:
         if not ("x_test" in arrays and "y_test" in arrays):
             raise _wrong(file, "x_test, y_test", "one is missing; allowed: both or neither")
-        held_out = _images(file, "x_test", arrays["x_test"])
-        if held_out.shape[1:] != images.shape[1:] or held_out.dtype != images.dtype:
+        held_out = _images(file, "x_test", arrays["x_test"], declared, layout)
+        same_kind = (held_out.dtype == np.uint8) == (images.dtype == np.uint8)
+        if held_out.shape[1:] != images.shape[1:] or not same_kind:
             raise _wrong(
                 file,
                 "x_test",
@@ -51,67 +92,197 @@ def npz(file: Path) -> Dataset:
                 f"allowed: like those of x, {images.dtype} {images.shape[1:]}",
             )
         known = _labels(file, "y_test", arrays["y_test"], len(held_out), len(counts))
-        test = Part(torch.from_numpy(held_out), torch.from_numpy(known))
-    writers = None
-    if "writer" in arrays:
-        if arrays["writer"].shape != (len(images),) or arrays["writer"].dtype.kind not in "iuUS":
+        test = _part(held_out, known)
+        if images.dtype != np.uint8 and not unit and apart(train.images, test.images):
             raise _wrong(
                 file,
-                "writer",
-                f"is {_shape(arrays['writer'])}; allowed: ({len(images)},) integers or strings",
+                "x_test",
+                f"goes from {span(test.images)}, and x from {span(train.images)}; allowed: one "
+                "scale (of images that have one, x_range=(black, white) says which)",
             )
-        writers = torch.from_numpy(np.unique(arrays["writer"], return_inverse=True)[1])
-    train = Part(torch.from_numpy(images), torch.from_numpy(labels), writers)
     names = tuple(map(str, range(len(counts))))
-    return Dataset(f"npz:{file}", train, test, names, *statistics(train.images))
+    return Dataset(f"npz:{file}", train, test, names, mean, std, unit, warnings)
 
 
-def _read(file: Path) -> dict[str, np.ndarray]:
-    if not file.is_file():
+def _part(images: np.ndarray, labels: np.ndarray, writers: np.ndarray | None = None) -> Part:
+    import torch
+
+    return Part(
+        torch.from_numpy(images),
+        torch.from_numpy(labels),
+        None if writers is None else torch.from_numpy(writers),
+    )
+
+
+def _read(file: Path, labelled: bool) -> dict[str, np.ndarray]:
+    if not is_file(file):
         raise MissingData(f"data set 'npz:{file}': there is no such file")
     try:
-        stored = np.load(file)
-        if not isinstance(stored, np.lib.npyio.NpzFile):
-            raise ValueError("it holds one bare array; use numpy.savez(file, x=..., y=...)")
-        with stored:
-            arrays = {key: stored[key] for key in stored.files}
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        names = npz_names(file)
+        for key in names:
+            if key not in KEYS:
+                raise _wrong(file, key, f"is not a known key{nearest(key, KEYS)}; known: {KEYS}")
+        for key in ("x", "y") if labelled else ("x",):
+            if key not in names:
+                needed = "x and y" if labelled else "x"
+                raise _wrong(file, key, f"is missing; needed: {needed}")
+        needless = () if labelled else ("y", "x_test", "y_test", "writer")
+        return npz_arrays(file, [key for key in KEYS if key not in needless])
+    except (OSError, ValueError) as error:
+        reason = str(error).split("\n")[0] or type(error).__name__
         raise FedkdError(f"data set 'npz:{file}' is not a readable npz file: {reason}") from error
-    for key in arrays:
-        if key not in KEYS:
-            raise _wrong(file, key, f"is not a known key{nearest(key, KEYS)}; known: {KEYS}")
-    for key in ("x", "y"):
+
+
+def _range(file: Path, arrays: dict[str, np.ndarray]) -> tuple[float, float] | None:
+    """Black and white, where the file says them."""
+    if "x_range" not in arrays:
+        return None
+    given = arrays["x_range"]
+    if given.shape == (2,) and given.dtype.kind in "iuf":
+        low, high = map(float, given)
+        if math.isfinite(low) and math.isfinite(high) and low < high:
+            return low, high
+    raise _wrong(file, "x_range", f"is {_value(given)}; allowed: two numbers, black below white")
+
+
+def _layout(file: Path, arrays: dict[str, np.ndarray]) -> str:
+    """Where the file says that the channels are; an empty string where it does not."""
+    if "x_channels" not in arrays:
+        return ""
+    given = arrays["x_channels"]
+    if given.shape == () and str(given) in ("first", "last", "none"):
+        return str(given)
+    raise _wrong(file, "x_channels", f"is {_value(given)}; allowed: 'first', 'last', 'none'")
+
+
+def _published(
+    file: Path, arrays: dict[str, np.ndarray], channels: int
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation that the file gives, both or neither."""
+    found = []
+    for key, other in (("x_mean", "x_std"), ("x_std", "x_mean")):
         if key not in arrays:
-            raise _wrong(file, key, "is missing; needed: x and y")
-    return arrays
+            if other in arrays:
+                raise _wrong(file, key, f"is missing, and {other} is there; allowed: both, neither")
+            return (), ()
+        given = arrays[key]
+        if given.dtype.kind not in "iuf" or given.shape not in ((), (1,), (channels,)):
+            raise _wrong(file, key, f"is {_shape(given)}; allowed: one number or ({channels},)")
+        numbers = np.broadcast_to(given.astype(np.float64), (channels,))
+        if not np.isfinite(numbers).all() or (key == "x_std" and not (numbers > 0).all()):
+            raise _wrong(file, key, "allowed: finite numbers, and x_std above 0")
+        found.append(tuple(numbers.tolist()))
+    mean, std = found
+    return mean, std
 
 
-def _images(file: Path, key: str, x: np.ndarray) -> np.ndarray:
-    """``x`` as ``(n, H, W, C)`` or ``(n, d)``, uint8 or float32."""
-    channels_last = x.ndim == 4 and x.shape[3] in (1, 3)
-    channels_first = x.ndim == 4 and x.shape[1] in (1, 3) and not channels_last
-    images = x.ndim == 3 or channels_last or channels_first
-    features = x.ndim == 2 and x.dtype.kind == "f"
-    if (x.dtype != np.uint8 and x.dtype.kind != "f") or not (images or features) or not x.size:
+def _images(
+    file: Path, key: str, x: np.ndarray, declared: tuple[float, float] | None, layout: str
+) -> np.ndarray:
+    """``x`` as ``(n, H, W, C)`` or ``(n, d)``, uint8 or float.
+
+    Where black and white are ``declared``, images go from 0 to 1, unless they are uint8 of 0…255.
+    """
+    kinds = "iuf" if declared is not None else "f"
+    numbers = x.dtype == np.uint8 or x.dtype.kind in kinds
+    features = x.ndim == 2 and x.dtype.kind == "f" and declared is None and not layout
+    axis = _channel_axis(file, key, x, layout) if numbers else None
+    if not x.size or not (features or axis is not None):
         raise _wrong(
             file,
             key,
             f"is {_shape(x)}; allowed: uint8 or float images (n, H, W), (n, H, W, C) or "
-            "(n, C, H, W) with C = 1 or 3, or float features (n, d)",
+            "(n, C, H, W) with C = 1 or 3, or float features (n, d); where channels are in "
+            "others, and in windows of a series, x_channels says: 'first', 'last' or 'none'; "
+            "other integers need x_range, (black, white)",
         )
     if x.dtype.kind == "f":
-        x = x.astype(np.float32)
-        if not np.isfinite(x).all():
-            bad = int(np.argwhere(~np.isfinite(x.reshape(len(x), -1)).all(1))[0, 0])
-            raise _wrong(
-                file, key, f"holds NaN or infinity, first in sample {bad}; allowed: numbers"
-            )
-    if x.ndim == 3:
-        x = x[..., None]
-    if channels_first:
-        x = x.transpose(0, 2, 3, 1)
+        _check_numbers(file, key, x)
+    if x.ndim == 3 and not layout and declared is None and not _is_picture(x):
+        raise _wrong(
+            file,
+            key,
+            f"is {_shape(x)}: windows of a series, or grey images? Say which in the file: "
+            "numpy.savez(..., x_channels='first') for (n, C, T), 'last' for (n, T, C), 'none' "
+            "for grey images (n, H, W)",
+        )
+    if axis is not None:
+        x = x[:, None] if x.ndim == 3 and layout in ("first", "last") else x
+        x = x[..., None] if x.ndim == 3 else np.moveaxis(x, axis, -1)
+    if declared is not None and not (x.dtype == np.uint8 and declared == (0, 255)):
+        return _scaled(file, key, x, *declared)
+    if x.dtype.kind == "f" and x.dtype.itemsize > 8:
+        x = x.astype(np.float64)
     return np.ascontiguousarray(x)
+
+
+def _channel_axis(file: Path, key: str, x: np.ndarray, layout: str) -> int | None:
+    """Where the channels of images ``x`` are, once it has four axes; None if it is no images."""
+    if x.ndim == 3:
+        return 2 if layout == "first" else -1
+    if x.ndim != 4 or layout == "none":
+        return None
+    if layout:
+        return 1 if layout == "first" else -1
+    last, first = x.shape[3] in (1, 3), x.shape[1] in (1, 3)
+    if last and first and (x.shape[1], x.shape[3]) != (1, 1):
+        raise _wrong(
+            file,
+            key,
+            f"is {_shape(x)}: are channels first or last? Say which in the file: "
+            "numpy.savez(..., x_channels='first') or 'last'",
+        )
+    return -1 if last else 1 if first else None
+
+
+def _is_picture(x: np.ndarray) -> bool:
+    """Whether ``(n, H, W)`` is plainly of grey images, and not of windows of a series."""
+    _, height, width = x.shape
+    if x.dtype == np.uint8 or height == width:
+        return True
+    low, high = float(x.min()), float(x.max())
+    ranged = (low >= 0 and (high <= 1 or 16 < high <= 255)) or (low >= -1 and high <= 1)
+    return ranged and max(height, width) <= 2 * min(height, width)
+
+
+def _check_numbers(file: Path, key: str, x: np.ndarray) -> None:
+    for start, piece in _pieces(x):
+        fits = np.isfinite(piece)
+        if piece.dtype.itemsize > 4:
+            fits &= np.abs(piece) <= LARGEST
+        if not fits.all():
+            row = int(np.argwhere(~fits.reshape(len(piece), -1).all(1))[0, 0])
+            fault = "NaN or infinity" if not np.isfinite(piece).all() else "larger numbers"
+            raise _wrong(
+                file,
+                key,
+                f"holds {fault}, first in sample {start + row}; allowed: numbers up to {LARGEST:g}",
+            )
+
+
+def _scaled(file: Path, key: str, x: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Images from ``low`` (black) to ``high`` (white) as float ones from 0 to 1."""
+    scaled = np.empty(x.shape, np.float64 if x.dtype == np.float64 else np.float32)
+    for start, piece in _pieces(x):
+        values = (piece.astype(np.float64) - low) / (high - low)
+        outside = (values < -ROUNDING) | (values > 1 + ROUNDING)
+        if outside.any():
+            row = int(np.argwhere(outside.reshape(len(piece), -1).any(1))[0, 0])
+            raise _wrong(
+                file,
+                key,
+                f"holds {piece[outside][0]:g} in sample {start + row}; allowed by x_range: "
+                f"{low:g} to {high:g}",
+            )
+        scaled[start : start + len(piece)] = values.clip(0, 1)
+    return scaled
+
+
+def _pieces(x: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """``x`` a few samples at a time, and the number of the first of them."""
+    step = max(1, PIECE * len(x) // max(1, x.size))
+    for start in range(0, len(x), step):
+        yield start, x[start : start + step]
 
 
 def _labels(
@@ -130,97 +301,189 @@ def _labels(
     return y.astype(np.int64)
 
 
+def _writers(file: Path, arrays: dict[str, np.ndarray], samples: int) -> np.ndarray | None:
+    """``(n,)`` numbers of writers, where the file names them."""
+    if "writer" not in arrays:
+        return None
+    given = arrays["writer"]
+    if given.shape != (samples,) or given.dtype.kind not in "iuUS":
+        raise _wrong(
+            file,
+            "writer",
+            f"is {_shape(given)}; allowed: ({samples},) integers or strings",
+        )
+    return np.unique(given, return_inverse=True)[1].astype(np.int64)
+
+
 def _shape(array: np.ndarray) -> str:
     return f"{array.dtype} {array.shape}"
 
 
-def _wrong(file: Path, key: str, what: str) -> FedkdError:
-    return FedkdError(f"data set 'npz:{file}': {key} {what}")
+def _value(array: np.ndarray) -> str:
+    return repr(array.tolist()) if array.size <= 4 else _shape(array)
 
 
-def images(folder: Path) -> Dataset:
-    """Own images, one folder a class: ``FOLDER/class/*.png``, or that in FOLDER/train and /test."""
-    if not folder.is_dir():
+def _wrong(file: Path, key: str, fault: str) -> FedkdError:
+    return FedkdError(f"data set 'npz:{file}': {key} {fault}")
+
+
+# --- folders of images --------------------------------------------------------------------------
+
+
+def images(folder: Path, labelled: bool = True) -> Dataset:
+    """Own images, one folder a class: ``FOLDER/class/*.png``, or that in FOLDER/train and /test.
+
+    Without ``labelled`` the images may lie anywhere in FOLDER, or in FOLDER/train where there is
+    FOLDER/test.
+
+    What is hidden, or left behind by other programs (``.git``, ``__MACOSX``), is passed over.
+    """
+    import torch
+
+    if not is_folder(folder):
         raise MissingData(f"data set 'folder:{folder}': there is no such folder")
-    split = (folder / "train").is_dir() and (folder / "test").is_dir()
-    train = _list(folder, folder / "train" if split else folder)
-    test = _list(folder, folder / "test") if split else {}
+    split = is_folder(folder / "train") and is_folder(folder / "test")
+    if not labelled:
+        listed, left_out = _images_under(folder, folder / "train" if split else folder)
+        if not listed:
+            raise _bad(folder, f"it holds no images ({', '.join(sorted(SUFFIXES))})")
+        (part,), more = _decoded(folder, [{"": listed}], ("",))
+        unlabelled = Part(part.images, torch.full_like(part.labels, -1))
+        warnings = (*_of_left_out(folder, left_out), *more)
+        return _dataset(folder, [unlabelled], (), warnings)
+    train, left_out = _by_class(folder, folder / "train" if split else folder)
+    test, more_left_out = _by_class(folder, folder / "test") if split else ({}, [])
     names = sorted(train)
     extra = sorted(set(test) - set(names))
     if extra:
-        raise FedkdError(
-            f"data set 'folder:{folder}': class {extra[0]!r} is in test but not in train"
-        )
+        raise _bad(folder, f"class {extra[0]!r} is in test but not in train")
     if len(names) < 2:
-        raise FedkdError(
-            f"data set 'folder:{folder}': it has {len(names)} folder(s) of images; "
-            "allowed: one a class, at least 2"
+        raise _bad(
+            folder, f"it has {len(names)} folder(s) of images; allowed: one a class, at least 2"
         )
-    mode = _mode([file for part in (train, test) for files in part.values() for file in files])
-    parts = [_decode(folder, part, names, mode) for part in (train, test) if part]
-    if len({part.images.shape[1:] for part in parts}) > 1:
-        sizes = ", ".join(f"{part.images.shape[2]}x{part.images.shape[1]}" for part in parts)
-        raise FedkdError(
-            f"data set 'folder:{folder}': train and test images are {sizes}; allowed: one size"
+    if {name.lower() for name in names} <= PARTS:
+        raise _bad(
+            folder,
+            f"{' and '.join(names)} are names of parts and not of classes; allowed: train and test",
         )
-    held_out = parts[1] if test else None
-    return Dataset(
-        f"folder:{folder}", parts[0], held_out, tuple(names), *statistics(parts[0].images)
+    parts, more = _decoded(folder, [train, test] if test else [train], tuple(names))
+    folded: dict[str, str] = {}
+    alike = [(folded.setdefault(name.lower(), name), name) for name in names]
+    others = [place.name for place in class_folders(folder) if place.name not in ("train", "test")]
+    warnings = (
+        *(
+            f"data set 'folder:{folder}': beside train and test, the folder {name!r} was left out"
+            for name in others
+            if split
+        ),
+        *(
+            f"data set 'folder:{folder}': {one!r} and {other!r} are two classes, which differ by "
+            "the case of letters alone"
+            for one, other in alike
+            if one != other
+        ),
+        *_of_left_out(folder, [*left_out, *more_left_out]),
+        *more,
+    )
+    return _dataset(folder, parts, tuple(names), warnings)
+
+
+def _dataset(
+    folder: Path, parts: list[Part], names: tuple[str, ...], warnings: tuple[str, ...]
+) -> Dataset:
+    train, test = parts[0], parts[1] if len(parts) > 1 else None
+    unit = train.images.is_floating_point()
+    return Dataset(f"folder:{folder}", train, test, names, unit=unit, warnings=warnings)
+
+
+def class_folders(root: Path) -> list[Path]:
+    """The folders in ``root`` that may be of classes, sorted."""
+    return sorted(path for path in root.glob("*") if not hidden(path.name) and is_folder(path))
+
+
+def _by_class(folder: Path, root: Path) -> tuple[dict[str, list[Path]], list[Path]]:
+    """Image files by class, and other files beside them."""
+    listed: dict[str, list[Path]] = {}
+    left_out: list[Path] = []
+    for place in class_folders(root):
+        try:
+            place.name.encode()
+        except UnicodeEncodeError:
+            raise _bad(folder, f"the name of {place.name!r} is not UTF-8") from None
+        if root.resolve().is_relative_to(place.resolve()):
+            raise _bad(folder, f"{place} is a link to a folder that it is in")
+        listed[place.name], others = _images_under(folder, place)
+        left_out += others
+        if not listed[place.name]:
+            raise _bad(folder, f"{place} holds no images ({', '.join(sorted(SUFFIXES))})")
+    beside = [path for path in root.glob("*") if path.suffix.lower() in SUFFIXES]
+    return listed, left_out + [path for path in beside if not hidden(path.name)]
+
+
+def _images_under(folder: Path, root: Path) -> tuple[list[Path], list[Path]]:
+    """Files with a suffix of images, at any depth, and those without."""
+    try:
+        files = files_under(root)
+    except ValueError as error:
+        raise _bad(folder, error) from error
+    images = [file for file in files if file.suffix.lower() in SUFFIXES]
+    return images, [file for file in files if file.suffix.lower() not in SUFFIXES]
+
+
+def _of_left_out(folder: Path, files: list[Path]) -> tuple[str, ...]:
+    if not files:
+        return ()
+    return (
+        f"data set 'folder:{folder}': {len(files)} file(s) that are no images of a class were left "
+        f"out, first {min(files)}",
     )
 
 
-def _list(folder: Path, root: Path) -> dict[str, list[Path]]:
-    """Image files by class."""
-    listed: dict[str, list[Path]] = {}
-    for place in sorted(path for path in root.iterdir() if path.is_dir()):
-        listed[place.name] = sorted(
-            file for file in place.rglob("*") if file.suffix.lower() in IMAGES
-        )
-        if not listed[place.name]:
-            raise FedkdError(
-                f"data set 'folder:{folder}': {place} holds no images ({', '.join(sorted(IMAGES))})"
-            )
-    return listed
+def _decoded(
+    folder: Path, parts: list[dict[str, list[Path]]], names: tuple[str, ...]
+) -> tuple[list[Part], tuple[str, ...]]:
+    """All images of each part, which must share their size, and warnings."""
+    headers = {file: header(file) for part in parts for files in part.values() for file in files}
+    grey = all(found.grey for found in headers.values())
+    deep = any(found.deep for found in headers.values())
+    narrowed = [file for file, found in headers.items() if found.narrowed]
+    try:
+        _check_memory(headers, (1 if grey else 3) * (4 if deep else 1))
+    except ValueError as error:
+        raise _bad(folder, error) from error
+    first: tuple[Path, tuple[int, ...]] | None = None
+    decoded = []
+    for part in parts:
+        count = sum(map(len, part.values()))
+        stacked, labels = np.empty(0), np.empty(count, np.int64)
+        row = 0
+        for name, files in part.items():
+            for file in files:
+                image = pixels(file, grey, deep)
+                first = first or (file, image.shape)
+                if image.shape != first[1]:
+                    raise _bad(
+                        folder,
+                        f"images must share one size; {first[0]} is {first[1][1]}x{first[1][0]}, "
+                        f"{file} is {image.shape[1]}x{image.shape[0]}",
+                    )
+                if not row:
+                    stacked = np.empty((count, *image.shape), image.dtype)
+                stacked[row], labels[row] = image, names.index(name)
+                row += 1
+        decoded.append(_part(stacked, labels))
+    if not narrowed:
+        return decoded, ()
+    return decoded, (
+        f"data set 'folder:{folder}': {len(narrowed)} image(s) with colours of 16 bits are read "
+        f"with 8, first {narrowed[0]}",
+    )
 
 
-def _mode(files: list[Path]) -> str:
-    """Pillow's ``L`` when every image is grey, else ``RGB``."""
-    from PIL import Image
-
-    for file in files:
-        try:
-            with Image.open(file) as image:
-                if image.mode not in ("1", "L"):
-                    return "RGB"
-        except (OSError, SyntaxError) as error:
-            raise FedkdError(f"{file} is not a readable image") from error
-    return "L"
+def _check_memory(headers: dict[Path, Header], bytes_a_pixel: int) -> None:
+    unpacked = sum(found.width * found.height for found in headers.values()) * bytes_a_pixel
+    check_room(unpacked, sum(file.stat().st_size for file in headers))
 
 
-def _decode(folder: Path, listed: dict[str, list[Path]], names: list[str], mode: str) -> Part:
-    """All images of one part, which must share their size."""
-    import torch
-    from PIL import Image
-
-    pixels: list[np.ndarray] = []
-    labels: list[int] = []
-    first: Path | None = None
-    for name, files in listed.items():
-        for file in files:
-            try:
-                with Image.open(file) as image:
-                    array = np.asarray(image.convert(mode))
-            except (OSError, SyntaxError) as error:
-                raise FedkdError(f"{file} is not a readable image") from error
-            first = first or file
-            if pixels and array.shape != pixels[0].shape:
-                raise FedkdError(
-                    f"data set 'folder:{folder}': images must share one size; {first} is "
-                    f"{pixels[0].shape[1]}x{pixels[0].shape[0]}, {file} is "
-                    f"{array.shape[1]}x{array.shape[0]}"
-                )
-            pixels.append(array)
-            labels.append(names.index(name))
-    stacked = np.stack(pixels)
-    stacked = stacked if stacked.ndim == 4 else stacked[..., None]
-    return Part(torch.from_numpy(stacked), torch.tensor(labels, dtype=torch.int64))
+def _bad(folder: Path, fault: object) -> FedkdError:
+    return FedkdError(f"data set 'folder:{folder}': {fault}")

@@ -25,6 +25,7 @@ import numpy as np
 
 from fedkd.data import cache
 from fedkd.data.datasets import Dataset, Part
+from fedkd.data.reading import content, decoded, files_under, is_file, is_folder, parsed, shortened
 from fedkd.errors import FedkdError, MissingData
 from fedkd.experiment import TextTable
 
@@ -39,6 +40,8 @@ SPECIAL = ("<pad>", "<line>", "<unk>")
 FIXED = (*SPECIAL, *"0123456789")
 """The first entries of every vocabulary."""
 
+IN_MEMORY = 8
+"""Times its size that a text takes in memory, with its tokens."""
 TOKEN = re.compile(r"\d|[^\W\d_]+(?:['\u2019][^\W\d_]+)*|\S")
 """A digit; a word, with the apostrophes inside it; any other mark."""
 
@@ -219,7 +222,8 @@ def tokenised(
         named = json.dumps(tokeniser.vocabulary).encode()
         return {"vocabulary": np.frombuffer(named, np.uint8), **_rows(corpus, tokeniser, table)}
 
-    kept = cache.remembered("datasets", ("tokens", *_identity(corpus, table), always), learn)
+    key = ("tokens", *_identity(corpus, table), always)
+    kept = cache.remembered("datasets", key, learn, cache.holds("vocabulary", "rows", "labels"))
     tokeniser = Tokeniser(tuple(json.loads(kept["vocabulary"].tobytes())), table.tokens)
     return _dataset(corpus, kept), tokeniser
 
@@ -228,7 +232,13 @@ def encoded(corpus: Corpus, tokeniser: Tokeniser, table: TextTable) -> Dataset:
     """The rows of a corpus as a data set, with a vocabulary that was learnt on another."""
     key = ("rows", *_identity(corpus, table), _digest("\n".join(tokeniser.vocabulary)))
     return _dataset(
-        corpus, cache.remembered("datasets", key, lambda: _rows(corpus, tokeniser, table))
+        corpus,
+        cache.remembered(
+            "datasets",
+            key,
+            lambda: _rows(corpus, tokeniser, table),
+            cache.holds("rows", "labels"),
+        ),
     )
 
 
@@ -257,7 +267,7 @@ def _dataset(corpus: Corpus, arrays: cache.Arrays) -> Dataset:
     rows = torch.from_numpy(arrays["rows"].astype(np.int64))
     names = tuple(corpus.texts)
     part = Part(rows, labels, None if names == ("",) else labels)
-    return Dataset(corpus.name, part, None, names, (), ())
+    return Dataset(corpus.name, part, None, names)
 
 
 # --- corpora ------------------------------------------------------------------------------------
@@ -300,11 +310,9 @@ def shakespeare(folder: Path | None, download: bool) -> Corpus:
             "[speech, ...]}}; or use data.dataset = 'pydoc'"
         )
     try:
-        plays = json.loads(_text("shakespeare", file))
-    except json.JSONDecodeError as error:
-        raise _broken(
-            "shakespeare", file, f"line {error.lineno} is not JSON: {error.msg}"
-        ) from None
+        plays = parsed(_text("shakespeare", file))
+    except ValueError as error:
+        raise _broken("shakespeare", file, str(error)) from None
     texts: dict[str, str] = {}
     for play, roles in plays.items() if isinstance(plays, dict) else [("", None)]:
         for role, speeches in roles.items() if isinstance(roles, dict) else [("", None)]:
@@ -317,11 +325,14 @@ def shakespeare(folder: Path | None, download: bool) -> Corpus:
 def text(place: Path) -> Corpus:
     """Own text: a folder of ``.txt`` files, one a client; or one such file, of nobody's."""
     name = f"text:{place}"
-    if place.is_file():
+    if is_file(place):
         return _corpus(name, {"": _text(name, place)})
-    if not place.is_dir():
+    if not is_folder(place):
         raise MissingData(f"data set {name!r}: there is no such file or folder")
-    files = sorted(file for file in place.rglob("*.txt") if file.is_file())
+    try:
+        files = [file for file in files_under(place) if file.suffix == ".txt"]
+    except ValueError as error:
+        raise FedkdError(f"data set {name!r}: {error}") from error
     if not files:
         raise FedkdError(f"data set {name!r}: the folder holds no .txt files")
     keys = [file.relative_to(place).with_suffix("").as_posix() for file in files]
@@ -331,27 +342,36 @@ def text(place: Path) -> Corpus:
 def jsonl(file: Path) -> Corpus:
     """Own text: a JSON object a line, with ``text`` and, on all lines or none, ``client``."""
     name = f"jsonl:{file}"
-    if not file.is_file():
+    if not is_file(file):
         raise MissingData(f"data set {name!r}: there is no such file")
     texts: dict[str, list[str]] = {}
+    types: dict[str, type] = {}
     keyed: bool | None = None
     for number, line in enumerate(_text(name, file).split("\n"), start=1):
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise _broken(name, file, f"line {number} is not JSON: {error.msg}") from None
+            record = parsed(line, number)
+        except ValueError as error:
+            raise _broken(name, file, str(error)) from None
         if not isinstance(record, dict) or not isinstance(record.get("text"), str):
             raise _broken(name, file, f"line {number} has no string under the key 'text'")
         client = record.get("client")
         if isinstance(client, bool) or not isinstance(client, str | int | None):
-            raise _broken(name, file, f"line {number}: client = {client!r} is no string or number")
+            raise _broken(
+                name, file, f"line {number}: client = {shortened(client)} is no string or number"
+            )
         if keyed not in (None, client is not None):
             raise _broken(
                 name, file, f"line {number}: the key 'client' must be on all lines, or on none"
             )
         keyed = client is not None
+        if types.setdefault(str(client), type(client)) is not type(client):
+            raise _broken(
+                name, file, f"line {number}: client {client!r} is a string and a number elsewhere"
+            )
+        if not _encodable(record["text"]) or not _encodable(str(client)):
+            raise _broken(name, file, f"line {number} holds half of a surrogate pair")
         texts.setdefault("" if client is None else str(client), []).append(record["text"])
     if not texts:
         raise _broken(name, file, "it holds no text")
@@ -373,13 +393,38 @@ def _corpus(name: str, texts: dict[str, str]) -> Corpus:
     return Corpus(name, texts)
 
 
+def checked(corpus: Corpus) -> Corpus:
+    """A corpus that anybody may have made, as it is.
+
+    Raises
+    ------
+    FedkdError
+        It has no text, or anything but text.
+    """
+    texts = corpus.texts
+    if not isinstance(texts, dict) or not all(
+        isinstance(key, str) and isinstance(whole, str) for key, whole in texts.items()
+    ):
+        raise FedkdError(f"data set {corpus.name!r}: texts must be {{client: text}}, all strings")
+    return _corpus(corpus.name, texts)
+
+
 def _text(name: str, file: Path) -> str:
     try:
-        return file.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise _broken(name, file, f"byte {error.start} is not UTF-8") from error
+        return decoded(content(file, factor=IN_MEMORY))
+    except ValueError as error:
+        raise _broken(name, file, str(error)) from error
     except OSError as error:
         raise _broken(name, file, str(error.strerror)) from error
+
+
+def _encodable(text: str) -> bool:
+    """Whether text can be written: JSON may hold half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _broken(name: str, file: Path, reason: str) -> FedkdError:

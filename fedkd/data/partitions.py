@@ -107,6 +107,12 @@ def stratified(labels: np.ndarray, count: int, rng: np.random.Generator) -> np.n
     return np.sort(order[picks])
 
 
+def entropies(counts: np.ndarray) -> np.ndarray:
+    """Entropy ``(N,)``, in nats, of each row of counts ``(N, C)``; 0 where a row is empty."""
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    return -(shares * np.log(shares, where=shares > 0, out=np.zeros(shares.shape))).sum(1)
+
+
 def _tests_itself(table: DataTable) -> bool:
     return table.test.own == "split" and table.test.fraction > 0
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import gzip
-import json
 import string
-import zipfile
 import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,13 +13,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedkd.data import cache
-from fedkd.data.datasets import DIGITS, Dataset, Part, broken, missing, mnist, statistics
+from fedkd.data.datasets import DIGITS, Dataset, Part, broken, missing, mnist
+from fedkd.data.reading import content, decoded, hidden, npz_arrays, opened, parsed, shortened
 from fedkd.errors import FedkdError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 QMNIST_LABELS = "qmnist-train-labels-idx2-int"
+QMNIST_LARGEST = 2**23
+"""Bytes; the table of 60,000 rows has under two million."""
+JSON_IN_MEMORY = 8
+"""Times its size that JSON of numbers takes in memory."""
 CHARACTERS = tuple(DIGITS) + tuple(string.ascii_uppercase) + tuple(string.ascii_lowercase)
 
 
@@ -58,21 +62,27 @@ def _qmnist_labels(root: Path, download: bool) -> tuple[np.ndarray, Path]:
         raise missing("mnist-by-writer", places[0] / names[1])
     file = found[0]
     try:
-        content = file.read_bytes()
-        content = gzip.decompress(content) if file.suffix == ".gz" else content
-    except (OSError, EOFError, zlib.error) as error:
+        with opened(file) as stream:
+            unpacked = gzip.GzipFile(fileobj=stream) if file.suffix == ".gz" else stream
+            content = unpacked.read(QMNIST_LARGEST + 1)
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise broken("mnist-by-writer", file, error) from error
     # idx: two zero bytes, 0x0c for int32, the number of axes, the length of each; then the values.
     if content[:4] != b"\x00\x00\x0c\x02" or len(content) < 12:
         raise broken("mnist-by-writer", file, "it does not begin as an idx2-int file does")
-    rows, columns = np.frombuffer(content, ">i4", count=2, offset=4)
+    rows, columns = np.frombuffer(content, ">i4", count=2, offset=4).tolist()
     if columns != 8 or len(content) != 12 + 4 * rows * columns:
         raise broken("mnist-by-writer", file, f"not the {rows} rows of 8 columns it should hold")
     return np.frombuffer(content, ">i4", offset=12).reshape(rows, columns), file
 
 
 def femnist(folder: Path | None, download: bool) -> Dataset:
-    """Handwritten characters by writer, 62 classes, grey, 28x28 (LEAF, Caldas et al. 2018)."""
+    """Handwritten characters by writer, 62 classes, grey, 28x28 (LEAF, Caldas et al. 2018).
+
+    LEAF makes its files anew for everybody, with other writers in them. What images are normalised
+    by is the same whichever they are: the mean and standard deviation of the training part of 105
+    writers, 14,708 images.
+    """
     import torch
 
     root = (folder or cache.home()) / "FEMNIST"
@@ -80,7 +90,9 @@ def femnist(folder: Path | None, download: bool) -> Dataset:
     if packed:
         arrays = _packed(packed[0])
     elif any(root.glob("*.json")) or any(root.glob("train/*.json")):
-        arrays = cache.remembered("datasets", ("LEAF", cache.stamp(root)), lambda: _leaf(root))
+        key = ("LEAF", cache.stamp(root))
+        whole = cache.holds("x_train", "y_train", "writer_train")
+        arrays = cache.remembered("datasets", key, lambda: _leaf(root), whole)
     else:
         raise missing("femnist", root, downloadable=False)
 
@@ -93,7 +105,8 @@ def femnist(folder: Path | None, download: bool) -> Dataset:
 
     train = part("train")
     assert train is not None
-    return Dataset("femnist", train, part("test"), CHARACTERS, *statistics(train.images))
+    mean, std = (0.9611606061380222,), (0.16556138360990336,)
+    return Dataset("femnist", train, part("test"), CHARACTERS, mean, std)
 
 
 def _int64(values: np.ndarray) -> Tensor:
@@ -106,9 +119,8 @@ def _packed(file: Path) -> cache.Arrays:
     """FEMNIST from one npz file: x, y and writer of both parts."""
     keys = [f"{kind}_{part}" for part in ("train", "test") for kind in ("x", "y", "writer")]
     try:
-        with np.load(file) as stored:
-            arrays = {key: stored[key] for key in keys if key in stored}
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        arrays = npz_arrays(file, keys)
+    except (OSError, ValueError) as error:
         raise broken("femnist", file, error) from error
     for part in ("train", "test"):
         present = [key for key in keys if key.endswith(part) and key in arrays]
@@ -127,21 +139,17 @@ def _leaf(root: Path) -> cache.Arrays:
     numbers: dict[str, int] = {}
     arrays: cache.Arrays = {}
     for part, place in places.items():
-        files = sorted(place.glob("*.json"))
         images, labels, writers = [], [], []
-        for file in files:
-            try:
-                content = json.loads(file.read_text())
-                for user in content["users"]:
-                    data = content["user_data"][user]
-                    pixels = np.asarray(data["x"], dtype=np.float32).reshape(-1, 28, 28)
-                    images.append((pixels * 255).round().clip(0, 255).astype(np.uint8))
-                    labels.append(np.asarray(data["y"], dtype=np.int64))
-                    number = numbers.setdefault(user, len(numbers))
-                    writers.append(np.full(len(pixels), number, dtype=np.int64))
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                reason = "it must hold users and user_data with x (lists of 784 numbers) and y"
-                raise broken("femnist", file, reason) from error
+        users: set[str] = set()
+        for file in sorted(file for file in place.glob("*.json") if not hidden(file.name)):
+            for user, pixels, classes in _leaf_users(file):
+                if user in users:
+                    raise broken("femnist", file, f"user {user!r} is there twice")
+                users.add(user)
+                images.append(pixels)
+                labels.append(classes)
+                number = numbers.setdefault(user, len(numbers))
+                writers.append(np.full(len(pixels), number, dtype=np.int64))
         if images:
             arrays[f"x_{part}"] = np.concatenate(images)
             arrays[f"y_{part}"] = np.concatenate(labels)
@@ -152,9 +160,75 @@ def _leaf(root: Path) -> cache.Arrays:
     return arrays
 
 
+def _leaf_users(file: Path) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Name, images ``(n, 28, 28)`` uint8 and labels ``(n,)`` of each user in one of LEAF's files.
+
+    Raises
+    ------
+    FedkdError
+        The file is not as LEAF writes it; the line names the user.
+    """
+
+    def wrong(reason: object) -> FedkdError:
+        return broken("femnist", file, reason)
+
+    try:
+        found = parsed(decoded(content(file, factor=JSON_IN_MEMORY)))
+    except (OSError, ValueError) as error:
+        raise wrong(error) from error
+    table = found if isinstance(found, dict) else {}
+    users, held, counts = (table.get(key) for key in ("users", "user_data", "num_samples"))
+    if not isinstance(users, list) or not isinstance(held, dict):
+        raise wrong("it must hold users and user_data with x (lists of 784 numbers) and y")
+    if not all(isinstance(user, str) for user in users):
+        raise wrong("users must be strings")
+    if len(set(users)) < len(users):
+        twice = next(user for user in users if users.count(user) > 1)
+        raise wrong(f"user {twice!r} is there twice")
+    if unlisted := held.keys() - set(users):
+        raise wrong(f"user {min(unlisted)!r} is in user_data but not in users")
+    if counts is not None and (not isinstance(counts, list) or len(counts) != len(users)):
+        raise wrong(f"num_samples must hold a number for each of the {len(users)} users")
+    for place, user in enumerate(users):
+        data = held.get(user)
+        if not isinstance(data, dict) or not {"x", "y"} <= data.keys():
+            raise wrong(f"user {user!r} has no x and y in user_data")
+        x, y = data["x"], data["y"]
+        if not isinstance(x, list) or not isinstance(y, list) or len(x) != len(y):
+            sizes = " and ".join(str(len(one)) if isinstance(one, list) else "no" for one in (x, y))
+            raise wrong(f"user {user!r} has {sizes} entries in x and y; allowed: as many of each")
+        if counts is not None and counts[place] != len(y):
+            said = shortened(counts[place])
+            raise wrong(f"user {user!r} has {len(y)} samples, and num_samples says {said}")
+        most = len(CHARACTERS) - 1
+        for label in y:
+            number = isinstance(label, int | float) and not isinstance(label, bool)
+            if not number or label != label // 1 or not 0 <= label <= most:
+                raise wrong(
+                    f"user {user!r} has the label {shortened(label)}; allowed: integers 0 to {most}"
+                )
+        yield user, _leaf_pixels(x, user, wrong), np.array(y, dtype=np.int64)
+
+
+def _leaf_pixels(x: list[object], user: str, wrong: Callable[[object], FedkdError]) -> np.ndarray:
+    """Images ``(n, 28, 28)`` uint8 of lists of 784 numbers from 0 to 1."""
+    try:
+        pixels = np.asarray(x, dtype=np.float32).reshape(len(x), 28, 28)
+    except (ValueError, TypeError, OverflowError):
+        raise wrong(f"user {user!r}: x must be lists of 784 numbers") from None
+    if not ((pixels >= 0) & (pixels <= 1)).all():
+        bad = pixels[~((pixels >= 0) & (pixels <= 1))][0]
+        raise wrong(f"user {user!r}: x holds {bad:g}; allowed: numbers from 0 to 1")
+    return (pixels * 255).round().clip(0, 255).astype(np.uint8)
+
+
 def _check(arrays: cache.Arrays, part: str, where: Path) -> None:
     x, y, writer = (arrays[f"{kind}_{part}"] for kind in ("x", "y", "writer"))
-    if x.ndim != 3 or x.dtype != np.uint8 or y.shape != (len(x),) or writer.shape != (len(x),):
-        raise broken("femnist", where, f"x_{part} must be uint8 (n, H, W), y and writer (n,)")
+    whole = y.dtype.kind in "iu" and writer.dtype.kind in "iu"
+    alike = x.shape[:1] == y.shape == writer.shape
+    if x.ndim != 3 or x.dtype != np.uint8 or not whole or not alike:
+        raise broken(
+            "femnist", where, f"x_{part} must be uint8 (n, H, W), y and writer integers (n,)"
+        )
     if not len(x) or y.min() < 0 or y.max() >= len(CHARACTERS):
         raise broken("femnist", where, f"y_{part} must be labels from 0 to {len(CHARACTERS) - 1}")

@@ -19,6 +19,7 @@ import torch
 from fedkd.data.cache import folder
 from fedkd.data.datasets import Part
 from fedkd.data.federated import FederatedData, Rows, Task
+from fedkd.data.normalisation import Statistics
 from fedkd.engine import rule
 from fedkd.engine.worker import Worker
 from fedkd.errors import FedkdError
@@ -111,7 +112,8 @@ def host(model: str, device: str, threads: int, cohort: str, clients: int = CLIE
     all_, none = Rows(store, torch.arange(BATCHES[-1])), Rows(store, torch.arange(0))
     task = Task(SHAPE, CLASSES, tuple(map(str, range(CLASSES))))
     mine, empty = [all_] * clients, [none] * clients
-    data = FederatedData(task, (0.5,), (0.5,), mine, empty, empty, none, images[:0])
+    half = Statistics("constants", "made-up images", (0.5,), (0.5,))
+    data = FederatedData(task, half, mine, empty, empty, none, images[:0])
     return Worker(Experiment.from_dict(tables), data)
 
 

@@ -85,7 +85,19 @@ def delta_of(experiment: Experiment) -> float:
 
 
 def guarantee(lines: Iterable[Mapping[str, Any]], experiment: Experiment) -> Formal:
-    """What all releases in the ledger of a run guarantee together."""
+    """What all releases in the ledger of a run guarantee together.
+
+    Statistics of clients' own samples, by which all inputs are then normalised, are a release that
+    has no noise: there is no guarantee with them.
+    """
+    found = _guarantee(lines, experiment)
+    if experiment.data.statistics == "private":
+        why = "none: data.statistics = 'private': clients' mean and standard deviation are known"
+        return replace(found, epsilon=None, rho=None, client=None, why=why)
+    return found
+
+
+def _guarantee(lines: Iterable[Mapping[str, Any]], experiment: Experiment) -> Formal:
     ledger = list(lines)
     releases = [Release.from_dict(line) for line in ledger]
     dp = experiment.training.dp

@@ -195,7 +195,12 @@ def draw(experiment: Experiment, task: Task) -> Canaries:
 
 
 def plant(
-    experiment: Experiment, task: Task, store: Part, private: list[np.ndarray], transfer: Tensor
+    experiment: Experiment,
+    task: Task,
+    store: Part,
+    private: list[np.ndarray],
+    transfer: Tensor,
+    pictures: bool = True,
 ) -> tuple[Part, list[np.ndarray], Tensor, Canaries | None]:
     """Put canaries into clients' training samples, and into the transfer set what is public.
 
@@ -216,7 +221,9 @@ def plant(
     private : list of ndarray
         Row numbers of each client's training samples.
     transfer : Tensor
-        ``(M, H, W, C)`` uint8, or ``(M, T+1)`` int64 token rows.
+        ``(M, H, W, C)`` uint8, or float from 0 to 1; or ``(M, T+1)`` int64 token rows.
+    pictures : bool
+        Whether 0 is black and 1 is white in the store's images, if they are float.
 
     Returns
     -------
@@ -231,11 +238,12 @@ def plant(
     """
     if not experiment.canary.secrets:
         return store, private, transfer, None
-    if not task.tokens and (store.images.dtype != torch.uint8 or store.images.dim() != 4):
+    known = store.images.dtype == torch.uint8 or pictures
+    if not task.tokens and (store.images.dim() != 4 or not known):
         raise FedkdError(
             f"canary.secrets = {experiment.canary.secrets} is not allowed with data.dataset = "
-            f"{experiment.data.dataset!r}: canaries are lines of text or uint8 images, and its "
-            f"samples are neither"
+            f"{experiment.data.dataset!r}: canaries are lines of text or images whose black and "
+            "white are known (uint8, or x_range in an npz file), and its samples are neither"
         )
     canaries = draw(experiment, task)
     if canaries.public != "none" and not len(transfer):
@@ -250,7 +258,7 @@ def plant(
     if canaries.images is None:
         transfer = _show_lines(experiment, canaries, transfer)
     else:
-        transfer = torch.cat([transfer, canaries.images.flatten(0, 1)])
+        transfer = torch.cat([transfer, _like(transfer, canaries.images.flatten(0, 1))])
     return store, private, transfer, canaries
 
 
@@ -396,7 +404,7 @@ def _hide_images(
     experiment: Experiment, canaries: Canaries, store: Part, private: list[np.ndarray]
 ) -> tuple[Part, list[np.ndarray]]:
     assert canaries.images is not None
-    images = canaries.images.flatten(0, 1)
+    images = _like(store.images, canaries.images.flatten(0, 1))
     numbers = np.arange(len(store), len(store) + len(images)).reshape(canaries.count, -1)
     planted = [
         np.concatenate([old, np.repeat(numbers, canaries.copies(client), axis=0).flatten()])
@@ -404,6 +412,11 @@ def _hide_images(
     ]
     labels = canaries.symbols[canaries.secrets.flatten()]
     return _longer(store, images, labels, None), planted
+
+
+def _like(others: Tensor, images: Tensor) -> Tensor:
+    """Uint8 images as they are, or from 0 to 1 where the others are float."""
+    return images if others.dtype == torch.uint8 else (images.double() / 255).to(others.dtype)
 
 
 def _longer(store: Part, images: Tensor, labels: Tensor, source: Tensor | None) -> Part:
