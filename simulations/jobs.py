@@ -89,7 +89,9 @@ def _inside(task: Job) -> Job:
     table = task.experiment.engine
     if table.name != "auto":
         return task
-    engine = table.model_copy(update={"name": "inline"})
+    # A client that does not answer in time can only be ended with the process that it works in.
+    update = {"name": "inline"} if table.timeout is None else {"name": "procs", "workers": 1}
+    engine = table.model_copy(update=update)
     return Job(task.experiment.model_copy(update={"engine": engine}), task.folder, task.resume)
 
 

@@ -1,5 +1,8 @@
 """What tests of whole runs share."""
 
+import os
+import select
+
 from fedkd import Observer
 
 SMALL = """
@@ -38,6 +41,20 @@ local = {"strategy.name" = "local"}
 digits = {}
 mnist = {"data.dataset" = "mnist"}
 """
+
+
+def ended(process):
+    """Whether a process ends within a minute."""
+    try:
+        file = os.pidfd_open(process)
+    except ProcessLookupError:
+        return True
+    poll = select.poll()
+    poll.register(file, select.POLLIN)
+    try:
+        return bool(poll.poll(60_000))
+    finally:
+        os.close(file)
 
 
 class Killed(BaseException):

@@ -85,13 +85,13 @@ class _Objective:
 class Trip(nn.Module):
     """Goes wrong in training, or else in answering."""
 
-    def __init__(self, act, in_training):
+    def __init__(self, student):
         super().__init__()
-        self.act, self.in_training = act, in_training
+        self.student = student
 
     def forward(self, inputs):
-        if torch.is_grad_enabled() == self.in_training and bool(inputs.any()):
-            self.act()
+        if torch.is_grad_enabled() == self.student.in_training and bool(inputs.any()):
+            self.student.act()
         return inputs
 
 
@@ -101,12 +101,20 @@ class _Student:
 
     def __call__(self, shape, classes, norm, width):
         inner = OrderedDict(mlp(shape, classes, norm, width).named_children())
-        return nn.Sequential(OrderedDict(trip=Trip(self.act, self.in_training), **inner))
+        return nn.Sequential(OrderedDict(trip=Trip(self), **inner))
+
+
+def only_elsewhere(shape, classes, norm, width):
+    """A student that workers cannot make."""
+    if "fedkd.engine.child" in sys.modules or "fedkd.engine.ray" in sys.modules:
+        raises()
+    return mlp(shape, classes, norm, width)
 
 
 objectives = {act.__name__: _Objective(act) for act in ACTS}
 students = {act.__name__: _Student(act) for act in ACTS}
 students["raises_answering"] = _Student(raises, in_training=False)
+students["only_elsewhere"] = only_elsewhere
 for group, things in (("objective", objectives), ("student", students)):
     globals().update({f"{group}_{name}": thing for name, thing in things.items()})
 

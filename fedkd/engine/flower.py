@@ -8,7 +8,6 @@ name and is otherwise the same.
 from __future__ import annotations
 
 import functools
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,12 @@ from flwr.app import Context
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
+from fedkd import registry
 from fedkd.client import client_app
 from fedkd.data.federated import load
 from fedkd.engine import plan, rule
 from fedkd.engine.superlink import run_app
+from fedkd.engine.temporary import TemporaryFolder
 from fedkd.engine.worker import Worker
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
@@ -102,10 +103,15 @@ def run_on_flower(experiment: Experiment, taken: Run, observer: Observer) -> Non
     Raises
     ------
     FedkdError
-        Wrong input, found by the server or a client.
-    RuntimeError
-        The runtime failed, for the reason it gives.
+        Wrong input, found by the server or a client; or the runtime failed, for the reason that it
+        gives.
     """
+    plan.check_processes(experiment, "flower", tuple(registry.GROUPS))
+    gpus, share = torch.cuda.device_count(), experiment.engine.gpus_per_worker
+    if share > gpus:  # Flower would wait for it for ever
+        raise FedkdError(
+            f"engine.gpus_per_worker = {share:g} is too much: this machine has {gpus} GPUs"
+        )
     # What is wrong with the input is found here, in a second, before a runtime is started.
     alone = rule.note(Worker(experiment))
     taken.begin(experiment)
@@ -132,25 +138,25 @@ def run_on_flower(experiment: Experiment, taken: Run, observer: Observer) -> Non
             warned += 1
             observer.warned(message)
 
-    with tempfile.TemporaryDirectory(prefix="fedkd-app-") as app:
-        (Path(app) / "pyproject.toml").write_text(APP)
+    with TemporaryFolder("fedkd-app-") as app:
+        (app.path / "pyproject.toml").write_text(APP)
         toml, folder = experiment.located().to_toml(), str(taken.folder.resolve())
         try:
             run_app(
-                Path(app),
+                app.path,
                 {"experiment": toml, "folder": folder},
                 nodes=experiment.data.clients,
                 workers=count,
                 gpus_per_worker=table.gpus_per_worker,
                 stream=stream,
             )
-        except RuntimeError:
+        except RuntimeError as error:
             if complaints:
                 raise FedkdError(complaints[0]) from None
-            raise
+            raise FedkdError(f"engine.name = 'flower': {error}") from error
     stream("")
     if taken.summary is None:
-        raise RuntimeError("Flower's runtime ended the run early; its log is above")
+        raise FedkdError("engine.name = 'flower': Flower's runtime ended the run early")
 
 
 @functools.lru_cache(maxsize=1)

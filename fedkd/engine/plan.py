@@ -27,6 +27,10 @@ LAYER = 2.0e-4
 """Seconds that a training step takes beyond its arithmetic, for each layer with parameters."""
 START = 6.0
 """Seconds that worker processes must save: over twice what it takes to start them (2.2 s)."""
+PROCESSES = 16
+"""Worker processes that each core of this machine may have, at most: memory ends before that."""
+THREADS = 1024
+"""Torch threads that all of them may have together."""
 ELSEWHERE = ("datasets", "students", "objectives")
 """What workers in other processes look up by name."""
 
@@ -137,8 +141,9 @@ def seconds(experiment: Experiment, costs: Sequence[float]) -> float:
 def chosen(experiment: Experiment, costs: Sequence[float]) -> str:
     """The engine that ``auto`` stands for: ``inline`` or ``procs``.
 
-    ``procs`` where it saves more than it takes to start: where ``seconds (1 - 1 / workers)`` is
-    above :data:`START`. Always ``inline`` on a GPU; with ``engine.remember``, as what is remembered
+    ``procs`` where it saves more than it takes to start, where ``seconds (1 - 1 / workers)`` is
+    above :data:`START`; and with ``engine.timeout``, as a client can only be ended with the process
+    that it works in. Always ``inline`` on a GPU; with ``engine.remember``, as what is remembered
     is not computed; where something was registered in this process, which others do not know; and
     on systems that are not POSIX.
     """
@@ -146,7 +151,9 @@ def chosen(experiment: Experiment, costs: Sequence[float]) -> str:
     count = workers(experiment)
     saved = seconds(experiment, costs) * (1 - 1 / count)
     alone = table.device != "cpu" or table.remember or _registered() or os.name != "posix"
-    return "inline" if alone or saved <= START else "procs"
+    if alone:
+        return "inline"
+    return "procs" if saved > START or table.timeout is not None else "inline"
 
 
 def host(worker: Worker, warned: Callable[[str], None]) -> Host:
@@ -166,15 +173,12 @@ def host(worker: Worker, warned: Callable[[str], None]) -> Host:
     worker.states.clear()
     alone = rule.note(worker)
     if name == "inline":
+        if table.name == "auto" and table.timeout is not None:
+            warned(f"engine.timeout = {table.timeout} has no effect: engine.name is 'inline' here")
         inline = Inline(worker)
         inline.plan += f"; {alone}" if alone else ""
         return inline
-    if found := _registered():
-        raise FedkdError(
-            f"engine.name = {name!r} is not possible: {', '.join(found)} was registered in this "
-            "process, and others do not know it; make it an entry point, or use engine.name = "
-            "'inline'"
-        )
+    check_processes(experiment, name)
     given = shares(expected, workers(experiment))
     if name == "procs":
         from fedkd.engine.procs import Procs
@@ -196,5 +200,43 @@ def host(worker: Worker, warned: Callable[[str], None]) -> Host:
     return pool
 
 
-def _registered() -> list[str]:
-    return [name for group in ELSEWHERE for name in registry.registered(group)]
+def check_processes(experiment: Experiment, name: str, groups: Sequence[str] = ELSEWHERE) -> None:
+    """Refuse what cannot be done in other processes, or what this machine is too small for.
+
+    Parameters
+    ----------
+    name
+        The engine.
+    groups
+        What its processes look up by name, in :data:`fedkd.registry.GROUPS`.
+
+    Raises
+    ------
+    FedkdError
+        Something is registered in this process alone; or there would be too many processes or
+        threads.
+    """
+    table = experiment.engine
+    if found := _registered(groups):
+        raise FedkdError(
+            f"engine.name = {name!r} is not possible: {', '.join(found)} was registered in this "
+            "process, and others do not know it; make it an entry point, or use engine.name = "
+            "'inline'"
+        )
+    if name == "ray" and table.address != "local":
+        return  # a cluster says itself how much there is of it
+    count, most = workers(experiment), PROCESSES * cores()
+    if count > most:
+        raise FedkdError(
+            f"engine.workers = {table.workers} is not allowed: {count} processes are too many for "
+            f"the {cores()} cores here; at most {most}"
+        )
+    if count * table.threads > THREADS:
+        raise FedkdError(
+            f"engine.threads = {table.threads} is not allowed with {count} workers: together they "
+            f"may have {THREADS} threads"
+        )
+
+
+def _registered(groups: Sequence[str] = ELSEWHERE) -> list[str]:
+    return [name for group in groups for name in registry.registered(group)]

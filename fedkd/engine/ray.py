@@ -6,8 +6,10 @@ every actor gets one call a phase.
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fedkd.engine.host import interrupts_held_back
 from fedkd.engine.payload import Payload
@@ -29,6 +32,7 @@ from fedkd.engine.pool import (
     restore_states,
     serve_work,
 )
+from fedkd.engine.temporary import TemporaryFolder
 from fedkd.engine.worker import Care, State, Worker
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
@@ -49,9 +53,19 @@ class _Actor:
     """
 
     def __init__(self, toml: str, number: int, reports: Any) -> None:
+        # Ray's handlers describe a crash at length, and the crashed work goes on in the meantime.
+        faulthandler.disable()
+        for crash in (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT):
+            with suppress(ValueError):  # not the main thread
+                signal.signal(crash, signal.SIG_DFL)
         self._toml, self._number, self._reports = toml, number, reports
         self._worker: Worker | None = None
         self._progress = Progress(0, None)
+
+    @ray.method(concurrency_group="looks")
+    def place(self) -> tuple[str, int]:
+        """Node and process id."""
+        return ray.get_runtime_context().get_node_id(), os.getpid()
 
     @ray.method(concurrency_group="looks")
     def progress(self) -> Progress:
@@ -117,11 +131,13 @@ class Actors(Pool):
         super().__init__(experiment, shares, warned)
         self._toml = experiment.located().to_toml()
         self._actors: list[Any] = [None] * len(shares)
+        self._places: dict[int, Any] = {}
         self._looks: dict[int, Any] = {}
         self._calls: dict[Any, int] = {}
         self._buffer: Any = None
         self._reports: Any = None
         self._reporting: set[int] = set()  # workers that report before they begin
+        self._folder: TemporaryFolder | None = None
         self._ours = not ray.is_initialized()
         try:
             if self._ours:
@@ -141,17 +157,27 @@ class Actors(Pool):
         # Workers have this process's own priority, and not that of background work.
         os.environ.setdefault("RAY_worker_niceness", "0")
         local: dict[str, Any] = {}
-        if table.address == "local":
-            local["num_cpus"] = max(1, int(np.ceil(table.cpus_per_worker * len(self.shares))))
-            local["include_dashboard"] = False
+        before = os.environ.get("RAY_TMPDIR")
         try:
             _check_address(table.address)
+            if table.address == "local":
+                local["num_cpus"] = max(1, int(np.ceil(table.cpus_per_worker * len(self.shares))))
+                local["include_dashboard"] = False
+                self._folder = TemporaryFolder("fedkd-ray-")
+                os.environ["RAY_TMPDIR"] = str(self._folder.path)
             ray.init(table.address, log_to_driver=False, logging_level=logging.ERROR, **local)
-        except (OSError, ValueError, RuntimeError) as error:
+        except Exception as error:
+            place = f"engine.address = {table.address!r}"
+            if table.address == "local":
+                raise FedkdError(f"{place}: Ray does not start here ({_line(error)})") from error
             raise FedkdError(
-                f"engine.address = {table.address!r}: no Ray there ({_line(error)}); allowed: "
-                "local, auto (a cluster that this machine is part of), HOST:PORT"
+                f"{place}: no Ray there ({_line(error)}); allowed: local, auto (a cluster that "
+                "this machine is part of), HOST:PORT"
             ) from error
+        finally:
+            os.environ.pop("RAY_TMPDIR", None)
+            if before is not None:
+                os.environ["RAY_TMPDIR"] = before
 
     def _check_room(self) -> None:
         table, there = self.experiment.engine, ray.cluster_resources()
@@ -167,8 +193,12 @@ class Actors(Pool):
 
     def close(self) -> None:
         """Kill the actors, and shut down a Ray that was started for them."""
-        if not ray.is_initialized():
-            return
+        if ray.is_initialized():
+            self._end_all()
+        if self._folder is not None:
+            self._folder.close()
+
+    def _end_all(self) -> None:
         for actor in (*self._actors, self._reports):
             if actor is not None:
                 ray.kill(actor)
@@ -198,9 +228,13 @@ class Actors(Pool):
         self._looks.pop(worker, None)
         self._calls = {call: n for call, n in self._calls.items() if n != worker}
         self._actors[worker] = kind.remote(self._toml, worker, self._reports)
+        self._places[worker] = self._actors[worker].place.remote()
 
     def _kill(self, worker: int) -> None:
-        ray.kill(self._actors[worker])
+        # Ray asks an actor to end itself, which one that stands still does not do.
+        node, process = ray.get(self._places[worker])
+        there = NodeAffinitySchedulingStrategy(node, soft=False)
+        ray.get(ray.remote(num_cpus=0, scheduling_strategy=there)(_end).remote(process))
 
     def _restore(self, worker: int, states: Mapping[int, State]) -> None:
         payload = Payload()
@@ -237,6 +271,11 @@ class Actors(Pool):
             known = worker in self._reporting
             yield worker, ray.get(self._reports.last.remote(worker)) if known else Progress(0, None)
             yield worker, Lost(_line(error))
+
+
+def _end(process: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(process, signal.SIGKILL)
 
 
 def _check_address(address: str) -> None:

@@ -9,12 +9,13 @@ import signal
 import socket
 import sys
 import sysconfig
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import PIPE, STDOUT, Popen
 from typing import IO
+
+from fedkd.engine.temporary import TemporaryFolder
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -111,11 +112,9 @@ def run_app(
     # of them than nodes would only cost memory.
     federation = f"num-supernodes={nodes} init-args-num-cpus={min(nodes, workers)}"
     federation += f" client-resources-num-cpus=1 client-resources-num-gpus={gpus_per_worker}"
-    # Ray keeps sockets in here, and the path of a socket has room for about 100 characters.
-    base = tempfile.gettempdir() if len(tempfile.gettempdir()) <= 25 else "/tmp"
     lines: list[str] = []
-    with tempfile.TemporaryDirectory(prefix="fl", dir=base, ignore_cleanup_errors=True) as tmp:
-        home, env = Path(tmp), _environment(tmp)
+    with TemporaryFolder("fl") as temporary:  # where Ray keeps its sockets
+        home, env = temporary.path, _environment(str(temporary.path))
         (home / "cwd").mkdir()
         with socket.create_server(("127.0.0.1", 0)) as probe:
             port = probe.getsockname()[1]

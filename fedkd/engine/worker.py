@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -713,12 +714,14 @@ def device(name: str) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).split("\n")[0]
-        raise FedkdError(
-            f"engine.device = {name!r} is not here ({reason}); allowed: auto, cpu"
-            + (", cuda" if torch.cuda.is_available() else "")
-        ) from error
-    return torch.device(name)
+    reason = "fedkd computes on CPUs and CUDA GPUs"
+    if re.fullmatch(r"cpu|cuda(:\d{1,3})?", name):
+        try:
+            torch.empty(0, device=name)
+            return torch.device(name)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).split("\n")[0]
+    raise FedkdError(
+        f"engine.device = {name!r} is not here ({reason}); allowed: auto, cpu"
+        + (", cuda, cuda:N" if torch.cuda.is_available() else "")
+    )

@@ -2,15 +2,23 @@
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import mishaps
 import pytest
 import torch
+from flwr.app import Context, RecordDict
+from lines import ended, measured
 
+from fedkd import FedkdError, Observer, Run, run
+from fedkd.client import client_app
+from fedkd.engine.host import interrupts_held_back
+from fedkd.engine.inline import InlineGrid
 from fedkd.engine.procs import Procs
 from fedkd.engine.worker import Worker
-from fedkd.work import Assignment, Evaluate, Fit, Hold, Predict, Share, Soft
+from fedkd.work import Assignment, Codec, Evaluate, Fit, Hold, Predict, Share, Soft, decode
 
 pytestmark = pytest.mark.usefixtures("_mishaps")
 CLIENTS = 4
@@ -142,6 +150,87 @@ def test_ctrl_c_while_a_client_works_is_no_failure_and_leaves_the_client_as_it_w
     assert same(worker.states[0], before)
 
 
+# --- whole runs -----------------------------------------------------------------------------------
+
+
+class Mends(Observer):
+    """Has an act go wrong in rounds after some round alone."""
+
+    def __init__(self, monkeypatch, act, after):
+        self.patch, self.act, self.after = monkeypatch, act, after
+
+    def _set(self, act):
+        self.patch.setattr(mishaps.students[self.act], "act", act)
+
+    def started(self, run, first_round, rounds, plan):
+        self._set(lambda: None)
+
+    def round_done(self, line):
+        self._set(getattr(mishaps, self.act) if line["round"] >= self.after else lambda: None)
+
+
+def of_others(done, client):
+    """Lines of the clients that did not fail, without timings."""
+    return [line for line in measured(done)[1] if line["client"] != client]
+
+
+@pytest.mark.parametrize("act", ["raises", "raises_answering"])
+def test_a_run_goes_on_without_the_client_and_records_why(act, small, tmp_path):
+    """The others' numbers are those of a run in which it does not fail."""
+    models = f"student.models=['mlp', 'mlp', '{act}', 'mlp']"
+    done = run(small("strategy.name=local", models, "engine.name=inline", ALONE), tmp_path / "run")
+    whole = run(small("strategy.name=local", "engine.name=inline", ALONE), tmp_path / "whole")
+    step = "Fit" if act == "raises" else "Evaluate"
+    place = line_of(mishaps.raises)
+    for line in done.rounds:
+        assert {entry["client"] for entry in line["left_out"]} == {2}
+        reason = f"ValueError: no such thing [31m ({place}) at {step}"
+        assert line["left_out"][0]["reason"] == reason
+        assert line["participants"] == [0, 1, 3]
+    assert of_others(done, 2) == of_others(whole, 2)
+    assert not any(line["client"] == 2 for line in done.clients if "train_loss" in line)
+
+
+def test_a_failure_that_stops_a_run_is_one_line_and_the_run_goes_on_once_it_is_mended(
+    small, tmp_path, monkeypatch
+):
+    models = "student.models=['mlp', 'mlp', 'raises', 'mlp']"
+    changes = (models, "engine.failures=stop", "checkpoint_every=1", "rounds=3", ALONE)
+    experiment = small("strategy.name=knfu", "engine.name=inline", *changes)
+    monkeypatch.setattr(mishaps.students["raises"], "act", lambda: None)
+    whole = run(experiment, tmp_path / "whole")
+    with pytest.raises(FedkdError, match=r"^client 2: ValueError: .* at Fit$"):
+        run(experiment, tmp_path / "run", observer=Mends(monkeypatch, "raises", after=1))
+    assert len(Run.open(tmp_path / "run").rounds) == 1
+    monkeypatch.setattr(mishaps.students["raises"], "act", lambda: None)
+    assert measured(run(experiment, tmp_path / "run", resume=True)) == measured(whole)
+
+
+def test_if_every_client_fails_the_run_ends_with_the_reason(small, tmp_path):
+    experiment = small("student.models=['raises']", "engine.name=inline")
+    with pytest.raises(
+        FedkdError, match=r"round 1: every client's .*client 0: ValueError: no such"
+    ):
+        run(experiment, tmp_path / "run")
+
+
+def test_a_client_app_answers_with_the_failure_and_keeps_what_the_client_was(small):
+    worker, identity = Worker(small(ALONE)), {"partition-id": 2}
+    app = client_app(lambda context: worker)
+    context = Context(0, 0, identity, RecordDict(), {})
+    grid = InlineGrid(worker)
+
+    def answer(assignment):
+        message = grid.create_message(Codec().encode(assignment), "train", 2, "1")
+        return decode(app(message, context).content)
+
+    assert not answer(Assignment(2, 1, "learn", (Fit(),))).failure
+    before = dict(context.state["own"])
+    reply = answer(work("raises", 2)[2])
+    assert reply.failure == f"ValueError: no such thing [31m ({line_of(mishaps.raises)}) at Fit"
+    assert dict(context.state["own"]) == before
+
+
 # --- workers that are lost, or do not answer ------------------------------------------------------
 
 LINUX = pytest.mark.skipif(not Path("/proc").is_dir(), reason="worker processes of a POSIX system")
@@ -174,7 +263,7 @@ def test_a_client_that_costs_its_worker_twice_is_left_out_and_no_other(small, he
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("act", ["exits", "segfaults", "begins_another_and_exits"])
+@pytest.mark.parametrize("act", ["exits", "segfaults"])
 def test_who_was_found_out_costs_one_loss_in_the_next_phase(act, engine, small, healthy):
     warnings = []
     with elsewhere(engine, small(ALONE), [[0, 2], [1, 3]], warnings) as host:
@@ -190,6 +279,15 @@ def test_who_was_found_out_costs_one_loss_in_the_next_phase(act, engine, small, 
     assert all(warning.startswith("worker 0 was lost") for warning in warnings)
     assert losses == {"procs": 2, "ray": 3}[engine]  # the first is not known to be its
     assert len(warnings) == losses + 1
+
+
+@LINUX
+@pytest.mark.slow
+def test_a_worker_that_is_gone_is_missed_though_what_it_began_lives_on(small, healthy):
+    with elsewhere("procs", small(ALONE), [range(CLIENTS)], []) as host:
+        replies = host.perform(work("begins_another_and_exits", 2), lambda: None)
+    assert replies.pop(2).failure.endswith("(it ended with code 1)")
+    agree(replies, healthy(ALONE))
 
 
 @pytest.mark.slow
@@ -232,3 +330,50 @@ def test_a_worker_that_stands_still_between_phases_is_started_again(small, healt
         os.kill(host.processes[0], signal.SIGSTOP)
         agree(host.perform(work("raises"), lambda: None), healthy(ALONE))
     assert len(warnings) == 1
+
+
+@LINUX
+def test_what_goes_wrong_only_where_a_worker_starts_is_one_line_with_its_place(small):
+    experiment = small("student.models=['only_elsewhere']")
+    said = rf"worker 0 of engine\.name = 'procs': .*no such thing.*{line_of(mishaps.raises)}"
+    with Procs(experiment, [range(CLIENTS)]) as host, pytest.raises(FedkdError, match=said) as why:
+        host.perform(work("raises"), lambda: None)
+    assert "only_elsewhere" in str(why.value.__cause__)
+    assert "\n" not in str(why.value)
+
+
+# --- nothing is left ------------------------------------------------------------------------------
+
+
+def test_ctrl_c_and_sigterm_wait_for_what_is_half_started():
+    def stop(number, frame):
+        raise KeyboardInterrupt
+
+    done = []
+
+    def start(number):
+        with interrupts_held_back():
+            signal.raise_signal(number)
+            done.append(number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for number in before:
+            with pytest.raises(KeyboardInterrupt):
+                start(number)
+            assert signal.getsignal(number) is stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert done == list(before)
+
+
+@LINUX
+@pytest.mark.slow
+def test_a_temporary_folder_is_gone_after_its_maker_was_killed():
+    code = "import os; from fedkd.engine.temporary import TemporaryFolder as T; t = T('fedkd-'); "
+    code += "print(t.path, t._sweeper.pid, flush=True); os.kill(os.getpid(), 9)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    path, sweeper = done.stdout.split()
+    assert ended(int(sweeper))
+    assert not Path(path).exists()

@@ -1,7 +1,6 @@
 """One experiment, the same numbers wherever its workers are, and whatever becomes of them."""
 
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import texts
-from lines import Killed, KilledAfter, measured
+from lines import Killed, KilledAfter, ended, measured
 
 from fedkd import FedkdError, Observer, Run, run
 from fedkd.engine import plan, pool
@@ -41,20 +40,6 @@ def children(of=None, word="fedkd.engine.child"):
         if parent == (of or os.getpid()) and word in line:
             found.append(int(process.name))
     return found
-
-
-def ended(process):
-    """Whether a process ends within a minute."""
-    try:
-        file = os.pidfd_open(process)
-    except ProcessLookupError:
-        return True
-    poll = select.poll()
-    poll.register(file, select.POLLIN)
-    try:
-        return bool(poll.poll(60_000))
-    finally:
-        os.close(file)
 
 
 class Killer(Observer):

@@ -135,3 +135,45 @@ def test_what_only_this_process_knows_keeps_the_run_in_it(small, tmp_path):
         run(small(*long, "engine.name=procs"), tmp_path / "run")
     assert "\n" not in str(failure.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_time_limit_needs_processes_and_says_where_it_can_have_none(small):
+    """A client that does not answer can only be ended with the process that it works in."""
+    assert choice(small("engine.timeout=9")) == "procs"
+    warnings = []
+    with plan.host(Worker(small("engine.timeout=9", "engine.remember=true")), warnings.append):
+        assert warnings == ["engine.timeout = 9.0 has no effect: engine.name is 'inline' here"]
+
+
+@pytest.mark.parametrize("name", ["procs", "ray", "flower"])
+def test_more_processes_or_threads_than_a_machine_can_have_are_refused_before_they_begin(
+    name, small, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(plan, "cores", lambda: 2)
+    many = ("data.clients=40", "data.samples_per_client=10", f"engine.name={name}")
+    with pytest.raises(FedkdError, match=r"engine\.workers = 40 is .*for the 2 cores.*at most 32$"):
+        run(small(*many, "engine.workers=40"), tmp_path / "run")
+    with pytest.raises(FedkdError, match=r"engine\.threads = 64 is not allowed with 30 workers"):
+        run(small(*many, "engine.workers=30", "engine.threads=64"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_students_of_this_process_are_refused_on_flower_too(small, tmp_path):
+    registry.register("strategies", "mine")(registry.load("strategies", "local"))
+    experiment = small("strategy.name=mine", "engine.name=flower")
+    with pytest.raises(FedkdError, match="mine was registered in this process"):
+        run(experiment, tmp_path / "run")
+
+
+def test_flower_does_not_wait_for_gpus_that_are_not_there(small, tmp_path):
+    experiment = small("engine.name=flower", "engine.gpus_per_worker=9")
+    with pytest.raises(FedkdError, match=r"engine\.gpus_per_worker = 9 is too much: this machine"):
+        run(experiment, tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["meta", "mps", "xpu", "cpu:1", "cuda:", "CUDA", "cuda:99", ""])
+def test_a_device_that_is_none_is_one_line(name, small):
+    said = rf"^engine\.device = '{name}' is not here \(.*\); allowed: auto, cpu"
+    with pytest.raises(FedkdError, match=said) as failure:
+        Worker(small(f"engine.device='{name}'"))
+    assert "\n" not in str(failure.value)

@@ -426,6 +426,8 @@ def test_side_by_side_an_engine_that_is_not_named_is_inline(small, tmp_path):
     for name, wanted in (("auto", "inline"), ("procs", "procs")):
         task = jobs._inside(jobs.Job(small(f"engine.name={name}"), tmp_path))
         assert task.experiment.engine.name == wanted
+    limited = jobs._inside(jobs.Job(small("engine.timeout=9"), tmp_path)).experiment.engine
+    assert (limited.name, limited.workers) == ("procs", 1)
 
 
 def test_what_only_this_process_knows_runs_in_it(grid, counted):
