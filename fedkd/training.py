@@ -159,6 +159,8 @@ def _fit(
         for on in [source_of(term)]
     ]
     cuts = {loss.cut for loss in losses if loss.cut}
+    if not learning:
+        return 0.0
     optimiser = optimisers.optimiser(list(learning.values()), training, lr)
     if dp is not None:
         optimiser = dp.attach(student, optimiser)

@@ -691,7 +691,9 @@ def check_part(student: nn.Sequential, experiment: Experiment, architecture: str
     try:
         names = training.learning_names(student, part)
     except FedkdError as error:
-        raise FedkdError(f"training.part, of student {architecture!r}: {error}") from error
+        raise FedkdError(
+            f"training.part = {list(part)} does not fit student {architecture!r}: {error}"
+        ) from error
     if not names:
         raise FedkdError(
             f"training.part = {list(part)} is not allowed: nothing learns there in student "

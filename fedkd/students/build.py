@@ -85,10 +85,10 @@ def build(
             f"student.models = {name!r} takes {kinds[not tokens]}, and the data set is "
             f"{kinds[tokens]}; allowed: {', '.join(fitting)}"
         )
-    # What a user's module sets as torch's default type ends here, too: students are float32.
     with float32_by_default(), global_draws(seed_key):
         try:
-            student = architecture(tuple(shape), classes, table.norm, table.width)
+            with float32_by_default():  # whatever the factory sets
+                student = architecture(tuple(shape), classes, table.norm, table.width)
         except FedkdError:
             raise
         except Exception as error:

@@ -141,7 +141,7 @@ def test_a_cohort_that_is_wrong_for_torchs_own_layers_is_found_out(monkeypatch):
 
     monkeypatch.setattr(Stack, "forward", wrong)
     nasty.add(nasty.STUDENTS["plain"])
-    replies, _host = performed("auto")
+    replies, _ = performed("auto")
     assert not any(name.startswith("cohort") for name in replies[0].metrics)
     assert "in a cohort" in replies[0].warnings[0]
 
