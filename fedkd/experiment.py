@@ -32,7 +32,6 @@ MOST_UNITS = 65_536
 MOST_DRAWS = 1_000
 MOST_SECRETS = 10_000
 MOST_SYMBOLS = 100
-MOST_CHARACTERS = 1_000
 MOST_PROCESSES = 512
 MOST_SECONDS = 10_000_000
 
@@ -255,7 +254,7 @@ class CanaryTable(Table):
     """Secrets of each holder at each level of repeats; 0 for no canaries."""
     repeats: tuple[Annotated[int, Field(ge=1, le=MOST_SECRETS)], ...] = (1, 4, 16, 64)
     """Levels of repeats: how often a secret stands in the training samples."""
-    template: str = Field("my id is _ _ _ _ _ _", max_length=MOST_CHARACTERS)
+    template: str = "my id is _ _ _ _ _ _"
     """Text: a line that ends in slots ``_``, one token each, filled with the secret's symbols."""
     symbols: tuple[str, ...] = tuple("0123456789")
     """Text: what a slot is filled with; a secret is drawn uniformly."""

@@ -20,7 +20,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
-from fedkd.errors import FedkdError, nearest
+from fedkd.errors import FedkdError, blamed, nearest
 
 GROUPS = {
     "strategies": "strategy.name",
@@ -28,6 +28,14 @@ GROUPS = {
     "students": "student.models",
     "objectives": "objective",
 }
+
+KINDS = {
+    "strategies": "a subclass of strategies.base.KnowledgeStrategy",
+    "datasets": "a function (folder, download) that returns a Dataset or a Corpus",
+    "students": "a function (shape, classes, norm, width) that returns a torch.nn.Sequential",
+    "objectives": "a function (logits, targets, temperature) that returns the losses",
+}
+"""What a name of each group stands for."""
 
 _added: dict[tuple[str, str], Any] = {}
 
@@ -48,17 +56,25 @@ def load(group: str, name: str) -> Any:
     Raises
     ------
     FedkdError
-        If no such name is known; the line names the nearest and all that are known.
+        No such name is known (the line names the nearest and all that are known); its module cannot
+        be imported (the line says why, and where); or it is not what the group holds.
     """
+    setting = f"{GROUPS[group]} = {name!r}"
     if (group, name) in _added:
-        return _added[group, name]
-    points = _points(group)
-    if name not in points:
-        known = names(group)
-        said = f"{GROUPS[group]} = {name!r} is not known{nearest(name, known)}"
-        raise FedkdError(f"{said}; known: {', '.join(known)}")
-    with _default_type_kept():
-        return points[name].load()
+        thing = _added[group, name]
+    else:
+        points = _points(group)
+        if name not in points:
+            known = names(group)
+            raise FedkdError(
+                f"{setting} is not known{nearest(name, known)}; known: {', '.join(known)}"
+            )
+        with blamed(f"{setting}: the import of {points[name].value}"), _default_type_kept():
+            thing = points[name].load()
+    strategy = isinstance(thing, type) and hasattr(thing, "read_options")
+    if not (strategy if group == "strategies" else callable(thing)):
+        raise FedkdError(f"{setting} is of type {type(thing).__name__}; it must be {KINDS[group]}")
+    return thing
 
 
 @contextmanager
@@ -82,8 +98,14 @@ def registered(group: str) -> list[str]:
 
 
 def described(group: str) -> dict[str, str]:
-    """Name and first docstring line of everything in ``group``."""
-    return {name: (load(group, name).__doc__ or "").strip().split("\n")[0] for name in names(group)}
+    """Name and first docstring line of everything in ``group``, or why it cannot be loaded."""
+    found = {}
+    for name in names(group):
+        try:
+            found[name] = (load(group, name).__doc__ or "").strip().split("\n")[0]
+        except FedkdError as error:
+            found[name] = f"cannot be loaded: {error}"
+    return found
 
 
 @cache

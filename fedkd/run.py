@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedkd import registry
 from fedkd.effects import machinery_without_effect, without_effect
-from fedkd.errors import FedkdError
+from fedkd.errors import FedkdError, blamed
 from fedkd.experiment import Experiment
 from fedkd.results import CHECKPOINT, Run, reached
 
@@ -129,7 +129,10 @@ def check(experiment: Experiment) -> None:
     for model in experiment.student.models:
         registry.load("students", model)
     check_norm(experiment.student, experiment.training.dp)
-    registry.load("strategies", experiment.strategy.name).check(experiment)
+    name = experiment.strategy.name
+    method = registry.load("strategies", name)
+    with blamed(f"strategy.name = {name!r}: its check"):
+        method.check(experiment)
 
 
 def serve(

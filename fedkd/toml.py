@@ -17,13 +17,15 @@ DEEPEST = 32
 """Tables and lists inside one another."""
 LARGEST_INTEGER = 2**63 - 1
 """TOML's integers have 64 bits."""
+LONGEST_TEXT = 1_000
+"""Characters of a text: errors repeat it."""
 MOST_DOTS = 1_000
 """Dots in a line, those of numbers aside."""
 FRACTION = re.compile(r"(?<![\w.])\d+\.\d+(?![\w.])")
 DECIMAL = re.compile(r"[+-]?(\.\d+|\d+\.)([eE][+-]?\d+)?")
 """Numbers as shells and Python write them and TOML does not: ``.5`` and ``5.``."""
-BARE = re.compile("[A-Za-z0-9_-]+")
-"""A part of a key that needs no quotes."""
+BARE = re.compile("[A-Za-z0-9_-]{1,100}")
+"""A part of a key that needs no quotes, of a length that a line can repeat."""
 WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -100,8 +102,8 @@ def check_values(tables: dict[str, Any], prefix: str = "") -> None:
     Raises
     ------
     FedkdError
-        Tables or lists are nested too deep; an integer has more than 64 bits; a text holds a null
-        character or is not Unicode; or a value is a date or a time.
+        Tables or lists are nested too deep; an integer has more than 64 bits; a text is too long,
+        holds a null character or is not Unicode; or a value is a date or a time.
     """
     level: list[tuple[tuple[str, ...], Any]] = [((), tables)]
     for _ in range(DEEPEST):
@@ -131,6 +133,8 @@ def _wrong(value: Any) -> str:
     """Why no key takes ``value``, or nothing."""
     if isinstance(value, int) and not -LARGEST_INTEGER - 1 <= value <= LARGEST_INTEGER:
         return _too_large()
+    if isinstance(value, str) and len(value) > LONGEST_TEXT:
+        return f"a text has at most {LONGEST_TEXT:,} characters"
     if isinstance(value, str) and "\0" in value:
         return "a text cannot hold the null character"
     if isinstance(value, str) and re.search("[\ud800-\udfff]", value):

@@ -60,6 +60,7 @@ def test_an_empty_file_is_an_empty_table(tmp_path):
         (b"[" + b"a." * DEEP + b"a]", "more than 32 deep"),
         (b"day = 2020-01-01", "day = .* is not allowed: texts, numbers, true, false"),
         (b"name = '" + b"x" * LARGEST_FILE + b"'", "has more than 1,048,576 bytes"),
+        (b"name = '" + b"x" * 1001 + b"'", "a text has at most 1,000 characters"),
         (b'name = "\\u0000"', "null character"),
         (b'"\\u0000" = 1', "null character"),
     ],
