@@ -1,4 +1,18 @@
-"""The one error a person can act on."""
+"""The one error a person can act on, and errors in other people's code told in a line."""
+
+from __future__ import annotations
+
+import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from traceback import extract_tb
+
+PACKAGES = ("fedkd", "strategies", "simulations", "plots")
+"""fedkd's own packages, side by side in one folder."""
+LONGEST = 400
+"""Characters of an exception's message that a line repeats."""
 
 
 class FedkdError(Exception):
@@ -18,3 +32,88 @@ def nearest(name: str, known: list[str]) -> str:
 
     match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f" (did you mean {match[0]!r}?)" if match else ""
+
+
+# --- errors in other people's code: a strategy, a student, a data set, an objective -------------
+
+
+@contextmanager
+def blamed(code: str) -> Iterator[None]:
+    """Turn an exception in somebody else's ``code`` into one line with its class and place.
+
+    ``code`` names it as the line's beginning, e.g. ``"data.dataset = 'mine'"``. A
+    :class:`FedkdError` goes through as it is: it says already what is wrong.
+
+    Raises
+    ------
+    FedkdError
+        ``<code> failed: ZeroDivisionError: division by zero (mine.py:12)``, with the exception as
+        its cause.
+    """
+    try:
+        yield
+    except FedkdError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise FedkdError(f"{code} failed: {summary_of(error)}") from error
+
+
+def summary_of(error: BaseException) -> str:
+    """Class, message and place of an exception in one line."""
+    message = " ".join(str(error).split())
+    if isinstance(error, SyntaxError):
+        message = error.msg  # the rest repeats the place
+    if len(message) > LONGEST:
+        message = f"{message[:LONGEST]}…"
+    name = type(error).__name__
+    return f"{name}: {message} ({place_of(error)})" if message else f"{name} ({place_of(error)})"
+
+
+def place_of(error: BaseException) -> str:
+    """Where in its author's code an exception was raised, as ``mine.py:12``.
+
+    It is the innermost line outside of fedkd, of Python's standard library and of installed
+    packages, other than packages that add something to fedkd by an entry point. Where there is no
+    such line it is the innermost of all.
+    """
+    frames = [(frame.filename, frame.lineno or 0) for frame in extract_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError) and error.filename:
+        frames.append((error.filename, error.lineno or 0))
+    if not frames:
+        return "place unknown"
+    authored = [frame for frame in frames if _authored(frame[0])]
+    file, line = (authored or frames)[-1]
+    path = Path(file)
+    name = f"{path.parent.name}/{path.name}" if path.name == "__init__.py" else path.name
+    return f"{name}:{line}"
+
+
+def _authored(file: str) -> bool:
+    """Whether a file belongs neither to fedkd nor to Python nor to a library."""
+    if file.startswith("<frozen"):
+        return False
+    path = Path(file)
+    here = Path(__file__).parent.parent
+    if any(path.is_relative_to(here / package) for package in PACKAGES):
+        return False
+    for folder in ("site-packages", "dist-packages"):
+        if folder in path.parts:
+            inside = path.parts[path.parts.index(folder) + 1 :]
+            return Path(inside[0]).stem in _extensions()
+    return not any(path.is_relative_to(folder) for folder in _standard_library())
+
+
+@cache
+def _standard_library() -> tuple[str, ...]:
+    return tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib")})
+
+
+@cache
+def _extensions() -> frozenset[str]:
+    """Top-level names of installed packages that add something to fedkd."""
+    from importlib.metadata import entry_points
+
+    points = entry_points()
+    groups = [group for group in points.groups if group.startswith("fedkd.")]
+    modules = {point.module for group in groups for point in points.select(group=group)}
+    return frozenset(module.partition(".")[0] for module in modules) - {*PACKAGES}
