@@ -8,11 +8,14 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from traceback import extract_tb
+from typing import Any
 
 PACKAGES = ("fedkd", "strategies", "simulations", "plots")
 """fedkd's own packages, side by side in one folder."""
 LONGEST = 400
 """Characters of an exception's message that a line repeats."""
+SHOWN = 60
+"""Characters of a value that a line repeats."""
 
 
 class FedkdError(Exception):
@@ -32,6 +35,22 @@ def nearest(name: str, known: list[str]) -> str:
 
     match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f" (did you mean {match[0]!r}?)" if match else ""
+
+
+def brief(value: Any) -> str:
+    """``value`` in some words, on one line: arrays by their shape, objects by their class."""
+    kind = type(value).__name__
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        whole = type(value).__module__.partition(".")[0]
+        return f"a {whole} {kind} of shape {tuple(value.shape)}, {value.dtype}"
+    if value is None or isinstance(value, bool | int | float | complex | str | bytes):
+        shown = repr(value)
+        return shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}…"
+    if hasattr(value, "__name__"):
+        return f"the {kind} {value.__name__}"
+    if isinstance(value, list | tuple | set | dict) and not hasattr(value, "_fields"):
+        return f"a {kind} of {len(value)}"
+    return f"a {kind}"
 
 
 # --- errors in other people's code: a strategy, a student, a data set, an objective -------------
