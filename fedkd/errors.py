@@ -47,6 +47,21 @@ def shown(value: object) -> str:
     return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}…"
 
 
+def brief(value: object) -> str:
+    """``value`` in some words, on one line: arrays by their shape, objects by their class."""
+    kind = type(value).__name__
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        library = type(value).__module__.partition(".")[0]
+        return f"a {library} {kind} of shape {tuple(value.shape)}, {value.dtype}"
+    if value is None or isinstance(value, bool | int | float | complex | str | bytes):
+        return repr(value) if isinstance(value, bool) else shown(value)
+    if hasattr(value, "__name__"):
+        return f"the {kind} {value.__name__}"
+    if isinstance(value, list | tuple | set | dict) and not hasattr(value, "_fields"):
+        return f"a {kind} of {len(value)}"
+    return f"a {kind}"
+
+
 # --- errors in other people's code: a strategy, a student, a data set, an objective -------------
 
 

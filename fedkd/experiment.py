@@ -340,6 +340,9 @@ class Experiment(Table):
     dropout: float = Field(0.0, ge=0, lt=1)
     """Chance that a client that was selected drops out of the round before it has done anything;
     one at least stays."""
+    on_empty_round: Literal["stop", "skip"] = "stop"
+    """What becomes of a round in which no client's reply can be used: the run ends with a line; or
+    it goes on, and the round has changed nothing but what clients learned by themselves."""
     target_accuracy: float | None = Field(None, gt=0, le=1)
     """Own accuracy, mean over clients, that the summary counts rounds and bytes up to."""
     evaluate_every: int = Field(1, ge=1)

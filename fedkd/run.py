@@ -154,13 +154,20 @@ def serve(
     clients' students are that belong into checkpoints; without it none are written.
     """
     from fedkd.privacy.public import Public
+    from fedkd.shapes import Sizes
 
     begin = time.perf_counter() if begin is None else begin
     counts = data.label_counts()
     method = registry.load("strategies", experiment.strategy.name)
     public = public or Public.of(experiment, data)
     strategy = method(
-        experiment, data.task, counts, data.transfer().inputs, public=public, canaries=data.canaries
+        experiment,
+        data.task,
+        counts,
+        data.transfer().inputs,
+        public=public,
+        canaries=data.canaries,
+        sizes=Sizes.of(data),
     )
     first, spent = 1, 0.0
     if resume and host is not None:
@@ -232,7 +239,7 @@ def summarise(taken: Run, seconds: float) -> dict[str, Any]:
     """The summary of a run from its lines: the last measurements, totals, who was left out."""
     lines, experiment = taken.rounds, taken.experiment
     last = next((line for line in reversed(lines) if "local" in line), lines[-1])
-    prefixes = ("own_", "common_")
+    prefixes = ("own_", "common_", "validation_")
     summary = {name: value for name, value in last.items() if name.startswith(prefixes)}
     summary |= {
         f"{name}_local": value

@@ -45,6 +45,9 @@ Source = str | Samples
 """``"private"`` (own training samples), ``"transfer"``, ``"own"`` (own test split), ``"common"``
 (the common test set), ``"validation"``, or samples sent along."""
 
+SOURCES = ("private", "own", "validation", "common", "transfer")
+"""The sources that have a name."""
+
 # --- the terms of a loss --------------------------------------------------------------------
 
 

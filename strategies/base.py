@@ -18,6 +18,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -31,15 +32,28 @@ from torch import nn
 from fedkd import registry, students
 from fedkd.data.federated import Task
 from fedkd.distillation.objectives import traits
-from fedkd.distillation.targets import check_probabilities
-from fedkd.errors import FedkdError
+from fedkd.errors import FedkdError, blamed, brief
 from fedkd.experiment import Epochs, Experiment, Table, validated
+from fedkd.hooks import (
+    Keeping,
+    as_decision,
+    as_labels,
+    as_line,
+    as_nothing,
+    as_selection,
+    as_steps,
+    blaming,
+    check_hooks,
+)
 from fedkd.privacy.public import Public
 from fedkd.privacy.release import over_classes
 from fedkd.privacy.watch import Watch
 from fedkd.random import generator, key
+from fedkd.replies import COHORT, Contract, Unreadable, read
 from fedkd.results import spread
 from fedkd.server import ServerStudents
+from fedkd.shapes import Shapes, Sizes, architectures, rows_of
+from fedkd.steps import MEASURED, TESTS, Checker, check_keys
 from fedkd.work import (
     Assignment,
     Codec,
@@ -47,11 +61,8 @@ from fedkd.work import (
     Expose,
     Fit,
     Parameters,
-    Predict,
     Reply,
-    Represent,
     Samples,
-    Share,
     Soft,
     Step,
     Term,
@@ -64,6 +75,10 @@ if TYPE_CHECKING:
 
 NODES_COME_WITHIN = 20.0
 """Seconds to wait for as many nodes as there are clients."""
+NOBODY = -1
+"""Stands for the client that a node is which is none."""
+REASONS = 5
+"""Clients whose reasons are told where all of them are left out."""
 
 Line = dict[str, Any]
 OnRound = Callable[[Line, dict[str, list[Line]]], None]
@@ -97,17 +112,68 @@ class Replies:
         return torch.tensor([reply.samples for reply in self.replies], dtype=torch.float64)
 
     def stack(self, key: str = "soft_labels") -> torch.Tensor:
-        """The array ``key`` of all clients: ``(N, ...)``, e.g. soft labels ``(N, M, C)``."""
-        return torch.stack([cast(torch.Tensor, reply.values[key]) for reply in self.replies])
+        """The array ``key`` of all clients: ``(N, ...)``, e.g. soft labels ``(N, M, C)``.
+
+        Raises
+        ------
+        FedkdError
+            A reply has no such array, or one of another shape than the first's.
+        """
+        found = [self._value(reply, key) for reply in self.replies]
+        arrays = [array for array in found if isinstance(array, torch.Tensor)]
+        if len(arrays) < len(found):
+            raise FedkdError(f"stack({key!r}): these are named arrays; see parameters({key!r})")
+        shapes = {tuple(array.shape) for array in arrays}
+        if len(shapes) > 1:
+            raise FedkdError(
+                f"stack({key!r}): the arrays have unlike shapes: {', '.join(map(str, shapes))}"
+            )
+        return torch.stack(arrays)
 
     def of(self, client: int, key: str) -> Parameters:
-        """The named arrays ``key`` of one client; empty if it sent none."""
-        (reply,) = (reply for reply in self.replies if reply.client == client)
-        return cast(Parameters, reply.values.get(key, {}))
+        """The named arrays ``key`` of one client; empty if it sent none.
+
+        Raises
+        ------
+        FedkdError
+            The client did not reply.
+        """
+        for reply in self.replies:
+            if reply.client == client:
+                return cast(Parameters, reply.values.get(key, {}))
+        raise FedkdError(f"of({client}, {key!r}): client {client} is not one of {self.clients}")
 
     def parameters(self, key: str = "parameters") -> list[Parameters]:
-        """The named arrays ``key`` of each client."""
-        return [cast(Parameters, reply.values[key]) for reply in self.replies]
+        """The named arrays ``key`` of each client.
+
+        Raises
+        ------
+        FedkdError
+            A reply has no such arrays.
+        """
+        groups = [self._value(reply, key) for reply in self.replies]
+        if not all(isinstance(group, dict) for group in groups):
+            raise FedkdError(f"parameters({key!r}): this is one array; see stack({key!r})")
+        return cast(list[Parameters], groups)
+
+    def sent(self) -> Replies:
+        """The same without what was measured, which no client would send."""
+        if not any(key.startswith(MEASURED) for reply in self.replies for key in reply.values):
+            return self
+        return Replies(
+            replace(
+                reply,
+                values={k: v for k, v in reply.values.items() if not k.startswith(MEASURED)},
+            )
+            for reply in self.replies
+        )
+
+    @staticmethod
+    def _value(reply: Reply, key: str) -> torch.Tensor | Parameters:
+        if key not in reply.values:
+            there = ", ".join(map(repr, reply.values)) or "nothing"
+            raise FedkdError(f"the reply of client {reply.client} has no {key!r}; it has {there}")
+        return reply.values[key]
 
     def __len__(self) -> int:
         return len(self.replies)
@@ -131,10 +197,13 @@ class KnowledgeStrategy(Strategy):
         What else is known to all: candidate classes, privacy scores.
     canaries
         Secrets planted to measure what leaks; no method sees them.
+    sizes
+        How much data each client has, which replies and steps are checked against; from
+        ``label_counts`` and ``transfer`` when not given.
 
     Whatever a subclass stores on itself, from :meth:`setup` on, is its state: it goes into
-    checkpoints, and must be tensors, numbers, strings, or lists and dictionaries of them. Students
-    that the server trains are in :attr:`server` and go there too.
+    checkpoints, and must be tensors, numbers, strings, None, or lists, tuples and dictionaries of
+    them. Students that the server trains are in :attr:`server` and go there too.
     """
 
     Options: ClassVar[type[StrategyOptions]] = StrategyOptions
@@ -154,6 +223,7 @@ class KnowledgeStrategy(Strategy):
         *,
         public: Public | None = None,
         canaries: Canaries | None = None,
+        sizes: Sizes | None = None,
     ) -> None:
         self.check(experiment)
         self.experiment = experiment
@@ -162,18 +232,32 @@ class KnowledgeStrategy(Strategy):
         self.transfer = torch.empty(0) if transfer is None else transfer
         self.public = public or Public(Samples(self.transfer))
         self.server = ServerStudents(experiment, self.public)
-        self._privacy = Watch(experiment, self.public, canaries, self.transfer, task.classes)
+        columns = None if self.public.among is None else self.public.among.shape[1] + 1
+        shapes = Shapes(
+            experiment,
+            task,
+            sizes or self._sizes(label_counts),
+            columns,
+            0 if canaries is None else canaries.count,
+        )
+        self._shapes, self._contract, self._checker = shapes, Contract(shapes), Checker(shapes)
+        self._privacy = Watch(experiment, self.public, canaries, self.transfer, shapes)
         self._label_counts = label_counts
         self._nodes: dict[int, int] = {}
         self._assigned: dict[int, Assignment] = {}
         self._line: Line = {}
         self._measured: dict[str, dict[int, dict[str, float]]] = {}
         self.warned: dict[str, str] = {}  # what each warning is about, by its message
-        self.latest: dict[int, dict[str, float]] = {}
-        self.changed: list[int] = []
-        self._fixed = {*vars(self), "_fixed"} - {"latest", "changed", "warned"}
-        self.setup_server()
-        self.setup()
+        self._latest: dict[int, dict[str, float]] = {}
+        self._changed: list[int] = []
+        self._held: dict[int, dict[str, str]] = {}  # architectures of students beside the own
+        self._keeping = Keeping(vars(self))
+        self._fixed = {*vars(self), "_fixed"} - {"_latest", "_changed", "_held", "warned"}
+        with blaming(f"strategy {experiment.strategy.name!r}"):
+            check_hooks(self)
+        for hook in ("setup_server", "setup"):
+            self._call(hook)
+        self._check_kept("setup()")
 
     # --- hooks ------------------------------------------------------------------------------
 
@@ -208,7 +292,8 @@ class KnowledgeStrategy(Strategy):
     def measure(self, round: int, client: int) -> Sequence[Step]:
         """Steps, undone afterwards, whose values :meth:`record` needs, in rounds that are measured.
 
-        Their keys begin with ``measure_``: no method would send them, and their bytes do not count.
+        Their keys begin with ``measure_``: no method would send them, their bytes do not count, and
+        :meth:`fuse` does not get them.
         """
         return []
 
@@ -291,7 +376,13 @@ class KnowledgeStrategy(Strategy):
         FedkdError
             One line naming the key, its value and what is allowed.
         """
-        return validated(cls.Options, experiment.strategy.options, "strategy.")
+        name, options = experiment.strategy.name, cls.Options
+        if not (isinstance(options, type) and issubclass(options, StrategyOptions)):
+            raise FedkdError(
+                f"strategy {name!r}: Options = {brief(options)} is not allowed; allowed: a class "
+                "made from StrategyOptions"
+            )
+        return validated(options, experiment.strategy.options, "strategy.")
 
     @classmethod
     def check(cls, experiment: Experiment) -> None:
@@ -312,7 +403,8 @@ class KnowledgeStrategy(Strategy):
         if experiment.release.active and not cls.sends_soft_labels:
             raise FedkdError(
                 f"[release] is not allowed with strategy.name = {name!r}: it is for methods that "
-                "send soft labels on the transfer set and nothing else"
+                "send soft labels on the transfer set and nothing else, as their class says by "
+                "sends_soft_labels"
             )
         if cls.needs_transfer_set and experiment.data.transfer.size == 0:
             raise FedkdError(
@@ -321,7 +413,14 @@ class KnowledgeStrategy(Strategy):
             )
 
     def state(self) -> dict[str, Any]:
-        """All that later rounds depend on, for a checkpoint."""
+        """All that later rounds depend on, for a checkpoint.
+
+        Raises
+        ------
+        FedkdError
+            A method keeps what no checkpoint can hold.
+        """
+        self._check_kept("kept at the end of a round", deeply=True)
         kept = {name: value for name, value in vars(self).items() if name not in self._fixed}
         kept["_privacy"] = self._privacy.state()
         return kept | {"_server": self.server.state()}
@@ -332,7 +431,7 @@ class KnowledgeStrategy(Strategy):
         self._privacy.restore(state.pop("_privacy"))
         self.server.restore(state.pop("_server"))
         vars(self).update(state)
-        self.setup_server()
+        self._call("setup_server")
 
     # --- Flower's two phases ----------------------------------------------------------------
 
@@ -340,36 +439,40 @@ class KnowledgeStrategy(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Messages with ``learn`` for those who take part."""
-        trial = self._tests() if self._due(server_round) else ()
-        expose = (Expose(),) if self._privacy.due(server_round) else ()
-        staying, gone = self._drop_out(server_round, self.select(server_round))
+        due = self._due(server_round)
+        trial: tuple[Step, ...] = self._tests() if due else ()
+        if self._privacy.due(server_round):
+            trial = (*trial, Expose())
+        with blaming(self._where("select", server_round)):
+            selected = as_selection(self.select(server_round), self.experiment.data.clients)
+        staying, gone = self._drop_out(server_round, selected)
         if self.experiment.dropout:
             self._line["dropped_out"] = gone
-        return self._messages(
-            grid,
-            "train",
-            server_round,
-            [
-                Assignment(client, server_round, "learn", tuple(steps), (*trial, *measure, *expose))
-                for client in staying
-                for steps in [self.learn(server_round, client)]
-                for measure in [self.measure(server_round, client) if trial else ()]
-            ],
-        )
+        self._checker.begin()
+        assignments = []
+        for client in staying:
+            models = architectures(self.experiment, client, self._held.get(client, {}), None)
+            steps = self._steps("learn", server_round, client, models)
+            measure = self._steps("measure", server_round, client, models) if due else ()
+            assignments.append(
+                self._assignment(client, server_round, "learn", steps, (*trial, *measure))
+            )
+        return self._messages(grid, "train", server_round, assignments)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Leave out what is unfit, then ``fuse`` the rest."""
         fit = Replies(self._collect(replies, "local"))
-        if self._assigned and not len(fit):
-            reasons = "; ".join(
-                f"client {e['client']}: {e['reason']}" for e in self._line["left_out"]
-            )
-            raise FedkdError(f"round {server_round}: every client's reply was left out ({reasons})")
         self._line["participants"] = fit.clients
-        self.fuse(server_round, fit)
-        recorded = self.record(server_round, fit, self._label_counts)
+        if not len(fit):
+            self._skip(server_round)
+            return None, None
+        fuse: Any = self.fuse  # for a method that returns something
+        with blaming(self._where("fuse", server_round)):
+            as_nothing(fuse(server_round, fit.sent()))
+        with blaming(self._where("record", server_round)):
+            recorded = as_line(self.record(server_round, fit, self._label_counts))
         if recorded:
             self._line["strategy"] = recorded
         return None, None
@@ -380,25 +483,28 @@ class KnowledgeStrategy(Strategy):
         """Messages with ``receive`` for those who took part and, when due, tests for all."""
         assignments = []
         taking_part = set(self._line["participants"])
-        exposing = self._privacy.due(server_round)
+        due, exposing = self._due(server_round), self._privacy.due(server_round)
         fused: dict[int, torch.Tensor] = {}
+        self._checker.begin()
         for client in range(self.experiment.data.clients):
-            steps = tuple(self.receive(server_round, client)) if client in taking_part else ()
+            models = architectures(self.experiment, client, self._held.get(client, {}), None)
+            steps: tuple[Step, ...] = ()
+            if client in taking_part:
+                steps = self._steps("receive", server_round, client, models)
             trial: tuple[Step, ...] = ()
-            due = self._due(server_round)
             if due or exposing:
-                trial = tuple(self.deploy(server_round, client))
+                trial = self._steps("deploy", server_round, client, models)
                 just_tested = client in self._measured["local"]
-                known = client in self.latest and client not in self.changed
+                known = client in self._latest and client not in self._changed
                 if due and (steps or trial or not (just_tested or known)):
                     trial = (*trial, *self._tests())
                 if exposing:
                     trial = (*trial, Expose())
             if exposing and client in taking_part:
-                labels = self.fused_labels(client, steps)
+                labels = self._fused_labels(server_round, client, steps)
                 fused |= {} if labels is None else {client: labels}
             if steps or trial:
-                assignments.append(Assignment(client, server_round, "receive", steps, trial))
+                assignments.append(self._assignment(client, server_round, "receive", steps, trial))
         self._privacy.fused(fused)
         return self._messages(grid, "evaluate", server_round, assignments)
 
@@ -408,17 +514,21 @@ class KnowledgeStrategy(Strategy):
         """Gather the measurements of the round."""
         self._collect(replies, "fused")
         if not self._due(server_round):
-            left_out = [entry["client"] for entry in self._line["left_out"]]
-            self.changed = sorted({*self.changed, *self._line["participants"], *left_out})
+            self._changed = sorted({*self._changed, *self._line["participants"]})
             return None
         # A client whose student did not change since it was last measured is as it was then.
-        self.changed = []
+        unknown = []
         for client in range(self.experiment.data.clients):
+            if client in self._assigned and client not in self._measured["fused"]:
+                unknown.append(client)
+                self._latest.pop(client, None)
+                continue
             for stage in ("fused", "local"):
                 if found := _tested(self._measured[stage].get(client, {})):
-                    self.latest[client] = found
+                    self._latest[client] = found
                     break
-        self._line |= _averages(self.latest.values())
+        self._changed = unknown
+        self._line |= _averages(self._latest.values())
         self._line["local"] = _averages(self._measured["local"].values())
         return MetricRecord({k: v for k, v in self._line.items() if isinstance(v, float)})
 
@@ -472,8 +582,10 @@ class KnowledgeStrategy(Strategy):
             if on_round is not None:
                 clients = self._client_lines(round)
                 on_round(self._line, {"clients": clients, **self._privacy.lines()})
-            if self.stop(round):
-                break
+            self._check_kept(f"kept at the end of round {round}", deeply=round == first_round)
+            with blaming(self._where("stop", round)):
+                if as_decision(self.stop(round)):
+                    break
         return result
 
     @property
@@ -498,8 +610,12 @@ class KnowledgeStrategy(Strategy):
 
     def _tests(self) -> tuple[Step, ...]:
         test = self.experiment.data.test
-        wanted = (("own", test.fraction > 0), ("common", test.common > 0))
-        return tuple(Evaluate(name, name) for name, there in wanted if there)
+        wanted = {
+            "own": test.fraction > 0,
+            "common": test.common > 0,
+            "validation": self.experiment.data.validation_fraction > 0,
+        }
+        return tuple(Evaluate(name, name) for name, there in wanted.items() if there)
 
     def _messages(
         self, grid: Grid, kind: str, round: int, assignments: list[Assignment]
@@ -514,65 +630,148 @@ class KnowledgeStrategy(Strategy):
 
     def _collect(self, messages: Iterable[Message], stage: str) -> list[Reply]:
         """Replies that are fit to be used; the others are noted in the line."""
-        kept = []
-        answered = set()
+        clients = {node: client for client, node in self._nodes.items()}
+        received: dict[int, list[Message]] = defaultdict(list)
         for message in messages:
-            if message.has_error():
-                raise RuntimeError(f"a client failed: {message.error.reason}")
-            reply: Reply = decode(message.content)
-            if reply.error:
-                raise FedkdError(reply.error)
-            answered.add(reply.client)
-            for warning in reply.warnings:
-                self.warn_once(warning, warning)
-            if reply.failure:
-                if self.experiment.engine.failures == "stop":
-                    raise FedkdError(f"client {reply.client}: {reply.failure}")
-                entry = {"client": reply.client, "step": stage, "reason": reply.failure}
-                self._line["left_out"].append(entry)
-                continue
-            self._line["seconds_clients"] += reply.metrics.pop("seconds", 0.0)
-            for name in [name for name in reply.metrics if name.startswith("cohort ")]:
-                together = self._line.setdefault("cohort", {})
-                step = name.removeprefix("cohort ")
-                together[step] = together.get(step, 0) + int(reply.metrics.pop(name))
-            sent = {k: value for k, value in reply.values.items() if not k.startswith("measure_")}
-            self._line["bytes_up"] += nbytes(sent)
-            assignment = self._assigned[reply.client]
-            self._privacy.enter(assignment, reply)
-            self._privacy.measured(assignment, reply)
-            self._measured[stage][reply.client] = reply.metrics
-            if unfit := self._unfit(reply):
-                step, reason = unfit
-                entry = {"client": reply.client, "step": step, "reason": reason}
-                self._line["left_out"].append(entry)
+            client = clients.get(message.metadata.src_node_id, NOBODY)
+            if client in self._assigned:
+                received[client].append(message)
             else:
+                self._leave_out(client, stage, "it was not asked")
+        kept = []
+        for client, assignment in sorted(self._assigned.items()):
+            replies = [read(message) for message in received[client]]
+            reply = self._usable(assignment, replies, stage)
+            if reply is not None:
                 kept.append(reply)
-        for client in self._assigned.keys() - answered:
-            entry = {"client": client, "step": stage, "reason": "no reply"}
-            self._line["left_out"].append(entry)
+                self._measured[stage][client] = reply.metrics
+            else:
+                self._changed = sorted({*self._changed, client})
         self._line["left_out"].sort(key=lambda entry: entry["client"])
         return kept
 
-    def _unfit(self, reply: Reply) -> tuple[str, str] | None:
-        """The step whose outcome cannot be used, and why."""
-        for step in self._assigned[reply.client].steps:
-            name = type(step).__name__
-            if isinstance(step, Fit) and not math.isfinite(reply.metrics[step.key]):
-                return name, f"{step.key} is {reply.metrics[step.key]}"
-            if isinstance(step, Predict | Represent | Share):
-                value = reply.values[step.key]
-                if (
-                    isinstance(step, Predict)
-                    and step.per == "sample"
-                    and step.output == "probabilities"
-                ):
-                    reason = check_probabilities(value, step.key)  # type: ignore[arg-type]
-                else:
-                    reason = _not_finite(value, step.key)
-                if reason:
-                    return name, reason
+    def _usable(
+        self, assignment: Assignment, replies: list[Reply | Unreadable], stage: str
+    ) -> Reply | None:
+        """The one reply to ``assignment``, if it is fit to be used; else the line says why not."""
+        client = assignment.client
+        for reply in replies:
+            if isinstance(reply, Reply) and reply.error:
+                raise FedkdError(reply.error)
+            if isinstance(reply, Reply):
+                for warning in reply.warnings:
+                    self.warn_once(warning, warning)
+                sent = {k: v for k, v in reply.values.items() if not k.startswith(MEASURED)}
+                self._line["bytes_up"] += nbytes(sent)
+        unfit = _unlike_one_reply(client, replies)
+        if unfit:
+            failed = any(isinstance(reply, Reply) and reply.failure for reply in replies)
+            if failed and self.experiment.engine.failures == "stop":
+                raise FedkdError(f"client {client}: {unfit}")
+            if not failed:
+                self._privacy.enter(assignment, None, sent=bool(replies))
+            self._leave_out(client, stage, unfit)
+            return None
+        (reply,) = replies
+        assert isinstance(reply, Reply)
+        before = self._held.get(client, {})
+        problem = self._contract.unfit(assignment, reply, before)
+        models = architectures(self.experiment, client, before, assignment)
+        if len(models) > 1:
+            self._held[client] = {name: model for name, model in models.items() if name != "own"}
+        if problem is None:
+            self._account(reply)
+            self._privacy.enter(assignment, reply)
+            self._privacy.measured(assignment, reply)
+            return reply
+        step, reason = problem
+        self._privacy.enter(assignment, None)
+        if exposures := self._contract.exposures(assignment, reply):
+            self._privacy.measured(assignment, replace(reply, values=exposures))
+        self._leave_out(client, step or stage, reason)
         return None
+
+    def _account(self, reply: Reply) -> None:
+        """Take what the engine says of its work out of the metrics."""
+        self._line["seconds_clients"] += reply.metrics.pop("seconds", 0.0)
+        for name in [name for name in reply.metrics if name.startswith(COHORT)]:
+            together = self._line.setdefault("cohort", {})
+            step = name.removeprefix(COHORT)
+            together[step] = together.get(step, 0) + int(reply.metrics.pop(name))
+
+    def _leave_out(self, client: int, step: str, reason: str) -> None:
+        self._line["left_out"].append({"client": client, "step": step, "reason": reason})
+
+    def _skip(self, round: int) -> None:
+        """End the run after a round without one usable reply, or have the round change nothing."""
+        entries = [f"client {e['client']}: {e['reason']}" for e in self._line["left_out"]]
+        more = f"; and {len(entries) - REASONS} more" if len(entries) > REASONS else ""
+        reasons = f"every client's reply was left out ({'; '.join(entries[:REASONS])}{more})"
+        if self.experiment.on_empty_round == "stop":
+            raise FedkdError(f"round {round}: {reasons}")
+        self._line["skipped"] = True
+        self.warn_once("skipped", f"round {round} and maybe later ones changed nothing: {reasons}")
+
+    # --- inside: the hooks ------------------------------------------------------------------
+
+    def _where(self, hook: str, round: int | None = None, client: int | None = None) -> str:
+        """A hook with its strategy and arguments, to begin a line of complaint with."""
+        known = {"round": round, "client": client}
+        given = [f"{name}={value}" for name, value in known.items() if value is not None]
+        return f"strategy {self.experiment.strategy.name!r}, {hook}({', '.join(given)})"
+
+    def _call(self, hook: str) -> None:
+        """Call ``setup`` or ``setup_server``, whose complaints are about the experiment."""
+        with blamed(self._where(hook)):
+            returned = getattr(self, hook)()
+        with blaming(self._where(hook)):
+            as_nothing(returned)
+
+    def _steps(
+        self, hook: str, round: int, client: int, models: dict[str, str]
+    ) -> tuple[Step, ...]:
+        """The steps that a hook returns for a client whose students are of these architectures."""
+        with blaming(self._where(hook, round, client)):
+            steps = as_steps(getattr(self, hook)(round, client))
+            if steps:
+                self._checker.check(hook, steps, client, models)
+        return steps
+
+    def _assignment(
+        self,
+        client: int,
+        round: int,
+        phase: str,
+        steps: tuple[Step, ...],
+        trial: tuple[Step, ...],
+    ) -> Assignment:
+        with blaming(self._where(phase, round, client)):
+            check_keys((*steps, *trial))
+        return Assignment(client, round, phase, steps, trial)
+
+    def _fused_labels(
+        self, round: int, client: int, steps: tuple[Step, ...]
+    ) -> torch.Tensor | None:
+        with blaming(self._where("fused_labels", round, client)):
+            labels = self.fused_labels(client, steps)
+            rows = self._shapes.rows("transfer", client)
+            if labels is None or rows is None:
+                return labels
+            return as_labels(labels, (rows, self._shapes.released))
+
+    def _check_kept(self, where: str, deeply: bool = False) -> None:
+        with blaming(f"strategy {self.experiment.strategy.name!r}, {where}"):
+            self._keeping.check(vars(self), self._fixed, deeply)
+
+    def _sizes(self, label_counts: torch.Tensor) -> Sizes:
+        """What can be told of the sizes from what every strategy is given."""
+        rows, clients = {}, self.experiment.data.clients
+        if len(self.transfer):
+            rows["transfer"] = [rows_of(Samples(self.transfer))] * clients
+        if self.task.tokens:  # of which label_counts has tokens, and not samples
+            return Sizes(None, rows)
+        samples = label_counts.sum(1).tolist()
+        return Sizes(samples, {"private": samples, **rows})
 
     def _identify(self, grid: Grid, timeout: float) -> dict[int, int]:
         """Node id of every client, by asking the nodes which client each of them is."""
@@ -606,8 +805,22 @@ class KnowledgeStrategy(Strategy):
         ]
 
 
+def _unlike_one_reply(client: int, replies: Sequence[Reply | Unreadable]) -> str:
+    """Why what a client sent is not one reply of its own, done; or nothing."""
+    if not replies:
+        return "no reply"
+    if len(replies) > 1:
+        return f"it replied {len(replies)} times"
+    reply = replies[0]
+    if isinstance(reply, Unreadable):
+        return reply.reason
+    if reply.client != client:
+        return f"its reply says that it is of client {reply.client}"
+    return reply.failure
+
+
 def _tested(metrics: dict[str, float]) -> dict[str, float]:
-    return {name: value for name, value in metrics.items() if name.startswith(("own_", "common_"))}
+    return {name: value for name, value in metrics.items() if name.startswith(TESTS)}
 
 
 def _averages(clients: Iterable[dict[str, float]]) -> Line:
@@ -623,14 +836,3 @@ def _averages(clients: Iterable[dict[str, float]]) -> Line:
         keep = over_clients if name.endswith("accuracy") else [f"{name}_mean"]
         line |= {entry: over_clients[entry] for entry in keep}
     return line
-
-
-def _not_finite(value: torch.Tensor | Parameters, key: str) -> str | None:
-    arrays = value if isinstance(value, dict) else {key: value}
-    # A sum is finite only if all of it is, and is sooner there than a look at each.
-    if math.isfinite(sum(float(array.sum()) for array in arrays.values())):
-        return None
-    for name, array in arrays.items():
-        if not bool(torch.isfinite(array).all()):
-            return f"{name} holds values that are not finite"
-    return None

@@ -148,8 +148,8 @@ class FedD2S(KnowledgeStrategy):
         return [Fit("private", tuple(terms), epochs=options.kd_epochs, min_steps=0, key="kd_loss")]
 
     def measure(self, round: int, client: int) -> Sequence[Step]:
-        """What the heads are tested on: the client's own test split."""
-        if self.options.teacher == "self":
+        """What the heads are tested on: the client's own test split, where there is one."""
+        if self.options.teacher == "self" or not self.experiment.data.test.fraction:
             return []
         return self._represent(round, client, "own", "measure_")
 

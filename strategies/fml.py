@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from pydantic import Field
 
@@ -75,10 +76,12 @@ class FML(KnowledgeStrategy):
         own = Fit(terms=(CrossEntropy(alpha), Soft("meme", weight=1 - alpha)), **pace)
         terms = (CrossEntropy(beta), Soft("own", weight=1 - beta))
         meme = Fit(terms=terms, key="meme_loss", student="meme", **pace)
+        # The losses of the last turn have the usual names.
+        names = [f"_turn{turn}" for turn in range(1, turns)] + [""]
         return [
             Hold("meme", model=self.options.shared_model),
             Load(self.meme, student="meme"),
-            *[own, meme] * turns,
+            *(replace(fit, key=f"{fit.key}{name}") for name in names for fit in (own, meme)),
             Share(student="meme"),
         ]
 

@@ -5,6 +5,7 @@ The server's strategy shows everything that passes to a :class:`Watch`, which ch
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,16 +15,28 @@ from torch import Tensor
 from fedkd.experiment import Experiment
 from fedkd.privacy import measure
 from fedkd.privacy.accounting import Release, described
+from fedkd.privacy.dpsgd import is_private, sees_private
 from fedkd.privacy.public import Public
 from fedkd.privacy.release import temperatures
-from fedkd.work import Assignment, Predict, Reply, Represent, Share, Step
+from fedkd.replies import DP, released
+from fedkd.shapes import Shapes
+from fedkd.work import (
+    Assignment,
+    Fit,
+    Predict,
+    Proximal,
+    Reply,
+    Represent,
+    Share,
+    Source,
+    Step,
+)
 
 if TYPE_CHECKING:
     from fedkd.privacy.canary import Canaries
 
 Line = dict[str, Any]
 EXPOSURE = "measure_exposure"
-DP = ("dp_sample_rate", "dp_steps")
 
 
 class Watch:
@@ -38,10 +51,10 @@ class Watch:
         public: Public,
         canaries: Canaries | None,
         transfer: Tensor,
-        classes: int,
+        shapes: Shapes,
     ) -> None:
         self.experiment, self.public, self.canaries = experiment, public, canaries
-        self.transfer, self.classes = transfer, classes
+        self.transfer, self.shapes, self.classes = transfer, shapes, shapes.classes
         self.answered: dict[int, list[str]] = {}
         self.trained: dict[int, list[list[float]]] = {}  # by DP-SGD, since it last sent anything
         self.releases: list[Line] = []
@@ -88,54 +101,86 @@ class Watch:
 
     # --- the ledger -------------------------------------------------------------------------
 
-    def enter(self, assignment: Assignment, reply: Reply) -> None:
+    def enter(self, assignment: Assignment, reply: Reply | None, sent: bool = True) -> None:
         """Put everything that left a client into the ledger, a line each.
 
         With it goes the private training that it may tell of: all since the client's last release,
         as pairs of sample rate and steps. Takes what only the ledger is for out of the metrics.
+
+        Parameters
+        ----------
+        reply
+            None if it broke its contract: something left the client all the same, and what it says
+            is not to be trusted. What was asked of the client is charged, as a fresh answer.
+        sent
+            Whether there was a reply.
         """
-        metrics = reply.metrics
-        if "dp_steps" in metrics:
-            steps = [metrics.pop(name) for name in DP]
-            self.trained.setdefault(reply.client, []).append(steps)
-        for step in assignment.steps:
+        if trained := self._trained(assignment, reply):
+            self.trained.setdefault(assignment.client, []).append(trained)
+        for step in assignment.steps if sent else ():
             if isinstance(step, Predict | Represent | Share):
-                details = self._details(step, reply)
+                details = self._details(step, assignment.client, reply)
                 if not isinstance(step, Share) and isinstance(step.on, str):
                     details["on"] = step.on
                 line = Release(
                     round=assignment.round,
-                    client=reply.client,
+                    client=assignment.client,
                     step=type(step).__name__,
                     key=step.key,
                     **details,
                 )
                 entry = line.to_dict()
-                if trained := self.trained.pop(reply.client, None):
-                    entry["dp_training"] = trained
+                if steps := self.trained.pop(assignment.client, None):
+                    entry["dp_training"] = steps
                 self.releases.append(entry)
 
-    def _details(self, step: Step, reply: Reply) -> dict[str, Any]:
+    def _trained(self, assignment: Assignment, reply: Reply | None) -> list[float] | None:
+        """Sample rate and steps of the private training in ``assignment``, if it is private."""
+        if reply is not None:
+            metrics = reply.metrics
+            return [metrics.pop(name) for name in DP] if DP[0] in metrics else None
+        training = self.experiment.training
+        fits = [step for step in assignment.steps if isinstance(step, Fit) and sees_private(step)]
+        if not training.dp.noise_multiplier or not fits:
+            return None
+        planned = [self._planned(step, assignment.client) for step in fits]
+        return [max(rate for rate, _ in planned), float(sum(steps for _, steps in planned))]
+
+    def _planned(self, step: Fit, client: int) -> tuple[float, int]:
+        """Sample rate and steps of a fit that was asked for."""
+        training, on = self.experiment.training, [step.on]
+        on += [term.on for term in step.terms if not isinstance(term, Proximal) and term.on]
+        passes = [-(-max(1, self._items(source, client)) // training.batch_size) for source in on]
+        epochs = training.local_epochs if step.epochs is None else step.epochs
+        least = training.min_steps if step.min_steps is None else step.min_steps
+        rate = max(1 / each for source, each in zip(on, passes, strict=True) if is_private(source))
+        return rate, max(math.ceil(epochs * passes[0] - 1e-9), least)
+
+    def _items(self, on: Source, client: int) -> int:
+        rows = self.shapes.samples(client) if on == "private" else self.shapes.rows(on, client)
+        return rows or 0
+
+    def _details(self, step: Step, client: int, reply: Reply | None) -> dict[str, Any]:
         """What the ledger says of one release beside who, when and what."""
         table = self.experiment.release
-        if isinstance(step, Share):
+        if not isinstance(step, Predict | Represent):
             return {"items": 1}
-        if not isinstance(step, Predict) or step.on != "transfer":
-            return {"items": reply.samples}
-        items = len(self.public.scores)
-        if not table.active or step.per == "class":
-            return {"items": items}
+        if not released(table.active, step):
+            rows = self.shapes.rows(step.on, client)
+            return {"items": (0 if reply is None else reply.samples) if rows is None else rows}
         # A second answer at another temperature could cancel the first one's noise: it has noise
         # of its own, and is charged.
-        state = int(reply.metrics.pop(f"{step.key}_state"))
-        answer = f"{state} {step.temperature:g} {step.key}"
-        answered = self.answered.setdefault(reply.client, [])
-        fresh = answer not in answered or not table.cache
-        if answer not in answered:
-            answered.append(answer)
+        fresh = True
+        if reply is not None:
+            state = int(reply.metrics.pop(f"{step.key}_state"))
+            answer = f"{state} {step.temperature:g} {step.key}"
+            answered = self.answered.setdefault(client, [])
+            fresh = answer not in answered or not table.cache
+            if answer not in answered:
+                answered.append(answer)
         tau = temperatures(table, self.public.scores, step.temperature)
         over_candidates = self.public.among is not None
-        return {"items": items, "fresh": fresh} | described(
+        return {"items": len(self.public.scores), "fresh": fresh} | described(
             table, tau, self.classes, over_candidates
         )
 
@@ -156,7 +201,9 @@ class Watch:
         own = self.canaries.held_by(reply.client)
         self._note("teacher", reply.client, found, own)
         for step in assignment.steps:
-            if isinstance(step, Predict) and step.on == "transfer" and step.per == "sample":
+            if not isinstance(step, Predict) or step.on != "transfer" or step.per != "sample":
+                continue
+            if step.key in reply.values:  # of a reply that was left out, it is not
                 labels = cast(Tensor, reply.values[step.key])
                 labels = labels.softmax(1) if step.output == "logits" else labels
                 self._note("released", reply.client, self._by_labels(labels), own)

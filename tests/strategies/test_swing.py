@@ -219,7 +219,7 @@ def test_everybody_is_tested_with_the_student_and_keeps_its_teacher(small, done)
     for client in range(4):
         own = worker.state(client)["own"]
         assert not torch.equal(own["head.weight"], student["head.weight"])
-    losses = {client: found["common_loss"] for client, found in strategy.latest.items()}
+    losses = {client: found["common_loss"] for client, found in strategy._latest.items()}
     assert len(losses) == 4
     assert len({*losses.values()}) == 1
 

@@ -1,0 +1,243 @@
+"""What a strategy's hooks may return, and what it may keep: the contract with a method's author.
+
+Each function here takes what a hook has returned and gives it back in the type that the rest of
+fedkd expects, or says in one line what is wrong with it. What the steps themselves may hold is in
+:mod:`fedkd.steps`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedkd.errors import FedkdError, blamed, brief
+from fedkd.steps import STEPS, TERMS
+from fedkd.work import Step
+
+HOOKS: dict[str, tuple[str, ...]] = {
+    "setup": (),
+    "setup_server": (),
+    "select": ("round",),
+    "learn": ("round", "client"),
+    "fuse": ("round", "replies"),
+    "receive": ("round", "client"),
+    "deploy": ("round", "client"),
+    "measure": ("round", "client"),
+    "fused_labels": ("client", "steps"),
+    "record": ("round", "replies", "label_counts"),
+    "stop": ("round",),
+}
+"""What each hook is given."""
+KEPT = "tensors, numbers, strings, True, False, None, and lists, tuples and dictionaries of them"
+"""What a strategy may keep on itself: what a checkpoint can hold."""
+DEEPEST = 30
+"""Lists and dictionaries that may lie in one another."""
+
+
+@contextmanager
+def blaming(where: str) -> Iterator[None]:
+    """Begin the line of any error in a hook with ``where``: its strategy, its name, its arguments.
+
+    Raises
+    ------
+    FedkdError
+        What went wrong, in one line; of an exception, with its class and its place in the author's
+        file.
+    """
+    try:
+        with blamed(where):
+            yield
+    except FedkdError as error:
+        if str(error).startswith(where):
+            raise
+        raise type(error)(f"{where}: {error}") from error
+
+
+def check_hooks(strategy: Any) -> None:
+    """Refuse hooks that cannot be called with what they are given.
+
+    Raises
+    ------
+    FedkdError
+        One line naming the hook, its parameters and those that it gets.
+    """
+    for name, given in HOOKS.items():
+        hook = getattr(strategy, name)
+        wanted = f"{name}(self{''.join(f', {each}' for each in given)})"
+        if not callable(hook):
+            raise FedkdError(f"{name} = {brief(hook)} is not allowed; allowed: a method {wanted}")
+        try:
+            signature = inspect.signature(hook)
+            signature.bind(*given)
+        except TypeError as error:
+            raise FedkdError(
+                f"{name} cannot be called with ({', '.join(given)}): {error}; it is to be {wanted}"
+            ) from error
+        if inspect.isgeneratorfunction(hook) or inspect.iscoroutinefunction(hook):
+            raise FedkdError(
+                f"{name} is a generator or coroutine; it is to return its result, not to yield it"
+            )
+
+
+# --- what hooks return ----------------------------------------------------------------------
+
+
+def as_steps(value: Any) -> tuple[Step, ...]:
+    """The steps that ``learn``, ``receive``, ``deploy`` or ``measure`` returned."""
+    kinds = ", ".join(kind.__name__ for kind in STEPS)
+    if not isinstance(value, list | tuple):
+        hint = ""
+        if type(value) in STEPS:
+            hint = f"; one step alone is [{type(value).__name__}(...)]"
+        elif value is None:
+            hint = "; without any it is []"
+        raise FedkdError(f"returned {brief(value)}; allowed: a list of steps ({kinds}){hint}")
+    for step in value:
+        if type(step) not in STEPS:
+            hint = ", which is a term of Fit" if type(step) in TERMS else ""
+            raise FedkdError(f"returned {brief(step)} among the steps{hint}; steps are {kinds}")
+    return tuple(value)
+
+
+def as_selection(value: Any, clients: int) -> list[int]:
+    """The clients that ``select`` returned: at least one, each once."""
+    allowed = f"allowed: a list of whole numbers from 0 to {clients - 1}, each once, one at least"
+    if not isinstance(value, list | tuple | range) or not len(value):
+        raise FedkdError(f"returned {brief(value)}; {allowed}")
+    for place, client in enumerate(value):
+        if type(client) is not int or not 0 <= client < clients:
+            raise FedkdError(f"returned {brief(client)} among the clients; {allowed}")
+        if client in value[:place]:
+            raise FedkdError(f"returned client {client} twice; {allowed}")
+    return list(value)
+
+
+def as_decision(value: Any) -> bool:
+    """Whether ``stop`` ends the run."""
+    if type(value) is not bool:
+        raise FedkdError(f"returned {brief(value)}; allowed: True or False")
+    return value
+
+
+def as_nothing(value: Any) -> None:
+    """What ``setup``, ``setup_server`` and ``fuse`` return."""
+    if value is not None:
+        raise FedkdError(
+            f"returned {brief(value)}, which nobody reads; keep what is needed later on self"
+        )
+
+
+def as_labels(value: Any, shape: tuple[int, ...]) -> Tensor | None:
+    """The soft labels that ``fused_labels`` returned, of ``shape``, or None."""
+    if value is None:
+        return None
+    if not isinstance(value, Tensor) or not value.is_floating_point() or value.shape != shape:
+        raise FedkdError(f"returned {brief(value)}; allowed: soft labels of shape {shape}, or None")
+    return value
+
+
+def as_line(value: Any) -> dict[str, Any]:
+    """The numbers that ``record`` returned, which JSON can hold."""
+    if not isinstance(value, dict):
+        raise FedkdError(f"returned {brief(value)}; allowed: a dictionary of numbers by name")
+    _check_json(value, "", 0)
+    return value
+
+
+def _check_json(value: Any, place: str, depth: int) -> None:
+    where = f"{place} = " if place else ""
+    if depth > DEEPEST:
+        raise FedkdError(f"returned {place}, more than {DEEPEST} deep")
+    if isinstance(value, dict):
+        for name, item in value.items():
+            if type(name) is not str:
+                raise FedkdError(
+                    f"returned {where}a dictionary with the key {brief(name)}; "
+                    "allowed: keys that are strings"
+                )
+            _check_json(item, f"{place}.{name}" if place else name, depth + 1)
+    elif isinstance(value, list | tuple):
+        for number, item in enumerate(value):
+            _check_json(item, f"{place}[{number}]", depth + 1)
+    elif value is not None and not isinstance(value, bool | int | float | str):
+        raise FedkdError(
+            f"returned {where}{brief(value)}; allowed: numbers, strings, True, False, None, and "
+            "lists and dictionaries of them (of a tensor, .tolist() or float())"
+        )
+
+
+# --- what a strategy keeps ------------------------------------------------------------------
+
+
+class Keeping:
+    """Watches what a strategy keeps on itself, ``vars(strategy)``.
+
+    Parameters
+    ----------
+    attributes
+        Those of the base class, which a method must not put others in the place of.
+    """
+
+    def __init__(self, attributes: Mapping[str, Any]) -> None:
+        self._base = {name: value for name, value in attributes.items() if not name.startswith("_")}
+        self._checked: dict[str, type] = {}
+
+    def check(self, attributes: Mapping[str, Any], fixed: set[str], deeply: bool = False) -> None:
+        """Refuse what no checkpoint can hold, and what the base class needs as it was.
+
+        Parameters
+        ----------
+        fixed
+            Names of the base class's attributes.
+        deeply
+            Look through everything; else through what is new, or of another type than before.
+
+        Raises
+        ------
+        FedkdError
+            One line naming the attribute, what it holds, and what is allowed.
+        """
+        for name, value in self._base.items():
+            if attributes.get(name) is not value:
+                raise FedkdError(
+                    f"self.{name} is the base class's, and was replaced by "
+                    f"{brief(attributes.get(name))}; give it another name"
+                )
+        for name, value in attributes.items():
+            if name in fixed or (not deeply and self._checked.get(name) is type(value)):
+                continue
+            _check_kept(value, f"self.{name}", 0)
+            self._checked[name] = type(value)
+
+
+def _check_kept(value: Any, place: str, depth: int) -> None:
+    kind = type(value)
+    if kind in (int, float, bool, str, type(None)):
+        return
+    if depth > DEEPEST:
+        raise FedkdError(f"{place} lies more than {DEEPEST} lists or dictionaries deep")
+    if kind in (torch.Tensor, torch.nn.Parameter):
+        if value.requires_grad and not value.is_leaf:
+            raise FedkdError(
+                f"{place} holds a tensor with the graph that it was computed by; keep .detach() "
+                "of it"
+            )
+    elif kind in (list, tuple, torch.Size):
+        for number, item in enumerate(value):
+            _check_kept(item, f"{place}[{number}]", depth + 1)
+    elif kind in (dict, OrderedDict):
+        for key, item in value.items():
+            _check_kept(key, f"a key of {place}", depth + 1)
+            _check_kept(item, f"{place}[{brief(key)}]", depth + 1)
+    else:
+        students = isinstance(value, torch.nn.Module)
+        hint = "; students that the server trains go into self.server" if students else ""
+        raise FedkdError(
+            f"{place} holds {brief(value)}, which no checkpoint can; a strategy keeps {KEPT}{hint}"
+        )

@@ -1,0 +1,202 @@
+"""Shapes of all that may travel in a run, as they follow from what the server knows.
+
+Numbers of rows come from the simulator, which knows how much data each client has; the rest from
+the task, the transfer set, ``[release]`` and the students' architectures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from fedkd import students
+from fedkd.data.federated import Task
+from fedkd.experiment import Experiment
+from fedkd.training import items, learning_names, represent
+from fedkd.work import SOURCES, Assignment, Hold, Samples, Source
+
+if TYPE_CHECKING:
+    from fedkd.data.federated import FederatedData
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much data each of N clients has.
+
+    ``samples`` ``(N,)`` counts private training samples. ``rows`` has, for each named source, the
+    rows that ``Predict`` gives of it on each client ``(N,)``: a sample or, of text, a token a row.
+    What is not in them is not known, and not checked.
+    """
+
+    samples: Sequence[int] | None = None
+    rows: Mapping[str, Sequence[int]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, data: FederatedData) -> Sizes:
+        """The sizes of ``data``."""
+        samples, clients = data.sizes().tolist(), range(data.clients)
+        if not data.task.tokens:
+            counted = {on: [data.count(on, n) for n in clients] for on in SOURCES[1:]}
+            return cls(samples, {"private": samples, **counted})
+        shared = {"common": data.common(), "transfer": data.transfer()}
+        rows = {on: [rows_of(given)] * len(clients) for on, given in shared.items()}
+        for on in ("private", "own", "validation"):
+            rows[on] = [rows_of(getattr(data, on)(client)) for client in clients]
+        return cls(samples, rows)
+
+
+def rows_of(samples: Samples) -> int:
+    """Rows that ``Predict`` gives of ``samples``: of text, tokens."""
+    inputs = samples.inputs
+    return len(inputs) if inputs.is_floating_point() else len(items(inputs))
+
+
+class Student:
+    """Shapes of a student: ``state`` has those of its parameters and buffers, with their dtypes.
+
+    Parameters
+    ----------
+    module
+        A student of this architecture, never trained.
+    inputs
+        Some inputs ``(K, ...)`` that it takes, if the shapes of representations are asked for.
+    """
+
+    def __init__(self, module: nn.Sequential, inputs: Tensor | None = None) -> None:
+        self.module, self._inputs = module, inputs
+        self.state = {
+            name: (tensor.shape, tensor.dtype) for name, tensor in module.state_dict().items()
+        }
+        self._representations: dict[str, torch.Size] = {}
+        self._parts: dict[tuple[str, ...], dict[str, tuple[torch.Size, torch.dtype]]] = {}
+
+    def part(self, part: tuple[str, ...]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+        """Shapes and dtypes of the parameters and buffers in the blocks that ``part`` names.
+
+        Raises
+        ------
+        FedkdError
+            A name is not a block.
+        """
+        if part not in self._parts:
+            names = students.part_names(self.module, part)
+            self._parts[part] = {name: self.state[name] for name in names}
+        return self._parts[part]
+
+    def learning(self, part: tuple[str, ...]) -> list[str]:
+        """Names of the parameters in the blocks that ``part`` names."""
+        return learning_names(self.module, part)
+
+    def above(self, cut: str) -> dict[str, torch.Size]:
+        """Shapes of the parameters and buffers above ``cut``.
+
+        Raises
+        ------
+        FedkdError
+            There is no such cut.
+        """
+        above = self.module[students.cut_index(self.module, cut) :]
+        return {name: tensor.shape for name, tensor in above.state_dict().items()}
+
+    def representation(self, cut: str, pool: bool = False) -> torch.Size:
+        """Shape of one row's representation at ``cut``; with ``pool``, of its mean over places.
+
+        Raises
+        ------
+        FedkdError
+            There is no such cut.
+        """
+        assert self._inputs is not None
+        if cut not in self._representations:
+            self._representations[cut] = represent(self.module, self._inputs, cut)[0].shape[1:]
+        shape = self._representations[cut]
+        return torch.Size(shape[:1]) if pool and len(shape) == 3 else shape
+
+
+class Shapes:
+    """Shapes of what clients send and get.
+
+    Parameters
+    ----------
+    experiment, task, sizes
+        The run, the shape of an input and the classes, and how much data there is.
+    released : int, optional
+        Columns of soft labels that ``[release]`` lets out, where these are not the classes.
+    secrets : int
+        Number of planted secrets.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        task: Task,
+        sizes: Sizes,
+        released: int | None = None,
+        secrets: int = 0,
+    ) -> None:
+        self.experiment, self.task, self.sizes = experiment, task, sizes
+        self.classes, self.secrets = task.classes, secrets
+        self.released = task.classes if released is None else released
+        self._students: dict[str, Student] = {}
+
+    def samples(self, client: int) -> int | None:
+        """Private training samples of ``client``; None where that is not known."""
+        return None if self.sizes.samples is None else int(self.sizes.samples[client])
+
+    def rows(self, on: Source, client: int) -> int | None:
+        """Rows of a source, as ``Predict`` gives them; None where that is not known."""
+        if isinstance(on, Samples):
+            return rows_of(on)
+        return int(self.sizes.rows[on][client]) if on in self.sizes.rows else None
+
+    def empty(self, on: str) -> bool:
+        """Whether nobody has a sample of a named source."""
+        return on in self.sizes.rows and not any(self.sizes.rows[on])
+
+    def labelled(self, on: Source) -> bool:
+        """Whether the samples of a source have labels."""
+        if isinstance(on, Samples):
+            return on.labels is not None
+        return on != "transfer" or self.task.tokens
+
+    def student(self, architecture: str) -> Student:
+        """The shapes of students of this architecture.
+
+        Raises
+        ------
+        FedkdError
+            There is no such architecture, or it does not fit the data.
+        """
+        if architecture not in self._students:
+            task = self.task
+            module = students.build(
+                *(architecture, task.shape, task.classes, self.experiment.student, 0),
+                tokens=task.tokens,
+            )
+            self._students[architecture] = Student(module, self._inputs)
+        return self._students[architecture]
+
+    @cached_property
+    def _inputs(self) -> Tensor:
+        dtype = torch.long if self.task.tokens else torch.float32
+        return torch.ones(1, *self.task.shape, dtype=dtype)
+
+
+def architectures(
+    experiment: Experiment, client: int, kept: Mapping[str, str], assignment: Assignment | None
+) -> dict[str, str]:
+    """The architecture of each student of ``client``, by name, with those an assignment adds.
+
+    ``kept`` has those that earlier assignments added. The first ``Hold`` of a name counts.
+    """
+    own = experiment.architecture(client)
+    found = {"own": own, **kept}
+    for step in assignment.steps if assignment is not None else ():
+        if isinstance(step, Hold):
+            found.setdefault(step.student, step.model or own)
+    return found
