@@ -247,12 +247,12 @@ class KnowledgeStrategy(Strategy):
         self._assigned: dict[int, Assignment] = {}
         self._line: Line = {}
         self._measured: dict[str, dict[int, dict[str, float]]] = {}
-        self.warned: dict[str, str] = {}  # what each warning is about, by its message
+        self._warned: dict[str, str] = {}  # what each warning is about, by its message
         self._latest: dict[int, dict[str, float]] = {}
         self._changed: list[int] = []
         self._held: dict[int, dict[str, str]] = {}  # architectures of students beside the own
         self._keeping = Keeping(vars(self))
-        self._fixed = {*vars(self), "_fixed"} - {"_latest", "_changed", "_held", "warned"}
+        self._fixed = {*vars(self), "_fixed"} - {"_latest", "_changed", "_held", "_warned"}
         with blaming(f"strategy {experiment.strategy.name!r}"):
             check_hooks(self)
         for hook in ("setup_server", "setup"):
@@ -326,9 +326,14 @@ class KnowledgeStrategy(Strategy):
         another, ``about`` is one of ``fedkd.caveats.ANOTHER_METHOD``: the run then counts as that
         method's, and never as the best of this one's.
         """
-        if about not in self.warned.values():
-            self.warned[message] = about
+        if about not in self._warned.values():
+            self._warned[message] = about
             self._line.setdefault("warnings", []).append(message)
+
+    @property
+    def warned(self) -> dict[str, str]:
+        """What each warning so far is about, by its message."""
+        return dict(self._warned)
 
     def distil(self, *terms: Term) -> Fit:
         """Training on the transfer set, as long as :class:`DistillOptions` says."""
