@@ -159,7 +159,8 @@ class Worker:
                 continue
             begun([assignment.client for assignment in group])
             try:
-                done = self._together(group)
+                together = len(group) > 1
+                done = self._together(group) if together else [self.perform(group[0])]
             except (Exception, SystemExit) as error:
                 if len(group) == 1:
                     done = [self._failed(group[0].client, error)]
