@@ -625,7 +625,7 @@ def _averages(clients: Iterable[dict[str, float]]) -> Line:
 def _not_finite(value: torch.Tensor | Parameters, key: str) -> str | None:
     arrays = value if isinstance(value, dict) else {key: value}
     # A sum is finite only if all of it is, and is sooner there than a look at each.
-    if math.isfinite(sum(float(array.sum()) for array in arrays.values())):
+    if math.isfinite(sum(float(array.sum().abs()) for array in arrays.values())):
         return None
     for name, array in arrays.items():
         if not bool(torch.isfinite(array).all()):
