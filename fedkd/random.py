@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,30 +65,38 @@ def noise_generator(seed: int, *purpose: str | int, device: str = "cpu") -> torc
     return found
 
 
-@contextmanager
-def global_draws(
-    seed: int, device: torch.device | str = "cpu", torch_only: bool = False
-) -> Iterator[None]:
-    """Have the global generators draw by ``seed``, then be as they were.
+class global_draws:
+    """Have the global generators draw by ``seed``, then be as they were: a context manager.
 
     Those of torch, on the CPU and on ``device``, of numpy and of Python; of torch alone, which
     takes a tenth of the time, with ``torch_only``. ``seed`` is 63 bits, as :func:`key` gives them.
     """
-    import torch
 
-    generators = [torch.default_generator]
-    if (where := torch.device(device)).type == "cuda":
-        torch.cuda.init()
-        index = torch.cuda.current_device() if where.index is None else where.index
-        generators.append(torch.cuda.default_generators[index])
-    before = [generator.get_state() for generator in generators]
-    try:
-        for generator in generators:
-            generator.manual_seed(seed)
-        with nullcontext() if torch_only else _python_draws(seed):
-            yield
-    finally:
-        for generator, state in zip(generators, before, strict=True):
+    def __init__(
+        self, seed: int, device: torch.device | str = "cpu", torch_only: bool = False
+    ) -> None:
+        self._seed, self._device = seed, str(device)
+        self._others = None if torch_only else _python_draws(seed)
+
+    def __enter__(self) -> None:
+        import torch
+
+        self._generators = [torch.default_generator]
+        if self._device.startswith("cuda"):
+            torch.cuda.init()
+            index = torch.device(self._device).index
+            index = torch.cuda.current_device() if index is None else index
+            self._generators.append(torch.cuda.default_generators[index])
+        self._before = [generator.get_state() for generator in self._generators]
+        for generator in self._generators:
+            generator.manual_seed(self._seed)
+        if self._others is not None:
+            self._others.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        if self._others is not None:
+            self._others.__exit__(None, None, None)
+        for generator, state in zip(self._generators, self._before, strict=True):
             generator.set_state(state)
 
 

@@ -727,14 +727,16 @@ def _source(sources: Mapping[str, Callable[[], Samples]] | None, on: str) -> Sam
 def requiring(student: nn.Sequential, part: tuple[str, ...]) -> Iterator[list[str]]:
     """Have only what learns require a gradient, then what did before; yields parameters' names."""
     names = learning_names(student, part)
-    required = [parameter.requires_grad for parameter in student.parameters()]
+    parameters = dict(student.named_parameters())
+    others = [p for name, p in parameters.items() if p.requires_grad and name not in names]
     try:
-        for name, parameter in student.named_parameters():
-            parameter.requires_grad_(name in names)
+        for parameter in others:
+            parameter.requires_grad_(False)
         yield names
     finally:
-        for parameter, requires in zip(student.parameters(), required, strict=True):
-            parameter.requires_grad_(requires)
+        for parameter in others:
+            parameter.requires_grad_(True)
+        for parameter in parameters.values():
             parameter.grad = None
 
 
@@ -743,8 +745,11 @@ def learning_names(student: nn.Sequential, part: tuple[str, ...]) -> list[str]:
 
     Of those in the blocks that ``part`` names, these are the ones that require a gradient.
     """
-    names = set(part_names(student, part))
-    return [name for name, p in student.named_parameters() if name in names and p.requires_grad]
+    names = [name for name, p in student.named_parameters() if p.requires_grad]
+    if not part:
+        return names
+    wanted = set(part_names(student, part))
+    return [name for name in names if name in wanted]
 
 
 def check_learning(student: nn.Sequential, names: Sequence[str], part: tuple[str, ...]) -> None:

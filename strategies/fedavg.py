@@ -90,13 +90,45 @@ class FedAvg(KnowledgeStrategy):
         given, options = replies.parameters(), self.options
         if isinstance(options, AverageOptions) and options.clipping_norm is not None:
             with numpy_noise(self.experiment.seed, "average", round):
-                student = self.initial_student()
-                frozen = {n for n, p in student.named_parameters() if not p.requires_grad}
                 self.parameters = private_average(
-                    self.parameters, given, options.clipping_norm, options.noise_multiplier, frozen
+                    self.parameters,
+                    given,
+                    options.clipping_norm,
+                    options.noise_multiplier,
+                    self.unchanging(given),
                 )
         else:
             self.parameters = average(given, replies.samples)
+            for name, first in given[0].items():
+                whole = not (first.is_floating_point() or first.is_complex())
+                counts = whole and not name.endswith("num_batches_tracked")
+                if counts and any(not torch.equal(first, client[name]) for client in given[1:]):
+                    self.warn_once(
+                        name,
+                        f"{name} holds whole numbers, which are not averaged: all clients get "
+                        f"those of the first, client {replies.clients[0]}",
+                    )
+
+    def unchanging(self, given: Sequence[Parameters]) -> set[str]:
+        """Names of what no client changes: frozen parameters, and buffers that stay as they are.
+
+        Raises
+        ------
+        FedkdError
+            A buffer does not.
+        """
+        parameters = dict(self.initial_student().named_parameters())
+        names = {name for name, parameter in parameters.items() if not parameter.requires_grad}
+        for name in self.parameters.keys() - parameters.keys():
+            before = self.parameters[name]
+            counter = not before.is_floating_point()
+            if not counter and any(not torch.equal(before, client[name]) for client in given):
+                raise FedkdError(
+                    f"strategy.clipping_norm = {self.options.clipping_norm:g} is not allowed with "
+                    f"this student: {name} is no parameter, and training changes it"
+                )
+            names.add(name)
+        return names
 
     def deploy(self, round: int, client: int) -> Sequence[Step]:
         """Every client is tested with the global student."""

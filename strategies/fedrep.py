@@ -17,7 +17,8 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from fedkd.experiment import Epochs
+from fedkd.errors import FedkdError
+from fedkd.experiment import Epochs, Experiment
 from fedkd.work import Fit
 from strategies.fedavg import AverageOptions
 from strategies.fedper import FedPer
@@ -35,6 +36,16 @@ class FedRep(FedPer):
         """Passes over the private data in which the personal blocks learn, a round."""
         body_epochs: Epochs = 1.0
         """Passes in which the shared blocks learn, after them."""
+
+    @classmethod
+    def check(cls, experiment: Experiment) -> None:
+        """Also refuse another say in which blocks learn."""
+        super().check(experiment)
+        if part := experiment.training.part:
+            raise FedkdError(
+                f"training.part = {list(part)} is not allowed with strategy.name = "
+                f"{experiment.strategy.name!r}: it trains the head, then the body"
+            )
 
     def local_fits(self) -> Sequence[Fit]:
         """The head on the received body, then the body below that head."""

@@ -265,6 +265,9 @@ def add(factory, name="own"):
 
 
 def dropout(shape, classes, norm, width):
-    """A student that draws in training and when it answers, of torch, numpy and Python."""
-    layers = nn.Dropout(0.5), AlwaysDropout(), NumpyNoise(), PythonNoise()
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), *layers, nn.Linear(32, classes))
+    """Draws in training and when it answers, of torch, numpy and Python; has odd buffers."""
+    layers = nn.Dropout(0.5), AlwaysDropout(), NumpyNoise(), PythonNoise(), Counter()
+    student = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), *layers, nn.Linear(32, classes))
+    student[1].register_buffer("roots", torch.tensor([1 + 2j]))
+    student[1].register_buffer("mask", torch.tensor([[True, False]]))
+    return student

@@ -144,7 +144,11 @@ def drops(tmp_path, monkeypatch):
     points = "[fedkd.students]\ndrops = nasty:dropout\n"
     (folder / "drops-1.0.dist-info" / "entry_points.txt").write_text(points)
     monkeypatch.syspath_prepend(folder)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), os.path.dirname(__file__)]))
+    # Before what is there: processes that Flower and Ray begin look there, too.
+    before = [os.environ["PYTHONPATH"]] if "PYTHONPATH" in os.environ else []
+    here = os.path.dirname(__file__)
+    path = os.pathsep.join([str(folder), here, *before, os.path.dirname(here)])
+    monkeypatch.setenv("PYTHONPATH", path)
     registry._points.cache_clear()
     yield
     registry._points.cache_clear()
@@ -301,6 +305,14 @@ def test_a_parameter_that_two_blocks_share_is_not_divided(samples):
         learned(model, samples, part=("body",))
 
 
+def test_where_a_method_names_what_learns_nobody_else_does(small):
+    with pytest.raises(FedkdError, match=r"training\.part = \['head'\] .* 'fedrep'"):
+        run(small("strategy.name=fedrep", "training.part=['head']"), "run")
+    clipped = ("strategy.name=fedavg", "strategy.clipping_norm=1", "training.part=['head']")
+    with pytest.raises(FedkdError, match=r"training\.part .* strategy\.clipping_norm = 1"):
+        run(small(*clipped), "run")
+
+
 def test_what_the_server_trains_keeps_its_frozen_blocks(small, samples):
     server = ServerStudents(small())
     model = made(nn.ReLU)
@@ -309,6 +321,76 @@ def test_what_the_server_trains_keeps_its_frozen_blocks(small, samples):
     before = server.parameters("student")
     server.fit("student", 1, samples, [CrossEntropy()], 1.0)
     assert moved(before, server.parameters("student")) == {"2"}
+
+
+# --- buffers --------------------------------------------------------------------------------
+
+
+def random_features():
+    student = nasty.between(nn.ReLU())
+    student[1].register_buffer("features", torch.randn(3), persistent=False)
+    return student
+
+
+def test_random_numbers_that_no_state_dict_has_are_refused(small):
+    nasty.add(random_features)
+    with pytest.raises(FedkdError, match=r"1\.features is random, and its state_dict does not"):
+        Worker(small(OWN))
+
+
+def test_whole_numbers_that_differ_between_clients_are_a_warning(small):
+    class Seen(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("samples", torch.tensor(0))
+
+        def forward(self, inputs):
+            self.samples += (inputs > 0).sum() if self.training else 0
+            return inputs
+
+    nasty.add(lambda: nasty.between(Seen()))
+    done = run(small(OWN, "strategy.name=fedavg"), "run")
+    assert "2.samples holds whole numbers, which are not averaged: all clients get those of the " \
+        "first, client 0" in done.warnings  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("layer", "reason"),
+    [
+        (nasty.Centred, "depends on the others of the batch"),
+        (lambda: nn.BatchNorm1d(64, affine=False), "depends on the others of the batch"),
+        (nasty.Counter, "it writes to its buffers in training"),
+    ],
+)
+def test_no_epsilon_is_stated_where_a_sample_has_its_say_besides_its_gradient(layer, reason, small):
+    nasty.add(lambda: nasty.between(layer()))
+    with pytest.raises(FedkdError, match=rf"training\.dp\.noise_multiplier = 1: .*{reason}"):
+        run(small(OWN, "training.dp.noise_multiplier=1"), "run")
+
+
+def test_noise_is_for_parameters_and_statistics_that_move_are_refused(small, monkeypatch):
+    clipped = (OWN, "strategy.name=fedavg", "strategy.clipping_norm=1",
+               "strategy.noise_multiplier=1")  # fmt: skip
+    nasty.add(lambda: nasty.between(nn.BatchNorm1d(64)))
+    with pytest.raises(FedkdError, match=r"2\.running_mean is no parameter"):
+        run(small(*clipped), "run")
+
+    def positions():
+        student = nasty.between(nn.ReLU())
+        student[1].register_buffer("positions", torch.arange(3.0))
+        return student
+
+    nasty.add(positions)
+    seen = []
+    average = find("strategies", "fedavg").fuse
+
+    def watched(self, *arguments):
+        average(self, *arguments)
+        seen.append(self.parameters["1.positions"])
+
+    monkeypatch.setattr(find("strategies", "fedavg"), "fuse", watched)
+    run(small(*clipped), "constant")
+    assert [positions.tolist() for positions in seen] == [[0.0, 1.0, 2.0]] * 2
 
 
 # --- batches of one -------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from fedkd.privacy.dpsgd import DPSGD, sees_private
 from fedkd.privacy.public import Public
 from fedkd.privacy.release import release
 from fedkd.random import generator, key, noise
-from fedkd.students.probe import Probe, exactly, made_up, probe
+from fedkd.students.probe import Probe, exactly, made_up, probe, unkept
 from fedkd.training import (
     BatchOfOne,
     class_means,
@@ -99,7 +99,8 @@ class Worker:
         self.limits = rule.limits() if experiment.engine.cohort == "auto" else rule.LIMITS
         self._modules: dict[tuple[str, str], nn.Sequential] = {}
         self._kinds: dict[str, rule.Kind] = {}
-        self._built: dict[str, object] = {}  # the layers of each architecture, and their shapes
+        # Of each architecture: its layers and shapes, and tensors that no state_dict has.
+        self._built: dict[str, tuple[object, Parameters]] = {}
         self._probes: dict[str, Probe] = {}
         self._alone: dict[str, rule.Alone] = {}
         self._warnings: list[str] = []  # that no reply has taken along yet
@@ -389,7 +390,15 @@ class Worker:
         )
         shapes = {name: tensor.shape for name, tensor in _tensors(student).items()}
         shown = repr(student), shapes
-        if self._built.setdefault(architecture, shown) != shown:
+        loose = {name: value.clone() for name, value in unkept(student).items()}
+        known, before = self._built.setdefault(architecture, (shown, loose))
+        for name, value in loose.items():
+            if known == shown and not torch.equal(value, before.get(name, value)):
+                raise FedkdError(
+                    f"student.models = {architecture!r} is not allowed: {name} is random, and its "
+                    "state_dict does not have it; make it a persistent buffer"
+                )
+        if known != shown:
             raise FedkdError(
                 f"student.models = {architecture!r} is not allowed: it gives another student each "
                 "time that it is called, and all of one name must have the same layers"
@@ -551,7 +560,7 @@ class Session:
         table, draw = experiment.training.dp, self.draw(step, phase)
         dp = None
         if table.noise_multiplier and sees_private(step):
-            self._check_unmixed(step)
+            self._check_private(step)
             # Two students trained alike must not get the same noise.
             dp = DPSGD(table, step.on, experiment.seed, *draw, step.student)
 
@@ -588,15 +597,22 @@ class Session:
             self.metrics["dp_sample_rate"] = max(self.metrics.get("dp_sample_rate", 0.0), rate)
             self.metrics["dp_steps"] = self.metrics.get("dp_steps", 0.0) + steps
 
-    def _check_unmixed(self, step: Fit) -> None:
-        """Refuse DP-SGD where a sample's gradient is not that sample's alone."""
+    def _check_private(self, step: Fit) -> None:
+        """Refuse DP-SGD where a sample has its say other than by its gradient."""
         model = self.architecture(step.student)
-        if self.worker.probe(model).training.mixes:
+        traits, reason = self.worker.probe(model).training, ""
+        if traits.mixes:
+            reason = (
+                "what it gives for a sample in training depends on the others of the batch, and "
+                "no bound holds on one sample's gradient"
+            )
+        elif traits.writes:
+            reason = "it writes to its buffers in training, and they get no noise"
+        if reason:
             noise_multiplier = self.worker.experiment.training.dp.noise_multiplier
             raise FedkdError(
                 f"student.models = {model!r} is not allowed with training.dp.noise_multiplier = "
-                f"{noise_multiplier:g}: what it gives for a sample in training depends on the "
-                "others of the batch, so that no bound holds on one sample's gradient"
+                f"{noise_multiplier:g}: {reason}"
             )
 
     def resolved(self, term: Term, samples: Samples) -> Term:

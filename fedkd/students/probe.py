@@ -185,6 +185,12 @@ def _generators(device: torch.device) -> tuple[object, ...]:
     return *found, words.tobytes(), position, random.getstate()
 
 
+def unkept(student: nn.Module) -> dict[str, Tensor]:
+    """Buffers that the ``state_dict`` does not have."""
+    state = student.state_dict()
+    return {name: buffer for name, buffer in student.named_buffers() if name not in state}
+
+
 class _Held(NamedTuple):
     """A tensor, as it is now."""
 

@@ -1,8 +1,7 @@
 """Students of text: functions of the number of tokens T of a row and the vocabulary.
 
 They take token ids ``(B, T)`` and give logits ``(B, T, V)`` of the token that follows each. Weights
-are initialised as PyTorch's layers do it, but for the embeddings of ``gpt``. There is no dropout:
-it would draw from the global random number generator.
+are initialised as PyTorch's layers do it, but for the embeddings of ``gpt``. There is no dropout.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Each takes ``shape`` (of one input, without the batch), ``classes``, ``norm`` and ``width``, a
 factor on every hidden width, and returns named blocks. Weights are initialised as PyTorch's layers
-do it. There is no dropout: it would draw from the global random number generator.
+do it. There is no dropout.
 """
 
 from __future__ import annotations

@@ -2,10 +2,12 @@
 
 from collections import Counter
 
+import nasty
 import pytest
 import texts
 import torch
 from lines import measured
+from torch import nn
 
 from fedkd import run
 from fedkd.engine import worker as module
@@ -150,6 +152,42 @@ def test_another_start_other_data_and_other_settings_are_trained_anew(
     assert trained == {"plain": 4}
     run(small(*base, other), tmp_path / "other")
     assert trained == {"plain": 8}
+
+
+class Halved(nn.Module):
+    def forward(self, inputs):
+        return inputs / 2
+
+
+class Doubled(nn.Module):
+    def forward(self, inputs):
+        return inputs * 2
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (lambda: nn.Dropout(0.1), lambda: nn.Dropout(0.5)),
+        (Halved, Doubled),
+        (nn.ReLU, None),
+    ],
+)
+def test_another_student_with_the_same_weights_is_trained_anew(one, other, small, trained):
+    def student():
+        return nasty.between(one())
+
+    def another():
+        return nasty.between(other()) if other else nasty.frozen_body()
+
+    states = []
+    for factory in (student, student, another):
+        nasty.add(factory)
+        worker = Worker(small(REMEMBER, "student.models=['own']"))
+        worker.perform(Assignment(0, 1, "learn", (Fit(),)))
+        states.append(worker.state(0)["own"]["1.weight"])
+    assert trained == {"plain": 2}
+    assert torch.equal(states[0], states[1])
+    assert not torch.equal(states[0], states[2])
 
 
 def test_augmented_samples_are_others(small, tmp_path, trained):
