@@ -361,9 +361,8 @@ def load(experiment: Experiment) -> FederatedData:
     if experiment.canary.secrets:
         from fedkd.privacy import canary
 
-        known = task.tokens or normalisation.pictures(dataset)
         store, private, transfer, canaries = canary.plant(
-            experiment, task, store, private, public, known
+            experiment, task, store, private, public, dataset.unit
         )
     ready = _Normalised(statistics)
     return FederatedData(
