@@ -114,8 +114,8 @@ def _is_grey(image: ImageFile.ImageFile) -> bool:
 def _bits(image: ImageFile.ImageFile) -> int:
     """Bits of a level in the file, where Pillow's decoders say that they are 12 or 16; else 8."""
     for codec, _, _, arguments in image.tile:
-        if codec == "ppm" and arguments[-1] > 255:  # the largest level
-            return 16
+        if codec == "ppm" and isinstance(arguments, tuple) and arguments[-1] > 255:
+            return 16  # the largest level
         for bits in (12, 16):
             if f";{bits}" in str(arguments):
                 return bits
