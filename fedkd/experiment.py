@@ -408,7 +408,13 @@ class Experiment(Table):
     def data_dir(self) -> Path | None:
         """The folder of data sets: ``data.data_dir``, else FEDKD_DATA, else None."""
         folder = self.data.data_dir or os.environ.get("FEDKD_DATA")
-        return Path(folder).expanduser() if folder else None
+        try:
+            return Path(folder).expanduser() if folder else None
+        except RuntimeError:
+            raise FedkdError(
+                f"data.data_dir (or FEDKD_DATA) = {folder!r} is not allowed: there is no such home "
+                "folder"
+            ) from None
 
     def located(self) -> Experiment:
         """The same with every path absolute, for processes that run in folders of their own."""

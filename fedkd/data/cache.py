@@ -100,7 +100,7 @@ def _read(file: Path) -> Arrays:
                 continue
             start, offset, shape, kind = place
             whole = np.memmap(file, np.uint8, "r", start, (member.file_size,))
-            if zlib.crc32(whole) != member.CRC:
+            if zlib.crc32(whole.data) != member.CRC:
                 raise ValueError(f"{file} is damaged: {name}")
             arrays[name] = np.memmap(file, kind, "c", offset, shape)
     return arrays

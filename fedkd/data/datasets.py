@@ -120,7 +120,7 @@ def load_dataset(
     kind, colon, path = name.partition(":")
     if not colon:
         loader: Loader = registry.load("datasets", name)
-        return _checked(name, loader, folder, download)
+        return _checked(name, loader, folder, download, labelled)
     from fedkd.data import files, language
 
     own: dict[str, Callable[[Path], Dataset | Corpus]] = {
@@ -141,14 +141,16 @@ def find(path: str, folder: Path | None) -> Path:
     try:
         place = Path(path).expanduser()
     except RuntimeError:
-        raise MissingData(f"{path!r} is in the home folder of somebody unknown") from None
+        raise MissingData(f"data set {path!r}: there is no such home folder") from None
     if not (is_file(place) or is_folder(place)) and folder is not None:
         inside = folder / place
         return inside if is_file(inside) or is_folder(inside) else place
     return place
 
 
-def _checked(name: str, loader: Loader, folder: Path | None, download: bool) -> Dataset | Corpus:
+def _checked(
+    name: str, loader: Loader, folder: Path | None, download: bool, labelled: bool
+) -> Dataset | Corpus:
     """What ``loader`` gives, which anybody may have written."""
     from fedkd.data import language
     from fedkd.data.language import Corpus
@@ -172,12 +174,12 @@ def _checked(name: str, loader: Loader, folder: Path | None, download: bool) -> 
             f"data set {name!r}: its loader returned a {type(data).__name__}; allowed: "
             "fedkd.data.datasets.Dataset, fedkd.data.language.Corpus"
         )
-    if fault := _fault(data):
+    if fault := _fault(data, labelled):
         raise FedkdError(f"data set {name!r}: {fault}")
     return data
 
 
-def _fault(data: Dataset) -> str:
+def _fault(data: Dataset, labelled: bool) -> str:
     """What is wrong with a data set, or nothing."""
     import torch
 
@@ -207,7 +209,7 @@ def _fault(data: Dataset) -> str:
                 f"{name}.labels is {labels.dtype} {tuple(labels.shape)}; allowed: int64 ({count},)"
             )
         low, high = map(int, labels.aminmax())
-        if low < 0 or high >= len(data.class_names):
+        if (low < 0 or high >= len(data.class_names)) and (labelled or high >= 0):
             return (
                 f"{name}.labels goes from {low} to {high}; allowed: 0 to "
                 f"{len(data.class_names) - 1}, as there are {len(data.class_names)} class_names"

@@ -361,9 +361,8 @@ def load(experiment: Experiment) -> FederatedData:
     if experiment.canary.secrets:
         from fedkd.privacy import canary
 
-        known = task.tokens or normalisation.pictures(dataset)
         store, private, transfer, canaries = canary.plant(
-            experiment, task, store, private, public, known
+            experiment, task, store, private, public, dataset.unit
         )
     ready = _Normalised(statistics)
     return FederatedData(
@@ -407,8 +406,8 @@ class _Normalised:
 
 def _checksum(values: Tensor) -> str:
     """Shape, type and CRC-32 of a tensor's values: what is no attack changes it."""
-    content = memoryview(values.cpu().contiguous().numpy().reshape(-1).view(np.uint8))
-    return f"{tuple(values.shape)} {values.dtype} {zlib.crc32(content):08x}"
+    content = values.cpu().contiguous().numpy().reshape(-1).view(np.uint8)
+    return f"{tuple(values.shape)} {values.dtype} {zlib.crc32(content.data):08x}"
 
 
 def _rng(seed: int, *purpose: str | int) -> np.random.Generator:
@@ -427,6 +426,11 @@ def _tokenised(corpus: Corpus, experiment: Experiment) -> tuple[Dataset, Tokenis
         raise FedkdError(
             f"data.augment = true is not allowed with data.dataset = {table.dataset!r}: text "
             "cannot be cropped or mirrored"
+        )
+    if table.statistics != "auto":
+        raise FedkdError(
+            f"data.statistics = {table.statistics!r} is not allowed with data.dataset = "
+            f"{table.dataset!r}: text is not normalised; allowed: 'auto'"
         )
     # A canary that the vocabulary did not know would be a line of <unk>.
     always = (canary.template.partition("_")[0], *canary.symbols) if canary.secrets else ()

@@ -63,7 +63,7 @@ def npz(file: Path, labelled: bool = True) -> Dataset:
     images = _images(file, "x", arrays["x"], declared, layout)
     mean, std = _published(file, arrays, images.shape[-1])
     unit = declared is not None and images.dtype != np.uint8
-    warnings = ()
+    warnings: tuple[str, ...] = ()
     if images.dtype == np.uint8 and declared is None and images.max() <= DARK:
         warnings = (
             f"data set 'npz:{file}': x is uint8 and goes from 0 to {images.max()}, where white is "

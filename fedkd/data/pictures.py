@@ -15,7 +15,7 @@ from fedkd.data.reading import opened
 from fedkd.errors import FedkdError
 
 if TYPE_CHECKING:
-    from PIL import Image
+    from PIL import ImageFile
 
 SUFFIXES = {
     *(".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".pbm", ".pnm"),
@@ -60,8 +60,9 @@ def header(file: Path) -> Header:
         It is not a readable image, or one of a kind that would not come out as it is.
     """
     with _image(file) as image:
-        if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
-            raise ValueError(f"it has {image.n_frames} frames; allowed: one")
+        frames = getattr(image, "n_frames", 1)
+        if frames > 1 and image.format != "MPO":
+            raise ValueError(f"it has {frames} frames; allowed: one")
         deep = image.mode not in ("1", "L", "LA") and _is_grey(image)
         narrowed = not deep and _bits(image) > 8
         if image.mode in ("I", "F") and not deep:
@@ -87,8 +88,10 @@ def pixels(file: Path, grey: bool, deep: bool) -> np.ndarray:
     with _image(file) as image:
         bits = 12 if _bits(image) == 12 else 16
         image.load()  # which turns some formats upright by itself
-        if image.has_transparency_data and image.convert("RGBA").getextrema()[3] != (255, 255):
-            raise ValueError("it has transparent pixels; allowed: images on a background")
+        if image.has_transparency_data:
+            opaque = image.convert("RGBA").getchannel("A").getextrema() == (255, 255)
+            if not opaque:
+                raise ValueError("it has transparent pixels; allowed: images on a background")
         turn = TURNED.get(image.getexif().get(0x0112, 1))
         if image.mode.startswith("I"):
             levels = np.asarray(image).astype(np.float32) / (2**bits - 1)
@@ -103,16 +106,16 @@ def pixels(file: Path, grey: bool, deep: bool) -> np.ndarray:
         return levels
 
 
-def _is_grey(image: Image.Image) -> bool:
+def _is_grey(image: ImageFile.ImageFile) -> bool:
     # Grey maps of 16 bits may come as 32, scaled to 16.
     return image.mode in GREY or (image.mode == "I" and image.format in ("PNG", "PPM"))
 
 
-def _bits(image: Image.Image) -> int:
+def _bits(image: ImageFile.ImageFile) -> int:
     """Bits of a level in the file, where Pillow's decoders say that they are 12 or 16; else 8."""
     for codec, _, _, arguments in image.tile:
-        if codec == "ppm" and arguments[-1] > 255:  # the largest level
-            return 16
+        if codec == "ppm" and isinstance(arguments, tuple) and arguments[-1] > 255:
+            return 16  # the largest level
         for bits in (12, 16):
             if f";{bits}" in str(arguments):
                 return bits
@@ -120,7 +123,7 @@ def _bits(image: Image.Image) -> int:
 
 
 @contextlib.contextmanager
-def _image(file: Path) -> Iterator[Image.Image]:
+def _image(file: Path) -> Iterator[ImageFile.ImageFile]:
     from PIL import Image, UnidentifiedImageError
 
     try:

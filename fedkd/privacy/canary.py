@@ -200,7 +200,7 @@ def plant(
     store: Part,
     private: list[np.ndarray],
     transfer: Tensor,
-    pictures: bool = True,
+    unit: bool = False,
 ) -> tuple[Part, list[np.ndarray], Tensor, Canaries | None]:
     """Put canaries into clients' training samples, and into the transfer set what is public.
 
@@ -222,7 +222,7 @@ def plant(
         Row numbers of each client's training samples.
     transfer : Tensor
         ``(M, H, W, C)`` uint8, or float from 0 to 1; or ``(M, T+1)`` int64 token rows.
-    pictures : bool
+    unit : bool
         Whether 0 is black and 1 is white in the store's images, if they are float.
 
     Returns
@@ -238,12 +238,12 @@ def plant(
     """
     if not experiment.canary.secrets:
         return store, private, transfer, None
-    known = store.images.dtype == torch.uint8 or pictures
+    known = store.images.dtype == torch.uint8 or unit
     if not task.tokens and (store.images.dim() != 4 or not known):
         raise FedkdError(
             f"canary.secrets = {experiment.canary.secrets} is not allowed with data.dataset = "
-            f"{experiment.data.dataset!r}: canaries are lines of text or images whose black and "
-            "white are known (uint8, or x_range in an npz file), and its samples are neither"
+            f"{experiment.data.dataset!r}: canaries are lines of text or uint8 images, or float "
+            "ones with x_range in their npz file, and its samples are neither"
         )
     canaries = draw(experiment, task)
     if canaries.public != "none" and not len(transfer):

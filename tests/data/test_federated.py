@@ -1,10 +1,14 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from fedkd.data.datasets import Dataset, Part
 from fedkd.data.federated import load, reshaped
 from fedkd.data.partitions import PARTITIONS
 from fedkd.errors import FedkdError
+from fedkd.registry import register
 
 
 def contents(samples):
@@ -159,7 +163,8 @@ def test_inputs_are_normalised_and_channels_last(tmp_path, experiment):
     x = rng.integers(0, 256, (300, 3, 6, 5), dtype=np.uint8)
     np.savez(tmp_path / "colour.npz", x=x, y=np.arange(300) % 3)
     table = {"clients": 1, "test": {"common": 0, "fraction": 0}, "transfer": {"size": 0}}
-    data = load(experiment(dataset=f"npz:{tmp_path}/colour.npz", partition="iid", **table))
+    table |= {"partition": "iid", "statistics": "private"}
+    data = load(experiment(dataset=f"npz:{tmp_path}/colour.npz", **table))
     inputs = data.private(0).inputs
     assert data.task.shape == (3, 6, 5)
     assert inputs.shape == (300, 3, 6, 5)
@@ -234,7 +239,7 @@ def test_an_impossible_request_is_one_line_that_names_keys_and_values(experiment
 def test_foreign_transfer_sets_need_images_on_both_sides(tmp_path, toy, experiment):
     np.savez(tmp_path / "f.npz", x=np.random.default_rng(0).random((99, 7)), y=np.arange(99) % 2)
     table = {"dataset": f"npz:{tmp_path}/f.npz", "transfer": {"size": 5, "source": "digits"}}
-    with pytest.raises(FedkdError, match="one of them is not uint8 images"):
+    with pytest.raises(FedkdError, match="uint8 images, 0 to 255, the other 7 float features"):
         load(experiment(**table))
     with pytest.raises(FedkdError, match=r"data.transfer.size = 1798 is too many"):
         load(experiment(dataset=toy, transfer={"size": 1798, "source": "digits"}))
@@ -270,6 +275,89 @@ def test_femnist_clients_are_writers(real_data, experiment):
         rows = torch.cat([data._private[client].rows, data._own[client].rows])
         assert data.task.classes == 62
         assert len(rows) > 3
+
+
+def test_the_fingerprint_is_of_the_data_alone(toy, experiment, tmp_path, monkeypatch):
+    def fingerprint(**table):
+        return load(experiment(**{"dataset": toy, **SMALL, **table})).fingerprint()
+
+    found = fingerprint()
+    assert len(found) == 32
+    assert int(found, 16) >= 0
+    assert fingerprint() == found
+    monkeypatch.setenv("FEDKD_CACHE", str(tmp_path / "kept"))
+    assert [fingerprint(), fingerprint()] == [found, found]
+    copied = tmp_path / "elsewhere.npz"
+    copied.write_bytes(Path(toy.removeprefix("npz:")).read_bytes())
+    assert fingerprint(dataset=f"npz:{copied}") == found
+    assert fingerprint(augment=True) == found
+
+
+@pytest.mark.parametrize("key", ["x", "y", "x_test", "y_test"])
+@pytest.mark.parametrize("kind", [np.uint8, np.float64])
+def test_the_fingerprint_changes_with_a_few_numbers(toy, experiment, tmp_path, key, kind):
+    held = dict(np.load(toy.removeprefix("npz:")))
+    for name in ("x", "x_test"):
+        held[name] = held[name].astype(kind)
+    file = tmp_path / "own.npz"
+    found = []
+    for change in (0, 1):
+        # Of twenty samples, some are not in the transfer set, where labels do not count.
+        numbers = held[key].reshape(len(held[key]), -1)[:20]
+        numbers[:, 0] = (numbers[:, 0] + change) % 4
+        np.savez(file, **held)
+        found.append(load(experiment(dataset=f"npz:{file}", **SMALL)).fingerprint())
+    assert found[0] != found[1]
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        {"alpha": 0.4},
+        {"clients": 9},
+        {"transfer": {"size": 199}},
+        {"test": {"common": 96}},
+        {"test": {"fraction": 0.2}},
+        {"validation_fraction": 0.1},
+        {"statistics": "private"},
+    ],
+)
+def test_the_fingerprint_changes_with_who_holds_what(toy, experiment, table):
+    first, second = (
+        load(experiment(**{"dataset": toy, **SMALL, **more})).fingerprint() for more in ({}, table)
+    )
+    assert first != second
+
+
+def test_own_data_by_another_path_is_no_foreign_source(toy, experiment, tmp_path, monkeypatch):
+    file = Path(toy.removeprefix("npz:"))
+    (tmp_path / "link.npz").symlink_to(file)
+    monkeypatch.chdir(file.parent)
+    for source in (f"npz:{file.name}", f"npz:./{file.name}", f"npz:{tmp_path}/link.npz"):
+        data = load(experiment(dataset=toy, transfer={"size": 300, "source": source}))
+        private = {sample for client in range(10) for sample in contents(data.private(client))}
+        assert not private & set(contents(data.transfer()))
+
+
+def test_data_sets_that_share_images_are_said(experiment, monkeypatch):
+    def some(folder, download):
+        images = torch.randint(256, (300, 4, 4, 3), dtype=torch.uint8)
+        part = Part(images, torch.arange(300) % 2)
+        return Dataset("some", part, None, ("a", "b"))
+
+    for name in ("cifar10", "cinic10"):
+        register("datasets", name)(some)
+    transfer = {"size": 9, "source": "cinic10"}
+    data = load(experiment(dataset="cifar10", transfer=transfer, test={"common": 0}))
+    assert any("holds images of data.dataset = 'cifar10'" in line for line in data.warnings)
+
+
+def test_what_is_said_of_the_data_is_what_it_was_normalised_by(toy, experiment):
+    data = load(experiment(dataset=toy, partition="iid", **SMALL))
+    found = data.described()
+    assert found["statistics"]["source"] == "public"
+    assert len(found["statistics"]["mean"]) == len(found["statistics"]["std"]) == 1
+    assert 3.8 < found["effective_classes"] <= 4
 
 
 def test_with_part_clients_train_on_some_of_their_samples_alone(toy, experiment):

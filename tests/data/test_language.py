@@ -13,6 +13,7 @@ from fedkd.data.language import LINE, PAD, UNKNOWN, Tokeniser, insert, lines_of,
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment, TextTable
 from fedkd.random import generator
+from fedkd.registry import register
 
 TEXT = "Don't panic: my id is 42, it isn't 7!\n\n  The answer  is\tin_the text."
 
@@ -261,7 +262,20 @@ def test_a_json_object_a_line_and_clients_on_all_lines_or_none(tmp_path):
         ('{"text": "x"}\n{"text": "y", "client": 1}', "line 2: the key 'client' must be on all"),
         ('{"text": "x", "client": "a"}\n{"text": " ", "client": "b"}', "empty: 'b' has no text"),
         ("\n", "it holds no text"),
-        (b"\xff", "byte 0 is not UTF-8"),
+        (b"\xff", "line 1: byte 0 is not UTF-8"),
+        (b'{"text": "x"}\n{"text": "\xff"}', "line 2: byte 24 is not UTF-8"),
+        ('{"text": "x"}\n{"text": "\0"}', "line 2 holds a NUL byte"),
+        ('{"text": "x", "n": ' + "9" * 5000 + "}", "line 1 holds an integer of thousands of digi"),
+        ('{"text": "x", "n": ' + "[" * 99999, "line 1 is nested too deeply"),
+        ('{"text": "x", "text": "y"}', "line 1 holds the key 'text' twice in one object"),
+        ('{"text": "x \\ud800"}', "line 1 holds half of a surrogate pair"),
+        ('{"text": "x", "client": true}', "line 1: client = True is no string or number"),
+        ('{"text": "x", "client": 1.5}', "line 1: client = 1.5 is no string or number"),
+        (
+            '{"text": "x", "client": 1}\n{"text": "y", "client": "1"}',
+            "line 2: client '1' is a string and a number elsewhere",
+        ),
+        ('{"text": "x", "client": ["' + "a" * 9999 + '"]}', "line 1: client = .{60}… is no"),
     ],
 )
 def test_broken_lines_name_file_line_and_what_is_wrong(tmp_path, content, line):
@@ -270,6 +284,38 @@ def test_broken_lines_name_file_line_and_what_is_wrong(tmp_path, content, line):
     with pytest.raises(FedkdError, match=line) as error:
         language.jsonl(file)
     assert str(file) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_line(tmp_path):
+    (tmp_path / "posts.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "x"}\r\n{"text": "y"}\r\n')
+    assert language.jsonl(tmp_path / "posts.jsonl").texts == {"": "x\ny"}
+
+
+def test_hidden_texts_are_passed_over_and_other_encodings_are_named(tmp_path):
+    (tmp_path / "a.txt").write_text("aa")
+    for name in (".ipynb_checkpoints/a.txt", "__MACOSX/a.txt", "._a.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("hidden")
+    assert language.text(tmp_path).texts == {"a": "aa"}
+    for encoding, reason in (("utf-16", "is not UTF-8"), ("utf-16-le", "holds a NUL byte")):
+        (tmp_path / "b.txt").write_bytes("hello".encode(encoding))
+        with pytest.raises(FedkdError, match=rf"b\.txt line 1.*{reason}"):
+            language.text(tmp_path)
+
+
+def test_a_text_larger_than_memory_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("fedkd.data.reading.free_memory", lambda: 100)
+    (tmp_path / "a.txt").write_text("aaaaaaaaaa")
+    with pytest.raises(FedkdError, match="are free; allowed: half of that"):
+        language.text(tmp_path / "a.txt")
+
+
+@pytest.mark.parametrize("texts", [{}, {"a": " "}, {"a": 3}, {1: "a"}, "text"])
+def test_a_registered_corpus_that_is_none_is_one_line(texts):
+    register("datasets", "mine")(lambda folder, download: language.Corpus("mine", texts))
+    with pytest.raises(FedkdError, match="'mine'") as error:
+        load(Experiment.from_dict({"data": {"dataset": "mine"}}))
     assert "\n" not in str(error.value)
 
 

@@ -48,6 +48,23 @@ def test_gaussian_noise_on_labels_is_one_gaussian_by_hand():
     assert (found.unit, found.delta, found.client) == ("client", table.delta, 0)
 
 
+@pytest.mark.parametrize(
+    "tables",
+    [
+        {"release": {"mechanism": "gaussian", "scale": 4.0}},
+        {"training": {"dp": {"noise_multiplier": 1.0}}},
+    ],
+)
+def test_statistics_of_clients_own_samples_leave_no_guarantee(tables):
+    lines = [gaussian(0.5) | {"dp_training": [[0.1, 10]]}]
+    assert audit.guarantee(lines, Experiment.from_dict(tables)).epsilon > 0
+    private = tables | {"data": {"statistics": "private"}}
+    found = audit.guarantee(lines, Experiment.from_dict(private))
+    assert found.epsilon is None
+    assert found.rho is None
+    assert found.text().startswith("none: data.statistics = 'private'")
+
+
 def test_the_same_answer_again_is_free_and_a_new_one_is_not():
     once = audit.guarantee([gaussian(0.5)], Experiment())
     again = audit.guarantee([gaussian(0.5), gaussian(0.5, round=2, fresh=False)], Experiment())
