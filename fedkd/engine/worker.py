@@ -28,6 +28,7 @@ from fedkd.privacy.release import release
 from fedkd.random import generator, key, noise
 from fedkd.training import class_means, evaluate, fit, item_labels, predict, represent, said
 from fedkd.work import (
+    SOURCES,
     Assignment,
     CrossEntropy,
     Evaluate,
@@ -405,7 +406,7 @@ class Session:
                 min_steps=step.min_steps,
                 lr=step.lr,
                 part=step.part,
-                sources={"private": partial(self.samples, "private")},
+                sources={name: partial(self.samples, name) for name in SOURCES},
                 augment=self.worker.augment,
                 dp=dp,
             )
