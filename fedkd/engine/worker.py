@@ -39,6 +39,7 @@ from fedkd.training import (
     said,
 )
 from fedkd.work import (
+    SOURCES,
     Assignment,
     CrossEntropy,
     Evaluate,
@@ -576,7 +577,7 @@ class Session:
                     min_steps=step.min_steps,
                     lr=step.lr,
                     part=step.part or experiment.training.part,
-                    sources={"private": partial(self.samples, "private")},
+                    sources={name: partial(self.samples, name) for name in SOURCES},
                     augment=self.worker.augment,
                     dp=dp,
                     seed=key(experiment.seed, "student", *draw, step.student),
