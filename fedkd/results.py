@@ -457,12 +457,23 @@ def labels(runs: Sequence[Run], but: Collection[str] = ()) -> list[str]:
             if apart and any(other.get(key) != value for other in others):
                 label += f", {key.split('.')[-1]} = {_short(value)}"
         found.append(label)
+    folders = _tails([run.folder.resolve() for run in runs])
     return [
-        label
-        if len(label) <= LONGEST_LABEL and found.count(label) == 1
-        else f"{method}, {run.folder.resolve().name}"
-        for label, method, run in zip(found, methods, runs)
+        label if len(label) <= LONGEST_LABEL and found.count(label) == 1 else f"{method}, {folder}"
+        for label, method, folder in zip(found, methods, folders)
     ]
+
+
+def _tails(folders: Sequence[Path]) -> list[str]:
+    """As much of the end of each path as tells it from the others."""
+    deepest = max((len(folder.parts) for folder in folders), default=0)
+    names = ["/".join(folder.parts[-1:]) for folder in folders]
+    for depth in range(2, deepest + 1):
+        names = [
+            "/".join(folder.parts[-depth:]) if names.count(name) > 1 else name
+            for name, folder in zip(names, folders)
+        ]
+    return names
 
 
 def settings(run: Run) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from plots.gather import (
     check,
     final,
     lines,
+    noted,
     over_seeds,
     panels,
     said_of_seeds,
@@ -28,11 +29,11 @@ from plots.gather import (
 from plots.style import grid, legend, numeric, outer, percent, styled, thin, titles
 
 NAMES = {
-    "data.alpha": r"Dirichlet concentration $\alpha$ (unlike $\rightarrow$ alike clients)",
+    "data.alpha": "Dirichlet concentration \N{GREEK SMALL LETTER ALPHA} (unlike → alike clients)",
     "data.samples_per_client": "Training samples per client",
     "participation": "Share of clients in a round",
 }
-SHORT = {"data.alpha": r"Concentration $\alpha$"}
+SHORT = {"data.alpha": "Concentration \N{GREEK SMALL LETTER ALPHA}"}
 """Where there is less room."""
 ASIDE = 0.012  # between methods, as a share of the axis: so that intervals do not hide each other
 RING: dict[str, Any] = {
@@ -115,7 +116,7 @@ def draw(
         rings.append(Line2D([], [], **ring))
     legend(figure, axes, *rings)
     thin(figure, axes)
-    return figure
+    return noted(figure, [(line.label, line.runs) for line in methods])
 
 
 def _bars(counts: set[int]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -11,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from fedkd.results import FedkdError, Run
-from plots.gather import STAGES, Line, final, lines, over_seeds, panels, said_of_seeds
+from plots.gather import STAGES, Line, final, lines, noted, over_seeds, panels, said_of_seeds
 from plots.style import columns_of, grid, legend, outer, styled, titles
 
 TESTS = ("own", "common")
@@ -70,7 +71,12 @@ def _finish(figure: Figure, axes: list[Axes], cells: list[tuple[Any, str, list[L
         for stage, face in (("local", "white"), ("fused", GREY))
     ]
     legend(figure, axes, *marks)
-    return figure
+    shown: dict[str, dict[Path, Run]] = {}
+    for _, tests, row in cells:
+        for line in row:
+            fit = {run.folder: run for run in line.runs if _measured(run, tests)}
+            shown.setdefault(line.label, {}).update(fit)
+    return noted(figure, [(name, list(runs.values())) for name, runs in shown.items()])
 
 
 def _measured(run: Run, tests: str) -> bool:

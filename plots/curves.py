@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fedkd.results import FedkdError, Run
-from plots.gather import METRICS, Line, check, lines, over_seeds, panels, said_of_seeds
+from plots.gather import METRICS, Line, check, lines, noted, over_seeds, panels, said_of_seeds
 from plots.style import grid, legend, outer, percent, styled, titles
 
 BAND = (10, 90)  # percentiles over clients
@@ -52,9 +52,10 @@ def draw(runs: Sequence[Run], metric: str = "own_accuracy") -> Figure:
     percent(axes)
     outer(axes, "Round", METRICS[metric])
     band = said_of_seeds(counts) or f"{BAND[0]}th to {BAND[1]}th percentile of clients"
-    titles(figure, axes, [part.title for part in parts], f"line: mean, band: {band}")
+    stage = "" if len(methods) == 1 else "after fusion; "
+    titles(figure, axes, [part.title for part in parts], f"{stage}line: mean, band: {band}")
     legend(figure, axes)
-    return figure
+    return noted(figure, [(line.label, line.runs) for line in methods])
 
 
 def _draw(axes: Axes, line: Line, metric: str, alone: bool, counts: set[int]) -> None:

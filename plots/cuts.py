@@ -8,11 +8,12 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from matplotlib.transforms import ScaledTranslation
 
+from fedkd.escaping import plain
 from fedkd.results import FedkdError, Run
-from plots.gather import one
+from plots.gather import noted, one
 from plots.style import COLUMN, look, styled
 
 Series = dict[int, float]
@@ -79,7 +80,7 @@ def draw(runs: Sequence[Run]) -> Figure:
     for panel in axes[1:]:
         panel.legend(bbox_to_anchor=(0, 1), **LEGEND)
     _name(axes[0], cuts)
-    return figure
+    return noted(figure, [(run.experiment.strategy.name, [run])])
 
 
 def _cuts(lines: list[dict[str, Any]]) -> dict[int, str]:
@@ -87,7 +88,7 @@ def _cuts(lines: list[dict[str, Any]]) -> dict[int, str]:
     cuts: dict[int, str] = {}
     for line in lines:
         cut = line.get("strategy", {}).get("cut")
-        name = " + ".join(cut) if isinstance(cut, list) else cut
+        name = plain(" + ".join(map(str, cut)) if isinstance(cut, list) else cut or "")
         if name and name != next(reversed(cuts.values()), None):
             cuts[line["round"]] = name
     return cuts
@@ -116,6 +117,8 @@ def _scale(axes: Axes, series: dict[str, Series]) -> None:
     amounts = [amount for way in series.values() for amount in way.values()]
     if min(amounts) > 0 and max(amounts) > LOG_FROM * min(amounts):
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
     else:
         axes.set_ylim(bottom=0)
 

@@ -14,8 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
+from fedkd.escaping import plain
 from fedkd.results import PLACES, FedkdError, Run, by_seed, exposure, labels
-from plots.gather import panels
+from plots.gather import noted, panels
 from plots.style import ARMS, COLOURS, COLUMN, PAGE, columns_of, look, styled
 
 NULL = 1 / math.log(2)
@@ -95,7 +96,7 @@ def _of_a_name(name: str, groups: list[list[Run]], alone: bool) -> list[Arm]:
     for title, group in sorted(zip(titles, groups), key=lambda pair: pair[0]):
         method = group[0].experiment.strategy.name
         called = method if alone else name
-        title = called + title.removeprefix(method)
+        title = plain(called + title.removeprefix(method))
         style = look(called, variants[called])
         variants[called] += 1
         found.append(Arm(name, title, style, group, _measured(group)))
@@ -163,7 +164,7 @@ def draw(runs: Sequence[Run]) -> Figure:
         f"mean and 95 % interval over secrets{over}", x=0.01, ha="left", fontsize=7, color=GREY
     )
     _legend(figure, places, spaces, columns)
-    return figure
+    return noted(figure, [(arm.label, arm.runs) for arm in found])
 
 
 def _panel(axes: Axes, arm: Arm, levels: list[int], places: list[str]) -> None:
@@ -214,7 +215,7 @@ def _legend(figure: Figure, places: list[str], spaces: list[float], columns: int
     )
     if spaces:
         most = f" = {spaces[0]:.1f}" if len(set(spaces)) == 1 else ""
-        label = rf"$\log_2|R|${most}"
+        label = f"log₂|R|{most}"
         handles.append(Line2D([], [], color=GREY, linewidth=0.9, linestyle=DOTS, label=label))
     figure.legend(
         handles=handles,

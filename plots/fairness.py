@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from fedkd.results import FedkdError, Run, spread
-from plots.gather import apart
+from plots.gather import apart, noted
 from plots.style import COLUMN, PAGE, RC, styled, text_width
 
 IN_A_COLUMN = 6  # methods; more take a page's width
@@ -86,7 +86,7 @@ def draw(runs: Sequence[Run]) -> Figure:
         columnspacing=1.4,
         handletextpad=0.3,
     )
-    return figure
+    return noted(figure, [(line.label, line.runs) for line in methods])
 
 
 def _last(run: Run) -> list[float]:

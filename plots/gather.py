@@ -10,12 +10,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedkd.frames import runs_below
-from fedkd.results import EXPERIMENT, SUMMARY, FedkdError, Run, by_seed, labels, settings
-from fedkd.statistics import interval
-from plots.style import look
+from matplotlib.figure import Figure
 
-SUITE = "suite.json"
+from fedkd.caveats import caveats, gathered, span
+from fedkd.escaping import plain
+from fedkd.frames import runs_below
+from fedkd.results import (
+    EXPERIMENT,
+    LONGEST_LABEL,
+    SUMMARY,
+    FedkdError,
+    Run,
+    by_seed,
+    labels,
+    settings,
+)
+from fedkd.statistics import interval
+from plots.style import footnote, look
+
+SUITE, SEED = "suite.json", "seed"
+NAMING = ("method", "arm")
+"""Axes of a suite whose labels are in the names of lines also where there is one label."""
 FEW = 3  # seeds; of fewer the range is shown, as an interval would say nothing
 MOST = 12  # panels of a figure
 METRICS = {
@@ -121,13 +136,17 @@ def panels(runs: Sequence[Run], key: str = "") -> tuple[list[Panel], tuple[str, 
     )
     places: dict[tuple[str, ...], Panel] = {}
     for table, run in sorted(zip(tables, runs), key=lambda pair: _order(pair[0], told)):
-        title = ", ".join(_said(name, table.get(name)) for name in told)
+        title = plain(", ".join(_said(name, table.get(name)) for name in told))
         places.setdefault(_values(table, told), Panel(title, [])).runs.append(run)
     if len(places) > MOST:
         raise FedkdError(
             f"runs on {len(places)} kinds of data do not fit into one figure; allowed: {MOST}"
         )
-    return list(places.values()), along
+    found = list(places.values())
+    names = _suite_names([panel.runs for panel in found]) if told else None
+    if names:
+        found = [Panel(name, panel.runs) for name, panel in zip(names, found, strict=True)]
+    return found, along
 
 
 def _method(table: dict[str, Any]) -> str:
@@ -193,13 +212,24 @@ class Line:
 
 
 def lines(runs: Sequence[Run], but: Collection[str] = ()) -> list[Line]:
-    """Gather runs into lines, in the order given; ``but`` are keys shown otherwise."""
+    """Gather runs into lines, in the order given; ``but`` are keys shown otherwise.
+
+    Lines of a suite's runs are called by its labels, others by their methods and what tells them
+    apart.
+
+    Raises
+    ------
+    FedkdError
+        Two runs are one experiment with one seed.
+    """
     groups = by_seed(runs, but)
     tables = [settings(group[0]) for group in groups]
     # What a method has alone is no other method's name.
     apart = {*_varying(tables), *filter(_of_data, tables[0])}
     known = [name for name in tables[0] if name not in apart and not name.startswith("strategy.")]
-    names = labels([group[0] for group in groups], (*but, *known))
+    names = _suite_names(groups, NAMING) or [
+        plain(name) for name in labels([group[0] for group in groups], (*but, *known))
+    ]
     variants: Counter[str] = Counter()
     found = []
     for name, group in zip(names, groups):
@@ -207,6 +237,76 @@ def lines(runs: Sequence[Run], but: Collection[str] = ()) -> list[Line]:
         found.append(Line(name, look(method, variants[method]), group))
         variants[method] += 1
     return found
+
+
+def _suite_names(groups: Sequence[Sequence[Run]], always: Sequence[str] = ()) -> list[str] | None:
+    """A name for each group of a suite's runs, of the labels that tell groups apart.
+
+    Labels of axes in ``always`` are in the names in any case. None where runs are not all of one
+    suite, or labels do not tell them apart or are too long.
+    """
+    cells: dict[Path, dict[str, dict[str, Any]]] = {}
+    tables = [[_suite_labels(run, cells) for run in group] for group in groups]
+    axes = list(tables[0][0])
+    if not axes or any(list(labels) != axes for some in tables for labels in some):
+        return None
+    found = {axis: [{labels[axis] for labels in some} for some in tables] for axis in axes}
+    shown = [
+        axis
+        for axis, labels in found.items()
+        if axis != SEED
+        and all(len(some) == 1 for some in labels)
+        and (axis in always or len(set.union(*labels)) > 1)
+    ]
+    names = [plain(", ".join(_label(axis, some[0][axis]) for axis in shown)) for some in tables]
+    fit = all(0 < len(name) <= LONGEST_LABEL for name in names)
+    return names if fit and len(set(names)) == len(names) else None
+
+
+def _suite_labels(run: Run, cells: dict[Path, dict[str, dict[str, Any]]]) -> dict[str, Any]:
+    """The labels of a run by axis, from the ``suite.json`` beside its folder; {} if there is none.
+
+    Cells that are the same experiment share a folder: their labels are joined. ``cells`` remembers
+    the files that were read.
+    """
+    file = run.folder.resolve().parent / SUITE
+    if file not in cells:
+        cells[file] = {}
+        try:
+            for cell in json.loads(file.read_text(encoding="utf-8"))["cells"]:
+                both = cells[file].setdefault(cell["folder"], {})
+                for axis, label in cell["labels"].items():
+                    words = str(both.get(axis, label)).split(" / ")
+                    new = both and str(label) not in words
+                    both[axis] = f"{both[axis]} / {label}" if new and axis in both else label
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            cells[file] = {}
+    return cells[file].get(run.folder.resolve().name, {})
+
+
+def _label(axis: str, label: Any) -> str:
+    """A label in a name; of a number, also what it is of."""
+    try:
+        float(label)
+    except (TypeError, ValueError):
+        return str(label)
+    return f"{axis.split('.')[-1]} {label}"
+
+
+def noted(figure: Figure, named: Iterable[tuple[str, Sequence[Run]]]) -> Figure:
+    """The figure with what it is of under it, and what its runs warn of.
+
+    ``named`` are the runs that it shows, by the names that they have in it.
+    """
+    pairs = [(name, run) for name, runs in named for run in runs]
+    experiments = {run.folder.resolve(): run.experiment for _, run in pairs}.values()
+    facts = [
+        span((one.data.clients for one in experiments), "client"),
+        span((one.rounds for one in experiments), "round"),
+        span([len({one.seed for one in experiments})], "seed"),
+    ]
+    notes = [note.text for note in gathered((name, caveats(run)) for name, run in pairs)]
+    return footnote(figure, ", ".join(facts), [plain(note) for note in notes])
 
 
 def apart(runs: Sequence[Run]) -> list[Line]:

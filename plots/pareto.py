@@ -21,6 +21,7 @@ from plots.gather import (
     check,
     final,
     lines,
+    noted,
     over_seeds,
     panels,
     said_of_seeds,
@@ -78,7 +79,7 @@ def draw(runs: Sequence[Run], metric: str = "own_accuracy", stage: str = "fused"
         panel.xaxis.set_major_formatter(FuncFormatter(size_of))
         panel.yaxis.set_major_locator(MaxNLocator(6))
     percent(axes)
-    outer(axes, "Sent in the run, up and down", METRICS[metric])
+    outer(axes, "Sent in the run, up and down (bytes)", METRICS[metric])
     counts = {spot.line.seeds for row in cells for spot in row}
     said = said_of_seeds(counts)
     titles(
@@ -89,7 +90,7 @@ def draw(runs: Sequence[Run], metric: str = "own_accuracy", stage: str = "fused"
     )
     legend(figure, axes, Line2D([], [], label="Pareto front", **FRONT))
     thin(figure, axes)
-    return figure
+    return noted(figure, [(line.label, line.runs) for line in methods])
 
 
 def _round(low: float, high: float) -> list[float]:

@@ -11,13 +11,15 @@ from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from fedkd.escaping import plain
 from fedkd.results import FedkdError, Run
-from plots.gather import one
+from plots.gather import noted, one
 from plots.style import PAGE, styled
 
 COUNTED = (20, 12)  # up to so many clients and classes, counts are written into the cells
 CLASSES_NAMED = 40  # classes that have room for their names; of more, some are named
 CLIENTS_TICKED = 20
+LONGEST_NAME = 30  # signs of a class's name
 VECTOR_CELLS = 1000  # in a PDF; more are an image
 SHADES = LinearSegmentedColormap.from_list("samples", colormaps["Blues"](np.linspace(0.12, 1, 256)))
 
@@ -60,11 +62,16 @@ def draw(runs: Sequence[Run]) -> Figure:
     cells.invert_yaxis()
     cells.xaxis.set_major_locator(MaxNLocator(CLIENTS_TICKED, steps=[1, 2, 5, 10], integer=True))
     every = -(-classes // CLASSES_NAMED)
-    cells.set_yticks(range(0, classes, every), partition["classes"][::every])
+    names = [_shortened(plain(name)) for name in partition["classes"][::every]]
+    cells.set_yticks(range(0, classes, every), names, parse_math=False)
     figure.colorbar(mesh, ax=[above, cells], label="Training samples", pad=0.01, aspect=30)
     if clients <= COUNTED[0] and classes <= COUNTED[1]:
         _write_counts(cells, counts)
-    return figure
+    return noted(figure, [(run.experiment.strategy.name, [run])])
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
 
 def _write_counts(axes: Axes, counts: np.ndarray) -> None:

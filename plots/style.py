@@ -18,6 +18,7 @@ from matplotlib import rc_context
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.textpath import TextPath
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
@@ -38,6 +39,8 @@ COLOURS = (
 )
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p", "<", ">")
 ABOVE = 0.15  # inches for a line of text over all panels
+NOTES, SMALL, GREY = 3, 6.5, "#555555"
+"""Lines of notes under a figure, the size of their print, its colour."""
 TIED = "\u00a0=\u00a0"
 BESIDE_TICKS = 0.78  # share of a panel's width that ticks and labels leave to it
 LINES: tuple[Any, ...] = ("-", "--", "-.", (0, (1, 1)))
@@ -102,6 +105,7 @@ RC: Any = {
     "ytick.major.width": 0.6,
     "lines.linewidth": 1.3,
     "lines.markersize": 4,
+    "text.parse_math": False,  # names are somebody else's: a $ in one is a $
     "figure.constrained_layout.use": True,
     "pdf.fonttype": 42,  # TrueType: publishers refuse matplotlib's own Type 3
     "savefig.dpi": 300,
@@ -197,12 +201,12 @@ def titles(figure: Figure, axes: Sequence[Axes], each: Sequence[str], overall: s
         figure.suptitle(overall, x=0.01, ha="left", fontsize=7, color="#555555")
 
 
-def wrapped(text: str, room: float) -> str:
+def wrapped(text: str, room: float, size: float = RC["axes.titlesize"]) -> str:
     """``text`` as a title, in lines that are at most ``room`` points wide where words are."""
     lines = [""]
     for word in text.replace(" = ", TIED).split(" "):
         longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and text_width(longer, RC["axes.titlesize"]) > room:
+        if lines[-1] and text_width(longer, size) > room:
             lines.append(word)
         else:
             lines[-1] = longer
@@ -239,6 +243,47 @@ def legend(figure: Figure, axes: Sequence[Axes], *further: Artist) -> None:
         columnspacing=1.4,
     )
     figure.set_figheight(figure.get_figheight() + 0.15 * -(-len(entries) // columns) + 0.1)
+
+
+def footnote(figure: Figure, facts: str, notes: Sequence[str]) -> Figure:
+    """Write ``facts`` and below them ``notes`` in small print under everything; the figure.
+
+    The figure grows by what they take. Notes take three lines at most: a long one is cut short, and
+    of many the last are counted.
+    """
+    # On a screen letters are set wider than they are: up to one part in twenty.
+    room = 0.95 * (72 * figure.get_figwidth() - 8)
+    if len(notes) > NOTES:
+        more = f"and {len(notes) - NOTES + 1} more kinds of warnings: fedkd compare lists them all"
+        notes = [*notes[: NOTES - 1], more]
+    lines, left = wrapped(facts, room, SMALL).split("\n"), NOTES
+    for place, note in enumerate(notes):
+        found = wrapped(note, room - 2 * SMALL, SMALL).split("\n")
+        allowed = left - (len(notes) - place - 1)
+        if len(found) > allowed:
+            found = [*found[: allowed - 1], f"{found[allowed - 1]} …"]
+        left -= len(found)
+        lines += found
+    below = (1.25 * SMALL * len(lines) + 4) / 72
+    height = figure.get_figheight() + below
+    figure.set_figheight(height)
+    engine = figure.get_layout_engine()
+    assert isinstance(engine, ConstrainedLayoutEngine)
+    engine.set(rect=(0.0, below / height, 1.0, 1 - below / height))
+    for outside in figure.legends:
+        outside.borderaxespad += 72 * below / RC["legend.fontsize"]
+    figure.text(
+        4 / 72 / figure.get_figwidth(),
+        3 / 72 / height,
+        "\n".join(lines),
+        ha="left",
+        va="bottom",
+        fontsize=SMALL,
+        linespacing=1.25,
+        color=GREY,
+        in_layout=False,
+    )
+    return figure
 
 
 def text_width(text: str, size: float) -> float:
@@ -300,6 +345,8 @@ def save(figure: Figure, stem: Path) -> list[Path]:
         The files cannot be written.
     """
     name = stem.stem if stem.suffix in (".png", ".pdf") else stem.name
+    if not name.strip("."):
+        raise FedkdError(f"the figure cannot be written: {stem} is not the name of a file")
     files = [stem.with_name(f"{name}.{kind}") for kind in ("png", "pdf")]
     try:
         stem.parent.mkdir(parents=True, exist_ok=True)

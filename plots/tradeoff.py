@@ -20,6 +20,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from fedkd.errors import nearest
 from fedkd.results import PLACES, FedkdError, Run, exposure, utility, utility_name
 from plots.exposure import DASHES, GREY, NULL, WORDS, Arm, arms
+from plots.gather import noted
 from plots.style import COLUMN, PAGE, styled
 
 PLAIN = "fkd"
@@ -109,7 +110,7 @@ def draw(runs: Sequence[Run], place: str = "student", repeats: int | None = None
     axes.set_title(_title(found, here, place, level))
     figure.legend(handles=handles, loc="outside lower center", ncols=1 if width == COLUMN else 2)
     _name(axes, spots)
-    return figure
+    return noted(figure, [(spot.arm.label, spot.arm.runs) for spot in spots])
 
 
 def _kind(found: list[Arm]) -> str:

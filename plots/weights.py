@@ -11,7 +11,7 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from fedkd.results import FedkdError, Run
-from plots.gather import Line, apart, over_seeds, said_of_seeds
+from plots.gather import Line, apart, noted, over_seeds, said_of_seeds
 from plots.style import PAGE, legend, styled
 
 SHOWN = 3  # rounds as heat maps: the first, one between, the last
@@ -71,14 +71,17 @@ def draw(runs: Sequence[Run]) -> Figure:
     axes = figure.add_subplot(layout[:, SHOWN], xlabel="Round", ylabel="Effective contributors")
     _contributors(axes, methods)
     legend(figure, [axes])
-    return figure
+    return noted(figure, [(line.label, line.runs) for line in methods])
 
 
 def _weights(run: Run) -> dict[int, tuple[list[int], np.ndarray]]:
     """Clients that took part and their weights (n, n), of every round that records them."""
     found = {}
     for line in run.rounds:
-        weights = np.array(line.get("strategy", {}).get("weights", []), dtype=float)
+        try:
+            weights = np.array(line.get("strategy", {}).get("weights", []), dtype=float)
+        except (TypeError, ValueError):
+            continue  # another method's weights are something else
         if weights.ndim == 2 and weights.size:
             clients = line.get("participants", [])
             fits = len(clients) == len(weights)
@@ -108,6 +111,8 @@ def _contributors(axes: Axes, methods: list[Line]) -> None:
             seeds.append({n: float((1 / (w**2).sum(1)).mean()) for n, (_, w) in found.items()})
             most = max([most, *(len(w) for _, w in found.values())])
         rounds = sorted(set.intersection(*map(set, seeds)))
+        if not rounds:
+            continue
         mean, low, high = np.array(
             [over_seeds([one[round] for one in seeds]) for round in rounds]
         ).T
