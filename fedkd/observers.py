@@ -44,6 +44,11 @@ class Observers(Observer):
         for observer in self.observers:
             observer.warned(message)
 
+    def finished_before(self, run: Run) -> None:
+        """Tell each."""
+        for observer in self.observers:
+            observer.finished_before(run)
+
 
 class TensorBoard(Observer):
     """Writes the numbers of every round for TensorBoard, on disk when the round ends.

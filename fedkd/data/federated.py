@@ -181,6 +181,25 @@ class FederatedData:
             return len({"own": self._own, "validation": self._validation}[what][client].rows)
         return len({"common": self._common_rows.rows}.get(what, self._transfer_images))
 
+    def fingerprint(self) -> str:
+        """32 hex digits that depend on every sample, on who holds it, and on the statistics."""
+        found = hashlib.blake2b(digest_size=16)
+
+        def add(tensor: Tensor) -> None:
+            found.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+            found.update(tensor.cpu().contiguous().numpy())
+
+        seen: set[int] = set()
+        for rows in (*self._private, *self._validation, *self._own, self._common_rows):
+            if id(rows.store) not in seen:
+                seen.add(id(rows.store))
+                add(rows.store.images)
+                add(rows.store.labels)
+            add(rows.rows)
+        for tensor in (self._transfer_images, self._public_images, self._mean, self._std):
+            add(tensor)
+        return found.hexdigest()
+
     def label_counts(self) -> Tensor:
         """Private training samples (of text: next tokens) of each client and class: ``(N, C)``."""
         shape = (self.clients, self.task.classes)

@@ -24,6 +24,7 @@ from fedkd.engine.pool import Done, Event, Lost, Pool, Progress, restore_states,
 from fedkd.engine.worker import State, Worker
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
+from fedkd.interrupt import SIGNALS
 
 LOOKS_EVERY = 0.25
 """Seconds between looks at how far the actors are."""
@@ -216,18 +217,30 @@ def _check_address(address: str) -> None:
 
 @contextmanager
 def _ctrl_c_held_back() -> Iterator[None]:
-    """Let Ctrl-C come after the block: a Ray that is half started would end in its own time."""
+    """Let Ctrl-C, and what ends a run as it does, come after the block.
+
+    A Ray that is half started would end in its own time. What this process does about such signals
+    is afterwards what it was before: Ray would end it on SIGTERM, without a checkpoint.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    pressed = []
-    before = signal.signal(signal.SIGINT, lambda *_: pressed.append(True))
+    come: list[int] = []
+    # Where nobody has said what becomes of a signal, Ray may.
+    before = {
+        number: handler
+        for number in (signal.SIGINT, *SIGNALS)
+        if callable(handler := signal.getsignal(number))
+    }
+    for number in before:
+        signal.signal(number, lambda number, _: come.append(number))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
-    if pressed:
-        raise KeyboardInterrupt
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if come:
+        signal.raise_signal(come[0])
 
 
 def _put(payload: Payload) -> Any:

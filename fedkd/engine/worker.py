@@ -205,14 +205,14 @@ class Worker:
         return next((name for name in names if name.partition(":")[0] == student), None)
 
     def keep(self, client: int, student: str, tensors: Parameters) -> None:
-        """Make these the client's own."""
+        """Make these the client's own: new tensors, as a checkpoint may yet need those before."""
         if client not in self.states and student == "own":  # what it began with is of no use
             self.states[client] = {student: {n: tensor.clone() for n, tensor in tensors.items()}}
             return
         kept = self.parameters(client, student)
         with torch.no_grad():
             for name, tensor in tensors.items():
-                kept[name].copy_(tensor)
+                kept[name] = torch.empty_like(kept[name]).copy_(tensor)
 
     def hold(self, client: int, student: str, model: str) -> None:
         """Give ``client`` a student of this name, unless it has one."""

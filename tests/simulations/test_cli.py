@@ -94,7 +94,7 @@ class Simulation:
         self.each = lambda round, run, observer: {}
         self.experiment, self.asked = None, {}
 
-    def __call__(self, experiment, folder=None, *, resume=False, observer=None):
+    def __call__(self, experiment, folder=None, *, resume=False, fresh=False, observer=None):
         self.experiment, self.asked = experiment, {"folder": folder, "resume": resume}
         run = Run.at(experiment, folder).begin(experiment)
         observer.started(run, 1, experiment.rounds, "inline: 10 clients, cpu")
