@@ -13,7 +13,7 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from fedkd import folder as disk
 from fedkd.errors import CheckpointError, FedkdError
@@ -70,7 +70,7 @@ def write(folder: Path, checkpoint: Checkpoint) -> None:
         try:
             with half.open("wb") as stream:
                 written = _Digested(stream)
-                torch.save(dict(vars(checkpoint)), written)
+                torch.save(dict(vars(checkpoint)), cast(IO[bytes], written))
                 if written.error is not None:
                     raise written.error
                 stream.flush()

@@ -101,7 +101,7 @@ class ExposureLine(TypedDict):
 
     round: Round
     place: Literal["teacher", "released", "fused", "student"]
-    observer: Count | None
+    observer: NotRequired[Count | None]
     secret: Count
     repeats: Count
     holders: Annotated[list[Count], Field(min_length=1)]
@@ -248,7 +248,7 @@ def check_order(name: str, entries: Sequence[Entry], file: Path) -> None:
             raise FedkdError(f"{at(file, number)}: round {round} comes after round {before}")
         before = round
         if name in TOLD_APART_BY:
-            key = tuple(entry[part] for part in TOLD_APART_BY[name])
+            key = tuple(entry.get(part) for part in TOLD_APART_BY[name])
             if key in seen:
                 told = ", ".join(f"{p} {v}" for p, v in zip(TOLD_APART_BY[name], key, strict=True))
                 raise FedkdError(f"{at(file, number)}: {told} is there twice")

@@ -414,7 +414,9 @@ class Run:
     def _summary(self) -> dict[str, Any] | None:
         """The summary with ``files``, what was written to each file."""
         found = disk.read_json(self.folder / SUMMARY, partial(records.check, SUMMARY))
-        if written := (found or {}).get("files", {}).get(SUMMARY):
+        if found is None:
+            return None
+        if written := found.get("files", {}).get(SUMMARY):
             numbers = {key: value for key, value in found.items() if key != "files"}
             self._check_written(SUMMARY, _numbers(numbers), written, "its own entry")
         return found
@@ -454,8 +456,8 @@ class Run:
         """The lines of a file, as many and the same as the run has written."""
         found, tally = self._entries(name)
         summary = self._summary()
-        if name in (summary or {}).get("files", {}):
-            self._check_written(name, tally, summary["files"][name], SUMMARY)
+        if written := (summary or {}).get("files", {}).get(name):
+            self._check_written(name, tally, written, SUMMARY)
             return found
         file, rounds = self.folder / name, self.rounds_done
         if name != ROUNDS:

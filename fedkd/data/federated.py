@@ -187,7 +187,7 @@ class FederatedData:
 
         def add(tensor: Tensor) -> None:
             found.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-            found.update(tensor.cpu().contiguous().numpy())
+            found.update(tensor.cpu().contiguous().numpy().data)
 
         seen: set[int] = set()
         for rows in (*self._private, *self._validation, *self._own, self._common_rows):
