@@ -195,13 +195,15 @@ def newest(
     experiment : str
         The digest of the run's ``experiment.toml``.
     """
-    damaged: dict[Path, str] = {}
+    found, damaged = None, dict[Path, str]()
     for file in files(folder):
+        if found is not None and NAME.fullmatch(file.name):
+            continue
         try:
-            return _read(file, worker, experiment), damaged
+            found = _read(file, worker, experiment)
         except CheckpointError as error:
             damaged[file] = str(error)
-    return None, damaged
+    return found, damaged
 
 
 def _check_digest(file: Path) -> int:

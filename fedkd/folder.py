@@ -65,8 +65,8 @@ def make(folder: Path) -> list[Path]:
 
 def remove_empty(folders: Sequence[Path]) -> None:
     """Remove those of ``folders`` that are empty, the innermost first."""
-    with suppress(OSError):
-        for folder in reversed(folders):
+    for folder in reversed(folders):
+        with suppress(OSError):
             folder.rmdir()
 
 
