@@ -28,6 +28,14 @@ class MissingData(FedkdError):
     """A data set is not there: what does not need it can go on."""
 
 
+class CheckpointError(FedkdError):
+    """No checkpoint of a run can be read: it can only begin anew."""
+
+
+class FedkdWarning(UserWarning):
+    """Something about what was read, in one line, that a person should know of."""
+
+
 def nearest(name: str, known: list[str]) -> str:
     """``" (did you mean 'x'?)"`` for the known name closest to ``name``, or an empty string."""
     import difflib

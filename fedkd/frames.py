@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fedkd.caveats import caveats
 from fedkd.errors import FedkdError
 from fedkd.escaping import plain
-from fedkd.results import EXPERIMENT, PLACES, Run, exposures, flat, most_repeated
+from fedkd.results import EXPERIMENT, PLACES, Run, exposures, flat, most_repeated, readable
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -34,7 +34,8 @@ def load_runs(folder: str | Path) -> DataFrame:
     Raises
     ------
     FedkdError
-        ``folder`` is not a folder, or an experiment in it cannot be read.
+        ``folder`` is not a folder, or is that of a run that cannot be read. A run below it that
+        cannot be read is left out, with a warning that names it.
     """
     return frame([row(run) for run in runs_below(folder)])
 
@@ -80,12 +81,19 @@ SHAPED = ("local", "strategy")
 
 
 def runs_below(folder: str | Path) -> Iterator[Run]:
-    """Every run at or below ``folder``, in the order of their paths."""
+    """Every run at or below ``folder`` that can be read, in the order of their paths.
+
+    Raises
+    ------
+    FedkdError
+        As :func:`load_runs`.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise FedkdError(f"{folder} is not a folder of runs")
-    for file in sorted(folder.rglob(EXPERIMENT)):
-        yield Run(file.parent)
+    if (folder / EXPERIMENT).is_file():
+        Run(folder).check()
+    yield from readable([Run(file.parent) for file in sorted(folder.rglob(EXPERIMENT))])
 
 
 def row(run: Run) -> dict[str, Any]:
@@ -127,10 +135,7 @@ def frame(rows: list[dict[str, Any]]) -> DataFrame:
 
 
 def _keys(run: Run) -> dict[str, Any]:
-    try:
-        tables = run.experiment.model_dump(mode="json")
-    except FedkdError as error:
-        raise FedkdError(f"{run.folder / EXPERIMENT}: {error}") from error
+    tables = run.experiment.model_dump(mode="json")
     return {
         key: "+".join(map(str, value)) if isinstance(value, list) else value
         for key, value in flat(tables).items()

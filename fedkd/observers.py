@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedkd.errors import FedkdError
+from fedkd.folder import reason
 from fedkd.results import Run
 from fedkd.run import Observer
 
@@ -44,6 +47,11 @@ class Observers(Observer):
         for observer in self.observers:
             observer.warned(message)
 
+    def finished_before(self, run: Run) -> None:
+        """Tell each."""
+        for observer in self.observers:
+            observer.finished_before(run)
+
 
 class TensorBoard(Observer):
     """Writes the numbers of every round for TensorBoard, on disk when the round ends.
@@ -79,29 +87,38 @@ class TensorBoard(Observer):
 
         self.close()
         events = self.folder / run.folder.resolve().name
-        try:
-            self._writer = SummaryWriter(str(events), purge_step=first_round)
-        except OSError as error:
-            raise FedkdError(f"--tensorboard {self.folder} cannot be written: {error}") from error
         self._rounds = rounds
         toml = run.experiment.to_toml().replace("\n", "\n    ")
-        self._writer.add_text("experiment", f"    {toml}", first_round)
+        with self._writing():
+            self._writer = SummaryWriter(str(events), purge_step=first_round)
+            self._writer.add_text("experiment", f"    {toml}", first_round)
 
     def round_done(self, line: dict[str, Any]) -> None:
         """Write the round's scalars."""
         if self._writer is None:
             return
-        for tag, value in scalars(line).items():
-            self._writer.add_scalar(tag, value, line["round"])
-        self._writer.flush()
-        if line["round"] == self._rounds:
-            self.close()
+        with self._writing():
+            for tag, value in scalars(line).items():
+                self._writer.add_scalar(tag, value, line["round"])
+            self._writer.flush()
+            if line["round"] == self._rounds:
+                self.close()
 
     def close(self) -> None:
         """Close the events; done by itself after the last round."""
-        if self._writer is not None:
-            self._writer.close()
-        self._writer = None
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._writer = None
+            raise FedkdError(
+                f"--tensorboard {self.folder} cannot be written: {reason(error)}"
+            ) from error
 
 
 def scalars(line: dict[str, Any]) -> dict[str, float]:

@@ -105,16 +105,17 @@ def _python_draws(seed: int) -> Iterator[None]:
     """The part of :func:`global_draws` that numpy and Python take."""
     import numpy as np
 
-    own, pythons = np.random.get_bit_generator(), random.getstate()
+    legacy: Any = np.random
+    own, pythons = legacy.get_bit_generator(), random.getstate()
     # Ten times as fast as to copy 624 words there and back, or to seed a new generator.
     ours = _SPARE.pop() if _SPARE else np.random.MT19937(0)
     try:
-        np.random.set_bit_generator(ours)
+        legacy.set_bit_generator(ours)
         np.random.seed(seed & 0xFFFFFFFF)
         random.seed(seed)
         yield
     finally:
-        np.random.set_bit_generator(own)
+        legacy.set_bit_generator(own)
         random.setstate(pythons)
         _SPARE.append(ours)
 

@@ -13,8 +13,10 @@
     canaries.json       planted secrets, where there are any
     exposures.jsonl     a line a secret, place and measured round
     audit.json          what ``fedkd audit`` found
-    checkpoint/         state to resume from
-    summary.json        written when the run ends
+    checkpoint/         state to resume from: the two newest checkpoints
+    summary.json        written when the run ends, with the number of lines of the other files and
+                        a digest of each
+    .lock               while a process writes to the folder: which one
 
 Lines hold measurements and, under keys that begin with ``seconds``, timings: the only entries that
 may differ between two runs of one experiment.
@@ -24,46 +26,62 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import platform
-import shutil
-import subprocess
-import sys
+import tomllib
+import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from fedkd.errors import FedkdError
+from fedkd import checkpoint, lock, records
+from fedkd import folder as disk
+from fedkd.environment import environment
+from fedkd.errors import FedkdError, FedkdWarning
 from fedkd.experiment import Experiment
+from fedkd.folder import Tally
+from fedkd.records import (
+    AUDIT,
+    CANARIES,
+    CLIENTS,
+    ENVIRONMENT,
+    EXPERIMENT,
+    EXPOSURES,
+    KEPT,
+    LINES,
+    PARTITION,
+    RELEASES,
+    ROUNDS,
+    SUMMARY,
+    WARNINGS,
+)
+from fedkd.records import CHECKPOINT as CHECKPOINT
+from fedkd.records import PLACES as PLACES
 
 if TYPE_CHECKING:
     import numpy as np
 
     from fedkd.privacy.exposure import Estimate
 
-EXPERIMENT, ENVIRONMENT, PARTITION = "experiment.toml", "environment.json", "partition.json"
-ROUNDS, SUMMARY, CHECKPOINT = "rounds.jsonl", "summary.json", "checkpoint"
-CLIENTS, RELEASES, EXPOSURES = "clients.jsonl", "releases.jsonl", "exposures.jsonl"
-CANARIES, AUDIT = "canaries.json", "audit.json"
-WARNINGS = "warnings.jsonl"
 UNLABELLED = {"name", "seed", "rounds", "evaluate_every", "checkpoint_every", "engine"} | {
     "data.data_dir",
     "data.download",
 }
 LONGEST_LABEL = 48
-PLACES = ("teacher", "released", "fused", "student")
-"""Where exposure is measured, on a secret's way out of its client."""
 Line = Mapping[str, Any]
-PACKAGES = ("fedkd", "torch", "torchvision", "flwr", "flwr-datasets", "ray", "numpy")
 
 
 class Run:
-    """A run's folder, to write while it runs and to read ever after."""
+    """A run's folder, to write while it runs and to read ever after.
+
+    What is read is checked: a file, or a line of it, that is not what a run writes is a
+    :class:`~fedkd.errors.FedkdError` of one line that names it.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._tallies: dict[str, Tally] = {}
+        self._experiment: tuple[Any, Experiment] | None = None
 
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r})"
@@ -71,9 +89,7 @@ class Run:
     # --- writing ----------------------------------------------------------------------------
 
     @classmethod
-    def at(
-        cls, experiment: Experiment, folder: Path | str | None = None, resume: bool = False
-    ) -> Run:
+    def at(cls, experiment: Experiment, folder: Path | str | None = None) -> Run:
         """The folder for a run of ``experiment``, examined and not yet touched.
 
         Without ``folder``: ``runs/<name>-<digest>``. It may be new, or hold this same experiment.
@@ -81,25 +97,38 @@ class Run:
         Raises
         ------
         FedkdError
-            The folder holds something else; or there is nothing to resume.
+            The folder holds something else, or lies in the folder of another run.
         """
         folder = Path(folder or Path("runs") / f"{experiment.name}-{experiment.digest()}")
         run = cls(folder)
-        if folder.exists() and not folder.is_dir():
-            raise FedkdError(f"--out {folder} is a file; a new folder or a run's own is needed")
-        if folder.is_dir() and any(map(_kept, folder.iterdir())):
-            run._check_same(experiment)
-        if resume and not (folder / CHECKPOINT).is_dir() and run.summary is None:
-            raise FedkdError(f"--resume: {folder} holds no checkpoint to go on from")
+        with disk.writing(folder):
+            if folder.exists() and not folder.is_dir():
+                raise FedkdError(f"--out {folder} is a file; a new folder or a run's own is needed")
+            if folder.is_dir() and any(map(_kept, folder.iterdir())):
+                run._check_same(experiment)
+            check_not_inside_a_run(folder)
         return run
 
     def begin(self, experiment: Experiment) -> Run:
-        """Make the folder, or empty it of an earlier run of the same experiment."""
-        lines = (ROUNDS, CLIENTS, RELEASES, EXPOSURES, WARNINGS)
-        for name in (*lines, SUMMARY, PARTITION, ENVIRONMENT, CANARIES, AUDIT):
-            (self.folder / name).unlink(missing_ok=True)
-        self.drop_checkpoint()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Make the folder, or empty it of an earlier run of the same experiment.
+
+        A checkpoint that cannot be read is set aside.
+
+        Raises
+        ------
+        FedkdError
+            The folder cannot be written to.
+        """
+        disk.make(self.folder)
+        with disk.writing(self.folder):
+            # First what says that there is something to read, or to go on from.
+            (self.folder / SUMMARY).unlink(missing_ok=True)
+            checkpoint.set_aside_damaged(self.folder)
+            checkpoint.drop(self.folder)
+            for name in (*LINES, PARTITION, ENVIRONMENT, CANARIES, AUDIT):
+                (self.folder / name).unlink(missing_ok=True)
+            disk.remove_halves(self.folder)
+        self._tallies.clear()
         self._write(EXPERIMENT, experiment.to_toml())
         self._write(ENVIRONMENT, json.dumps(environment(experiment), indent=1))
         return self
@@ -109,10 +138,16 @@ class Run:
             raise FedkdError(
                 f"{self.folder} is not empty and is not a run's folder; choose another with --out"
             )
-        if self.experiment.digest() != experiment.digest():
+        held, unknown = self._read_experiment()
+        if unknown:
             raise FedkdError(
-                f"{self.folder} already holds another experiment ({self.experiment.name}, "
-                f"{self.experiment.digest()}; this one is {experiment.digest()}); "
+                f"{self.folder} holds an experiment of another version of fedkd, with the key "
+                f"{unknown[0]}; choose another folder with --out"
+            )
+        if held.digest() != experiment.digest():
+            raise FedkdError(
+                f"{self.folder} already holds another experiment ({held.name}, "
+                f"{held.digest()}; this one is {experiment.digest()}); "
                 "choose another folder with --out"
             )
 
@@ -136,6 +171,11 @@ class Run:
         held = {"classes": list(classes), "clients": clients, **described}
         self._write(PARTITION, json.dumps(held))
 
+    def write_data_fingerprint(self, fingerprint: str) -> None:
+        """Record which data the run is on: it is not resumed on others."""
+        known = self.environment | {"data_fingerprint": fingerprint}
+        self._write(ENVIRONMENT, json.dumps(known, indent=1))
+
     def append_round(
         self,
         line: Line,
@@ -143,16 +183,14 @@ class Run:
         releases: Iterable[Line] = (),
         exposures: Iterable[Line] = (),
     ) -> None:
-        """Add a round's line, after what belongs to it, on disk when this returns."""
-        files = {CLIENTS: clients, RELEASES: releases, EXPOSURES: exposures, ROUNDS: [line]}
-        for name, lines in files.items():
-            text = "".join(json.dumps(finite(entry)) + "\n" for entry in lines)
-            if not text:
-                continue
-            with (self.folder / name).open("a") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
+        """Add a round's line, after what belongs to it, on disk when this returns.
+
+        Raises
+        ------
+        FedkdError
+            It cannot be written; nothing of the round is there then.
+        """
+        self._append({CLIENTS: clients, RELEASES: releases, EXPOSURES: exposures, ROUNDS: [line]})
 
     def warn(self, message: str, round: int = 0, about: str = "") -> bool:
         """Record a warning, once a run; whether it is new. Tables and figures show it.
@@ -162,18 +200,70 @@ class Run:
         if message in self.warnings:
             return False
         line = {"round": round, "message": message} | ({"about": about} if about else {})
-        with (self.folder / WARNINGS).open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        self._append({WARNINGS: [line]})
         return True
 
-    def cut_after(self, round: int) -> None:
-        """Drop the lines of later rounds: a resumed run does these again."""
-        for name in (ROUNDS, CLIENTS, RELEASES, EXPOSURES, WARNINGS):
-            kept = [line for line in self._lines(name) if line["round"] <= round]
-            if kept:
-                self._write(name, "".join(json.dumps(line) + "\n" for line in kept))
-            else:
+    def _append(self, files: Mapping[str, Iterable[Line]]) -> None:
+        texts = {
+            name: "".join(json.dumps(finite(entry)) + "\n" for entry in lines)
+            for name, lines in files.items()
+        }
+        texts = {name: text for name, text in texts.items() if text}
+        tallies = {name: self._tally(name) for name in texts}
+        disk.append({self.folder / name: text for name, text in texts.items()})
+        for name, tally in tallies.items():
+            tally.add(texts[name].encode())
+
+    def _tally(self, name: str) -> Tally:
+        """How much was written to a file of lines, by this object or before."""
+        if name not in self._tallies:
+            self._tallies[name] = Tally(disk.read(self.folder / name) or b"")
+        return self._tallies[name]
+
+    def written(self) -> dict[str, dict[str, Any]]:
+        """How much was written to each file of lines, and a digest of it."""
+        return {name: self._tally(name).to_json() for name in LINES}
+
+    def cut(self, files: Mapping[str, Mapping[str, Any]]) -> None:
+        """Drop the lines that came after :meth:`written` gave ``files``: they are made again.
+
+        Raises
+        ------
+        FedkdError
+            A file does not hold what was written by then; nothing is dropped.
+        """
+        kept = {}
+        for name in LINES:
+            content = disk.read(self.folder / name) or b""
+            lines = content.split(disk.NEWLINE)[: files[name]["lines"]]
+            kept[name] = b"".join(line + disk.NEWLINE for line in lines if line)
+            self._check_written(name, Tally(kept[name]), files[name], "the checkpoint")
+        for name, content in kept.items():
+            if content != (disk.read(self.folder / name) or b""):
+                self._write(name, content)
+            if not content:
                 (self.folder / name).unlink(missing_ok=True)
+        self._tallies.clear()
+
+    def _check_written(
+        self, name: str, there: Tally, written: Mapping[str, Any], source: str
+    ) -> None:
+        """Refuse a file that does not hold what ``source`` says was written to it."""
+        file, lines = self.folder / name, written["lines"]
+        if there.to_json() == {"lines": lines, "digest": written["digest"]}:
+            return
+        if name in LINES:
+            self._entries(name)  # names the line that is wrong, if one is by itself
+            if there.lines != lines:
+                raise FedkdError(
+                    f"{disk.at(file, there.lines + 1)}: the run has written {lines} lines, says "
+                    f"{source}, and there are {there.lines}"
+                )
+        if not there.lines:
+            raise FedkdError(
+                f"{file} is missing or empty, and the run has written it, says {source}"
+            )
+        raise FedkdError(f"{file} is not what the run has written: {source} has another digest")
 
     def write_canaries(self, canaries: Mapping[str, Any]) -> None:
         """Record the secrets that were planted."""
@@ -184,18 +274,21 @@ class Run:
         self._write(AUDIT, json.dumps(finite(audit), indent=1))
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """End the run."""
-        self._write(SUMMARY, json.dumps(finite(summary), indent=1))
+        """End the run: with the summary goes how much was written to each file."""
+        files = self.written()
+        for name in KEPT:
+            if (content := disk.read(self.folder / name)) is not None:
+                files[name] = Tally(content).to_json()
+        found = finite(summary)
+        files[SUMMARY] = _numbers(found).to_json()
+        self._write(SUMMARY, json.dumps(found | {"files": files}, indent=1))
 
     def drop_checkpoint(self) -> None:
-        """Remove the checkpoint: a finished run has nothing to go on with."""
-        shutil.rmtree(self.folder / CHECKPOINT, ignore_errors=True)
+        """Remove the checkpoints: a finished run has nothing to go on with."""
+        checkpoint.drop(self.folder)
 
-    def _write(self, name: str, text: str) -> None:
-        # Written beside and renamed, so that a reader never sees half a file.
-        beside = self.folder / f".{name}.new"
-        beside.write_text(text)
-        beside.replace(self.folder / name)
+    def _write(self, name: str, text: str | bytes) -> None:
+        disk.write(self.folder / name, text)
 
     # --- reading ----------------------------------------------------------------------------
 
@@ -213,15 +306,70 @@ class Run:
             raise FedkdError(f"{folder} is not a run's folder: it has no {EXPERIMENT}")
         return cls(folder)
 
+    def check(self) -> None:
+        """Read all that figures and tables are made from.
+
+        Raises
+        ------
+        FedkdError
+            A file cannot be read, or is not what the run has written.
+        """
+        _ = self.experiment
+        files = self._files()
+        for name in LINES:
+            there = Tally(disk.read(self.folder / name) or b"").to_json()
+            if name not in files or there != files[name]:
+                self._lines(name)
+        _ = self.partition, self.canaries, self.environment, self.audit
+
     @property
     def experiment(self) -> Experiment:
-        """The experiment this folder holds."""
-        return Experiment.from_toml((self.folder / EXPERIMENT).read_text())
+        """The experiment this folder holds; keys of another version are left out, with a word."""
+        stamp = disk.stamp(self.folder / EXPERIMENT)
+        if stamp is None or self._experiment is None or self._experiment[0] != stamp:
+            found, unknown = self._read_experiment()
+            if unknown:
+                warnings.warn(
+                    f"{self.folder / EXPERIMENT} is of another version of fedkd: "
+                    f"{', '.join(unknown)} is passed over",
+                    FedkdWarning,
+                    stacklevel=2,
+                )
+            self._experiment = stamp, found
+        return self._experiment[1]
+
+    def _read_experiment(self) -> tuple[Experiment, list[str]]:
+        """The experiment, and keys in its file that are not known."""
+        file = self.folder / EXPERIMENT
+        content = disk.read(file)
+        if content is None:
+            raise FedkdError(f"{self.folder} is not a run's folder: it has no {EXPERIMENT}")
+        self._check_kept(EXPERIMENT, content)
+        try:
+            tables = tomllib.loads(disk.decoded(content, str(file)))
+            unknown = records.without_unknown(Experiment, tables)
+            return Experiment.from_dict(tables), unknown
+        except (tomllib.TOMLDecodeError, RecursionError, ValueError, FedkdError) as error:
+            said = str(error).removeprefix(f"{file} ")
+            raise FedkdError(f"{file} cannot be read: {said}") from error
+
+    @property
+    def experiment_digest(self) -> str:
+        """A digest of the text of ``experiment.toml``."""
+        return Tally(disk.read(self.folder / EXPERIMENT) or b"").digest
 
     @property
     def rounds(self) -> list[dict[str, Any]]:
-        """The lines of ``rounds.jsonl``; one that was cut off by a kill is left out."""
+        """The lines of ``rounds.jsonl``: of the rounds 1, 2, …, once each.
+
+        A last line that was cut off by a kill is left out, with a word.
+        """
         return self._lines(ROUNDS)
+
+    @property
+    def rounds_done(self) -> int:
+        """How many lines ``rounds.jsonl`` has, whatever they hold."""
+        return Tally(disk.read(self.folder / ROUNDS) or b"").lines
 
     @property
     def clients(self) -> list[dict[str, Any]]:
@@ -263,6 +411,11 @@ class Run:
         return self._json(AUDIT)
 
     @property
+    def environment(self) -> dict[str, Any]:
+        """What the run ran on; empty where that is not known."""
+        return self._json(ENVIRONMENT) or {}
+
+    @property
     def partition(self) -> dict[str, Any]:
         """``classes``, for every client its label counts, sizes and student, and ``statistics``.
 
@@ -274,22 +427,147 @@ class Run:
     @property
     def summary(self) -> dict[str, Any] | None:
         """The summary, or None while the run has not ended."""
-        return self._json(SUMMARY)
+        found = self._summary()
+        return found and {key: value for key, value in found.items() if key != "files"}
+
+    def _summary(self) -> dict[str, Any] | None:
+        """The summary with ``files``, what was written to each file."""
+        found = disk.read_json(self.folder / SUMMARY, partial(records.check, SUMMARY))
+        if found is None:
+            return None
+        if written := found.get("files", {}).get(SUMMARY):
+            numbers = {key: value for key, value in found.items() if key != "files"}
+            self._check_written(SUMMARY, _numbers(numbers), written, "its own entry")
+        return found
+
+    def _files(self) -> dict[str, Any]:
+        """What a run that has ended has written, by file; empty where that is not known."""
+        return (self._summary() or {}).get("files", {})
 
     def _json(self, name: str) -> dict[str, Any] | None:
+        content = disk.read(self.folder / name)
+        if name in KEPT:
+            self._check_kept(name, content or b"")
+        if content is None:
+            return None
+        place = str(self.folder / name)
+        return records.check(name, disk.parsed(content, place), place)
+
+    def _check_kept(self, name: str, content: bytes) -> None:
+        """Refuse a file that a run has written once and that is not as it was when it ended."""
+        if written := self._files().get(name):
+            self._check_written(name, Tally(content), written, SUMMARY)
+
+    def _entries(self, name: str) -> tuple[list[dict[str, Any]], Tally]:
+        """The lines of a file, each as it should be by itself and after those before it."""
         file = self.folder / name
-        return json.loads(file.read_text()) if file.is_file() else None
+        found, tally, torn = disk.read_lines(file, partial(records.check, name))
+        if torn:
+            warnings.warn(
+                f"{disk.at(file, len(found) + 1)} was cut off and is left out",
+                FedkdWarning,
+                stacklevel=4,
+            )
+        records.check_order(name, found, file)
+        return found, tally
 
     def _lines(self, name: str) -> list[dict[str, Any]]:
-        file = self.folder / name
-        if not file.is_file():
-            return []
-        return [json.loads(line) for line in file.read_text().splitlines(True) if line[-1] == "\n"]
+        """The lines of a file, as many and the same as the run has written."""
+        found, tally = self._entries(name)
+        summary = self._summary()
+        if written := (summary or {}).get("files", {}).get(name):
+            self._check_written(name, tally, written, SUMMARY)
+            return found
+        file, rounds = self.folder / name, self.rounds_done
+        if name != ROUNDS:
+            records.check_rounds(found, rounds + (summary is None), file)
+            # A round's own line comes last: without it, its details are as if they were not there.
+            return [line for line in found if line["round"] <= rounds]
+        if summary is not None and summary.get("rounds", len(found)) != len(found):
+            raise FedkdError(
+                f"{disk.at(file, len(found) + 1)}: the run had {summary['rounds']} rounds, says "
+                f"{SUMMARY}, and there are {len(found)} lines"
+            )
+        return found
+
+
+def _numbers(summary: Mapping[str, Any]) -> Tally:
+    """A digest of a summary, whatever the order of its keys."""
+    return Tally(json.dumps(summary, sort_keys=True).encode())
+
+
+def check_not_inside_a_run(folder: Path) -> None:
+    """Refuse a folder below that of a run, which would count as part of it.
+
+    Raises
+    ------
+    FedkdError
+        The line names the run.
+    """
+    for above in folder.resolve().parents:
+        if (above / EXPERIMENT).is_file() and (above / ENVIRONMENT).is_file():
+            raise FedkdError(
+                f"--out {folder} lies in the folder of a run, {above}; choose another folder"
+            )
+
+
+def child(folder: Path, name: str, source: str) -> Path:
+    """The folder called ``name`` in ``folder``, as the file ``source`` in it says.
+
+    Raises
+    ------
+    FedkdError
+        It is not the name of a folder there: it has a slash, or leads elsewhere.
+    """
+    if name in ("", ".", "..") or any(sign in name for sign in "/\\\0"):
+        raise FedkdError(f"{folder / source}: folder = {name!r} is not allowed: a name is needed")
+    return folder / name
+
+
+def check_inside(place: Path, folder: Path) -> None:
+    """Refuse a run's folder that would lie outside that of its suite or study.
+
+    Raises
+    ------
+    FedkdError
+        It does, by its name or by a link.
+    """
+    if folder.resolve() not in place.resolve().parents:
+        raise FedkdError(f"{place} is not inside {folder}: nothing is written there")
+
+
+def readable(runs: Sequence[Run], named: bool = False) -> list[Run]:
+    """The runs that can be read; the others are named, with the reason, and left out.
+
+    Raises
+    ------
+    FedkdError
+        The only run there is cannot be read, or, where runs are ``named`` by a person, none can.
+    """
+    found, first = [], None
+    for run in runs:
+        try:
+            run.check()
+        except FedkdError as error:
+            if named and len(runs) == 1:
+                raise
+            first = first or error
+            left_out(error)
+        else:
+            found.append(run)
+    if named and first is not None and not found:
+        raise first
+    return found
+
+
+def left_out(error: FedkdError) -> None:
+    """Say why a run is left out of what is shown."""
+    warnings.warn(f"left out: {error}", FedkdWarning, stacklevel=3)
 
 
 def _kept(file: Path) -> bool:
-    """Whether a file is more than what a kill left half written."""
-    return not (file.name.startswith(".") and file.name.endswith(".new"))
+    """Whether a file is more than a lock, or what a kill left half written."""
+    return not disk.is_half(file) and file.name not in lock.FILES
 
 
 def spread(values: Sequence[float], name: str) -> dict[str, float]:
@@ -497,60 +775,6 @@ def _short(value: Any) -> str:
     if isinstance(value, list):
         return "+".join(map(str, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def environment(experiment: Experiment) -> dict[str, Any]:
-    """What the run ran on, as far as it can explain a difference in numbers or time."""
-    from fedkd.engine import rule
-
-    return {
-        "cohorts": rule.limits() if experiment.engine.cohort == "auto" else None,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
-        "device": experiment.engine.device,
-        "threads": experiment.engine.threads,
-        "packages": {name: _version(name) for name in PACKAGES},
-        "git": _git(),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-    }
-
-
-def _processor() -> str:
-    try:
-        info = Path("/proc/cpuinfo").read_text()
-        return next(
-            line.split(":", 1)[1].strip() for line in info.splitlines() if "model name" in line
-        )
-    except (OSError, StopIteration):
-        return platform.processor()
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def _git() -> dict[str, Any] | None:
-    """Commit of the source tree fedkd runs from, and whether it was changed since."""
-    here = Path(__file__).parent
-
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(here), *words]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        # An installed copy may lie inside somebody else's checkout.
-        if not git("ls-files", str(Path(__file__).name)):
-            return None
-        return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain"))}
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def finite(value: Any) -> Any:

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from fedkd import registry
+from fedkd import checkpoint, lock, registry
+from fedkd.checkpoint import Checkpoint
 from fedkd.effects import machinery_without_effect, without_effect
-from fedkd.errors import FedkdError, blamed
+from fedkd.environment import other_sources, other_versions
+from fedkd.errors import CheckpointError, FedkdError, MissingData, blamed
 from fedkd.experiment import Experiment
-from fedkd.results import CHECKPOINT, Run, reached
+from fedkd.interrupt import interruptible
+from fedkd.results import Run, reached
 
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
 
     from fedkd.data.federated import FederatedData
     from fedkd.engine.host import Host
+    from fedkd.engine.worker import Worker
     from fedkd.privacy.public import Public
-
-STATE = "state.pt"
 
 
 class Observer:
@@ -39,22 +44,33 @@ class Observer:
     def warned(self, message: str) -> None:
         """Something a person should act on."""
 
+    def finished_before(self, run: Run) -> None:
+        """The folder holds this run, finished: it is given back, and nothing else happens."""
+
 
 def run(
     experiment: Experiment,
     folder: Path | str | None = None,
     *,
     resume: bool = False,
+    fresh: bool = False,
     observer: Observer | None = None,
 ) -> Run:
     """Run ``experiment`` on its engine.
+
+    A run that has finished is given back as it is, unless the data or the source of its method or
+    students are not what they were. One that was begun and has not finished goes on, or begins
+    anew, only where that is said.
 
     Parameters
     ----------
     folder
         The run's folder; ``runs/<name>-<digest>`` when not given.
     resume
-        Go on from the folder's checkpoint. The run ends with the numbers it would have had.
+        Go on from the folder's newest checkpoint, or begin where there is none. The run ends with
+        the numbers it would have had.
+    fresh
+        Begin anew, whatever the folder holds of this experiment.
     observer
         Told of progress and warnings.
 
@@ -66,52 +82,174 @@ def run(
     Raises
     ------
     FedkdError
-        Wrong input, in one line.
+        Wrong input, in one line; also a folder that another process is writing to, and one that
+        cannot be written to.
+    CheckpointError
+        A run that is to go on has no checkpoint that can be read.
     """
     # Flower and Ray report usage unless told not to; what the user has set stays.
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     begin = time.perf_counter()
     observer = observer or Observer()
-    taken = Run.at(experiment, folder, resume)
-    check(experiment)
-    for message in machinery_without_effect(experiment):
-        observer.warned(message)
-    if experiment.engine.name == "flower":
-        from fedkd.engine.flower import run_on_flower
+    with opened(experiment, folder, resume=resume, fresh=fresh, observer=observer) as (taken, on):
+        if not fresh and taken.summary is not None:
+            return taken
+        for message in machinery_without_effect(experiment):
+            observer.warned(message)
+        if experiment.engine.name == "flower":
+            from fedkd.engine.flower import run_on_flower
 
-        if resume:
+            run_on_flower(experiment, taken, observer)
+            return taken
+
+        from fedkd.engine import plan
+        from fedkd.engine.host import HostGrid
+        from fedkd.engine.worker import Worker
+        from fedkd.students import float32_by_default
+
+        worker = Worker(experiment)
+        saved = read_checkpoint(taken, worker, observer) if on else None
+        with float32_by_default(), plan.host(worker, observer.warned) as host:
+            if saved is None:
+                taken.begin(experiment)
+            serve(
+                experiment,
+                taken,
+                lambda answered: HostGrid(host, answered),
+                worker.data,
+                observer,
+                host.plan,
+                host=host,
+                public=worker.public,
+                saved=saved,
+                begin=begin,
+            )
+    return taken
+
+
+@contextmanager
+def opened(
+    experiment: Experiment,
+    folder: Path | str | None = None,
+    *,
+    resume: bool = False,
+    fresh: bool = False,
+    observer: Observer | None = None,
+) -> Iterator[tuple[Run, bool]]:
+    """The folder for a run of ``experiment``, which nobody else writes to meanwhile.
+
+    A signal that would end the process is, meanwhile, an exception as Ctrl-C is.
+
+    Yields
+    ------
+    tuple
+        The folder, and whether there is a checkpoint to go on from. A run that has finished is
+        given as it is and is not to be written to, unless ``fresh``.
+
+    Raises
+    ------
+    FedkdError
+        As :func:`run`.
+    """
+    if resume and fresh:
+        raise FedkdError("--resume and --fresh are not allowed together: go on, or begin anew")
+    observer = observer or Observer()
+    taken = Run.at(experiment, folder)
+    check(experiment)
+    if not fresh and taken.summary is not None:
+        _check_finished(taken, experiment, resume, observer)
+        yield taken, False
+        return
+    with interruptible(), lock.held(taken.folder):
+        # Another process may have written here until now.
+        taken = Run.at(experiment, taken.folder)
+        if not fresh and taken.summary is not None:
+            yield taken, False
+            return
+        done, there = taken.rounds_done, bool(checkpoint.files(taken.folder))
+        if not (resume or fresh) and (done or there):
+            raise FedkdError(
+                f"{taken.folder} holds {done} of {experiment.rounds} rounds of this experiment; "
+                "go on with --resume, or begin anew with --fresh"
+            )
+        if resume and not there:
+            observer.warned(
+                f"{taken.folder} holds no checkpoint to go on from: the run begins at round 1"
+            )
+        if resume and there and experiment.engine.name == "flower":
             raise FedkdError(
                 "--resume is not possible with engine.name = 'flower': Flower's runtime keeps the "
                 "clients' students; use engine.name = 'inline' or 'procs'"
             )
-        run_on_flower(experiment, taken, observer)
-        return taken
+        yield taken, resume and there
 
-    from fedkd.engine import plan
-    from fedkd.engine.host import HostGrid
-    from fedkd.engine.worker import Worker
-    from fedkd.students import float32_by_default
 
-    if resume and taken.summary is not None:
-        return taken
-    worker = Worker(experiment)
-    with float32_by_default(), plan.host(worker, observer.warned) as host:
-        if not resume:
-            taken.begin(experiment)
-        serve(
-            experiment,
-            taken,
-            lambda answered: HostGrid(host, answered),
-            worker.data,
-            observer,
-            host.plan,
-            host=host,
-            public=worker.public,
-            resume=resume,
-            begin=begin,
+def _check_finished(taken: Run, experiment: Experiment, resume: bool, observer: Observer) -> None:
+    """Refuse to give back numbers that the same command would not give today."""
+    from fedkd.data.federated import load
+
+    before = taken.environment
+    if "data_fingerprint" in before:
+        try:
+            check_data(taken, load(experiment))
+        except MissingData:
+            observer.warned(f"{taken.folder} has finished on data that are not there any more")
+    other = other_sources(before, experiment)
+    if other and not resume:
+        raise FedkdError(
+            f"{taken.folder} has finished, and the source of {', '.join(other)} is not what it was "
+            "or cannot be compared; begin anew with --fresh, or take it as it is with --resume"
         )
-    return taken
+    if versions := other_versions(before):
+        observer.warned(f"{taken.folder} was made by another version; now: {', '.join(versions)}")
+    observer.finished_before(taken)
+
+
+def check_data(taken: Run, data: FederatedData) -> None:
+    """Refuse to go on with a run on other data than it was begun on.
+
+    Raises
+    ------
+    FedkdError
+        One line.
+    """
+    before = taken.environment.get("data_fingerprint")
+    if before is not None and before != data.fingerprint():
+        raise FedkdError(
+            f"the data of {taken.folder} are not what they were when its run began; begin anew "
+            "with --fresh, or choose another folder with --out"
+        )
+
+
+def read_checkpoint(taken: Run, worker: Worker, observer: Observer) -> Checkpoint:
+    """The checkpoint that a run goes on from, when nothing else stands against going on.
+
+    One that cannot be read is set aside where there is an earlier one that can.
+
+    Raises
+    ------
+    CheckpointError
+        None can be read.
+    FedkdError
+        The data, or a file in the folder, are not what they were.
+    """
+    check_data(taken, worker.data)
+    saved, damaged = checkpoint.newest(taken.folder, worker, taken.experiment_digest)
+    if saved is None:
+        file, why = next(iter(damaged.items()))
+        raise CheckpointError(
+            f"--resume: the checkpoint {file} cannot be read: {why}; begin anew with --fresh, "
+            "which sets it aside"
+        )
+    taken.cut(saved.files)
+    for file, why in damaged.items():
+        aside = checkpoint.set_aside(file)
+        observer.warned(
+            f"the checkpoint {file.name} cannot be read: {why}; it is kept as {aside.name}, and "
+            f"the run goes on after round {saved.round}"
+        )
+    return saved
 
 
 def check(experiment: Experiment) -> None:
@@ -145,13 +283,17 @@ def serve(
     *,
     host: Host | None = None,
     public: Public | None = None,
-    resume: bool = False,
+    saved: Checkpoint | None = None,
     begin: float | None = None,
 ) -> None:
     """The server's part of a run, on any grid: rounds, their lines, checkpoints, the summary.
 
     ``grid_of`` makes the grid, given what to call whenever a client has replied. ``host`` is where
-    clients' students are that belong into checkpoints; without it none are written.
+    clients' students are that belong into checkpoints; without it none are written. ``saved`` is
+    what the run goes on from.
+
+    However the rounds end, unless the process is killed, there is a checkpoint of the last whole
+    one.
     """
     from fedkd.privacy.public import Public
     from fedkd.shapes import Sizes
@@ -169,15 +311,16 @@ def serve(
         canaries=data.canaries,
         sizes=Sizes.of(data),
     )
-    first, spent = 1, 0.0
-    if resume and host is not None:
-        saved = _read_checkpoint(taken)
-        first, spent = saved["round"] + 1, saved["seconds"]
-        strategy.restore(saved["strategy"])
-        host.restore(saved["states"])
-        taken.cut_after(saved["round"])
+    first, spent, changed = 1, 0.0, list[str]()
+    if saved is not None and host is not None:
+        first, spent = saved.round + 1, saved.seconds
+        strategy.restore(saved.strategy)
+        host.restore(saved.states)
+        before = taken.environment
+        changed = [*other_versions(before), *other_sources(before, experiment)]
     else:
         clients = range(data.clients)
+        taken.write_data_fingerprint(data.fingerprint())
         taken.write_partition(
             data.task.class_names,
             counts.numpy(),
@@ -185,8 +328,8 @@ def serve(
             [experiment.architecture(client) for client in clients],
             data.described(),
         )
-    if data.canaries is not None:
-        taken.write_canaries(data.canaries.to_json())
+        if data.canaries is not None:
+            taken.write_canaries(data.canaries.to_json())
     observer.started(taken, first, experiment.rounds, plan)
 
     def warn(message: str, round: int = 0, about: str = "") -> None:
@@ -195,28 +338,89 @@ def serve(
 
     for message in (*data.warnings, *without_effect(experiment, data.task)):
         warn(message)
+    if changed:
+        warn(
+            f"from round {first} on this run was made by another version, so that its numbers may "
+            f"not be those of one run: {', '.join(changed)}",
+            first - 1,
+        )
+    keeping = _Keeping(
+        taken, strategy, host, experiment, lambda: spent + time.perf_counter() - begin
+    )
 
     def on_round(line: dict[str, Any], details: dict[str, list[dict[str, Any]]]) -> None:
         taken.append_round(line, **details)
-        every, round = experiment.checkpoint_every, line["round"]
-        if host is not None and every and round % every == 0 and round < experiment.rounds:
-            _write_checkpoint(
-                taken,
-                {
-                    "round": round,
-                    "seconds": spent + time.perf_counter() - begin,
-                    "strategy": strategy.state(),
-                    "states": dict(host.states),
-                },
-            )
         for message in line.get("warnings", []):
             warn(message, line["round"], strategy.warned.get(message, ""))
+        keeping.round_done(line["round"])
         observer.round_done(line)
 
     progress = _Progress(strategy, observer)
-    strategy.start(grid_of(progress.answered), first_round=first, on_round=on_round)
-    taken.write_summary(summarise(taken, spent + time.perf_counter() - begin))
+    # Asked for when the round had ended, after its checkpoint was written.
+    stopped = saved is not None and strategy.stop(saved.round)
+    with keeping:
+        if not stopped:
+            strategy.start(grid_of(progress.answered), first_round=first, on_round=on_round)
+        taken.write_summary(summarise(taken, spent + time.perf_counter() - begin))
     taken.drop_checkpoint()
+
+
+class _Keeping:
+    """Keeps what a run goes on from: in memory after every round, on disk after some.
+
+    Left by an exception that a kill is not, it writes what it has of the last whole round.
+    """
+
+    def __init__(
+        self,
+        taken: Run,
+        strategy: Any,
+        host: Host | None,
+        experiment: Experiment,
+        seconds: Callable[[], float],
+    ) -> None:
+        self.taken, self.strategy, self.host, self.seconds = taken, strategy, host, seconds
+        self.rounds, self.every = experiment.rounds, experiment.checkpoint_every
+        self.toml = taken.experiment_digest
+        self.newest: Checkpoint | None = None
+        self.written = 0
+
+    def round_done(self, round: int) -> None:
+        """Keep the state after ``round``."""
+        if self.host is None or not self.every:
+            return
+        # Tensors of clients are never written to, only replaced: they need no copy.
+        states = {
+            client: {name: dict(tensors) for name, tensors in state.items()}
+            for client, state in self.host.states.items()
+        }
+        self.newest = Checkpoint(
+            round=round,
+            seconds=self.seconds(),
+            strategy=copy.deepcopy(self.strategy.state()),
+            states=states,
+            files=self.taken.written(),
+            experiment=self.toml,
+        )
+        if round % self.every == 0 and round < self.rounds:
+            self._write()
+
+    def _write(self) -> None:
+        if self.newest is not None and self.newest.round > self.written:
+            checkpoint.write(self.taken.folder, self.newest)
+            self.written = self.newest.round
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if isinstance(error, Exception | KeyboardInterrupt):
+            with suppress(FedkdError):  # the disk may be what it ended for
+                self._write()
 
 
 class _Progress:
@@ -260,40 +464,3 @@ def summarise(taken: Run, seconds: float) -> dict[str, Any]:
         "seconds": seconds,
         "seconds_clients": sum(line["seconds_clients"] for line in lines),
     }
-
-
-def _write_checkpoint(taken: Run, saved: dict[str, Any]) -> None:
-    import torch
-
-    folder = taken.folder / CHECKPOINT
-    folder.mkdir(exist_ok=True)
-    torch.save(saved, folder / f"{STATE}.new")
-    (folder / f"{STATE}.new").replace(folder / STATE)
-
-
-def _read_checkpoint(taken: Run) -> dict[str, Any]:
-    import pickle
-
-    import torch
-
-    file = taken.folder / CHECKPOINT / STATE
-    try:
-        # weights_only: a checkpoint may come from somebody else and must not run code.
-        saved = torch.load(file, weights_only=True)
-        if not {"round", "seconds", "strategy", "states"} <= saved.keys():
-            raise FedkdError("entries are missing")
-    except (
-        OSError,
-        EOFError,
-        LookupError,
-        RuntimeError,
-        ValueError,
-        pickle.UnpicklingError,
-        FedkdError,
-    ) as error:
-        reason = str(error).split("\n")[0]
-        raise FedkdError(
-            f"--resume: the checkpoint {file} cannot be read ({reason}); "
-            "run without --resume to begin again"
-        ) from error
-    return saved

@@ -22,7 +22,9 @@ from fedkd.results import (
     FedkdError,
     Run,
     by_seed,
+    child,
     labels,
+    readable,
     settings,
 )
 from fedkd.statistics import interval
@@ -45,27 +47,28 @@ def find(folders: Iterable[Path | str]) -> list[Run]:
 
     A folder is a run's own, or holds finished runs at any depth; of a suite's folder, the cells
     that its ``suite.json`` names, so that what an earlier version of the suite left there is not
-    mixed in.
+    mixed in. A run that cannot be read is left out, with a warning that names it.
 
     Raises
     ------
     FedkdError
-        A folder neither is a run's nor holds a finished one.
+        A folder neither is a run's nor holds a finished one; or no run can be read.
     """
     found: dict[Path, Run] = {}
     for folder in map(Path, folders):
         for run in [Run(folder)] if (folder / EXPERIMENT).is_file() else _below(folder):
             found.setdefault(run.folder.resolve(), run)
-    return list(found.values())
+    return readable(list(found.values()), named=True)
 
 
 def _below(folder: Path) -> list[Run]:
     if (folder / SUITE).is_file():
         try:
             suite = json.loads((folder / SUITE).read_text(encoding="utf-8"))
-            runs = [Run(folder / cell["folder"]) for cell in suite["cells"]]
-        except (ValueError, KeyError, TypeError) as error:
+            names = [str(cell["folder"]) for cell in suite["cells"]]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise FedkdError(f"{folder / SUITE} cannot be read: {error!r}") from error
+        runs = [Run(child(folder, name, SUITE)) for name in names]
     else:
         runs = list(runs_below(folder)) if folder.is_dir() else []
     runs = [run for run in runs if (run.folder / SUMMARY).is_file()]

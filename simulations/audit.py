@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from fedkd import lock
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
 from fedkd.results import PLACES, Run, exposures
@@ -33,10 +34,11 @@ def main(run: Run, shadows: int, data_dir: Path | None) -> None:
     if data_dir is not None:
         table = experiment.data.model_copy(update={"data_dir": str(data_dir)})
         experiment = experiment.model_copy(update={"data": table})
-    found = _guaranteed(run) | _exposed(run)
-    if shadows:
-        found |= _attacked(experiment, shadows)
-    run.write_audit(found)
+    with lock.held(run.folder):
+        found = _guaranteed(run) | _exposed(run)
+        if shadows:
+            found |= _attacked(experiment, shadows)
+        run.write_audit(found)
     print(run.folder)
 
 

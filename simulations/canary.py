@@ -15,12 +15,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedkd import registry
+from fedkd import folder as disk
+from fedkd import lock, registry
 from fedkd.caveats import caveats, gathered
 from fedkd.errors import FedkdError, nearest
 from fedkd.escaping import markdown as in_markdown
 from fedkd.experiment import Experiment, changed
-from fedkd.results import PLACES, Run, exposures, finite, utility, utility_name
+from fedkd.results import (
+    PLACES,
+    Run,
+    check_inside,
+    check_not_inside_a_run,
+    exposures,
+    finite,
+    utility,
+    utility_name,
+)
 from fedkd.run import check
 from simulations.jobs import Job, grouped, most, outcomes
 from simulations.tables import marked
@@ -191,22 +201,32 @@ def run_all(
     """Run every arm and seed that has no finished run in ``folder`` yet, ``jobs`` at a time.
 
     ``done(arm, seed, seconds)`` is called after each, with 0 seconds if it was there already, and
-    None if it failed. One that fails does not stop the others; the lines that say why are returned,
-    by arm and seed.
+    None if it failed, or was there and cannot be read. One that fails does not stop the others; the
+    lines that say why are returned, by arm and seed.
     """
     tasks = [
         (arm.name, seed, varied(experiment, arm, seed), folder / arm.name / f"seed-{seed}")
         for arm in selected
         for seed in seeds
     ]
+    for *_, place in tasks:
+        check_inside(place, folder)
     taken = [Run.at(task, place) for _, _, task, place in tasks]
-    waiting = []
+    waiting, failed = [], {}
     for task, there in zip(tasks, taken):
-        if there.summary is None:
-            waiting.append(task)
+        name, seed = task[:2]
+        try:
+            ended = there.summary is not None
+            if ended:
+                there.check()
+        except FedkdError as error:
+            failed[f"{name}, seed {seed}"] = str(error)
+            done(name, seed, None)
+            continue
+        if ended:
+            done(name, seed, 0.0)
         else:
-            done(*task[:2], 0.0)
-    failed = {}
+            waiting.append(task)
     for index, seconds, why in outcomes([Job(*task[2:]) for task in waiting], jobs):
         name, seed = waiting[index][:2]
         if why:
@@ -349,25 +369,26 @@ def main(
         took = "failed" if seconds is None else f"{seconds:.0f} s" if seconds else "there already"
         print(f"{finished}/{total} {arm}, seed {seed}: {took}", file=sys.stderr, flush=True)
 
-    failed = run_all(experiment, selected, seeds, folder, jobs, done)
-    groups = {
-        arm.name: [
-            run
-            for seed in seeds
-            if (run := Run(folder / arm.name / f"seed-{seed}")).summary is not None
-        ]
-        for arm in selected
-    }
-    rows = {
-        level: table(groups, {arm.name: arm.what for arm in selected}, level) for level in levels
-    }
-    shown = rows[repeats or max(levels)]
-    if not shown:
-        raise FedkdError(grouped(failed))
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "table.md").write_text(report(experiment.name, rows, notes(groups)), encoding="utf-8")
-    lines = [asdict(row) for level in levels for row in rows[level]]
-    (folder / "table.json").write_text(json.dumps(finite(lines), indent=1))
+    check_not_inside_a_run(folder)
+    with lock.held(folder):
+        failed = run_all(experiment, selected, seeds, folder, jobs, done)
+        groups = {
+            arm.name: [
+                run
+                for seed in seeds
+                if f"{arm.name}, seed {seed}" not in failed
+                and (run := Run(folder / arm.name / f"seed-{seed}")).summary is not None
+            ]
+            for arm in selected
+        }
+        whats = {arm.name: arm.what for arm in selected}
+        rows = {level: table(groups, whats, level) for level in levels}
+        shown = rows[repeats or max(levels)]
+        if not shown:
+            raise FedkdError(grouped(failed))
+        disk.write(folder / "table.md", report(experiment.name, rows, notes(groups)))
+        lines = [asdict(row) for level in levels for row in rows[level]]
+        disk.write(folder / "table.json", json.dumps(finite(lines), indent=1))
     print(markdown(shown))
     for line in (*findings(shown), *notes(groups)):
         print(line)

@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from enum import StrEnum
 from io import TextIOWrapper
 from pathlib import Path
@@ -21,15 +23,16 @@ from typer.main import get_command
 
 from fedkd import registry
 from fedkd.caveats import LEFT_OUT, caveats
-from fedkd.errors import FedkdError, nearest, shown
+from fedkd.errors import FedkdError, FedkdWarning, nearest, shown
 from fedkd.escaping import plain
 from fedkd.experiment import MOST_PROCESSES, Experiment
+from fedkd.interrupt import exit_code, interruptible
 from fedkd.observers import Observers, TensorBoard
-from fedkd.results import CHECKPOINT, PLACES, Run
+from fedkd.results import CHECKPOINT, PLACES, Run, readable
 from fedkd.results import exposure as exposure_at
 from fedkd.run import Observer
 from fedkd.run import run as simulate
-from simulations.failures import DEBUG, INTERRUPTED, ended
+from simulations.failures import DEBUG, ended
 from simulations.shipped import read_experiment, shipped
 
 if TYPE_CHECKING:
@@ -88,7 +91,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     if COMPLETION in os.environ:
         app(words, prog_name="fedkd")
     try:
-        with get_command(app).make_context("fedkd", words) as context:
+        with (
+            interruptible(),
+            _warnings_in_lines(),
+            get_command(app).make_context("fedkd", words) as context,
+        ):
             context.command.invoke(context)
         sys.stdout.flush()
     except SystemExit:
@@ -96,6 +103,24 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except BaseException as error:
         sys.exit(ended(error))
     sys.exit(0)
+
+
+@contextmanager
+def _warnings_in_lines() -> Iterator[None]:
+    """Print what fedkd warns of as one line, each once."""
+    usual = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if issubclass(category, FedkdWarning):
+            line = plain(" ".join(str(message).split()))
+            print("fedkd: warning:", line, file=sys.stderr, flush=True)
+        else:
+            usual(message, category, *place, **more)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", FedkdWarning)
+        warnings.showwarning = show
+        yield
 
 
 def _version(wanted: bool) -> None:
@@ -168,6 +193,7 @@ OfScale = Annotated[str, typer.Option(metavar="quick|full", help="Which of the s
         "fedkd run quickstart --set strategy.beta=3 --set data.alpha=0.1 --seed 1",
         "fedkd run mine.toml --out runs/mine",
         "fedkd run mine.toml --out runs/mine --resume  [dim]go on after a kill[/dim]",
+        "fedkd run mine.toml --out runs/mine --fresh  [dim]begin anew[/dim]",
         "fedkd run mine.toml --tensorboard runs/tb  [dim]watch: tensorboard --logdir runs/tb[/dim]",
         'folder="$(fedkd run quickstart --quiet)"',
     )
@@ -187,7 +213,10 @@ def run(
     ] = None,
     data_dir: DataDir = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the folder's checkpoint.")
+        bool, typer.Option("--resume", help="Go on from the folder's newest checkpoint.")
+    ] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Begin anew, whatever the folder holds of it.")
     ] = False,
     tensorboard: Annotated[
         Path | None,
@@ -201,7 +230,9 @@ def run(
 ) -> None:
     """Run an experiment; the last line of the output is its folder.
 
-    EXPERIMENT is a TOML file, or a name of [bold]fedkd list experiments[/bold].
+    EXPERIMENT is a TOML file, or a name of [bold]fedkd list experiments[/bold]. A run that has
+    finished is shown and not run again; one that has not goes on with --resume, or begins anew with
+    --fresh.
     """
     flags = {"engine.name": engine, "seed": seed, "data.data_dir": data_dir and str(data_dir)}
     given = [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
@@ -212,9 +243,9 @@ def run(
     observer = Observers(screen, TensorBoard(tensorboard)) if tensorboard else screen
     try:
         with screen.bar:
-            finished = simulate(chosen, out, resume=resume, observer=observer)
-    except KeyboardInterrupt:
-        _interrupted(screen.run)
+            finished = simulate(chosen, out, resume=resume, fresh=fresh, observer=observer)
+    except KeyboardInterrupt as error:
+        _interrupted(screen.run, error)
     if not quiet:
         _report(finished)
     print(finished.folder, flush=True)
@@ -229,16 +260,16 @@ def _check_names(experiment: Experiment) -> None:
             registry.load(group, name)  # says what is known
 
 
-def _interrupted(run: Run | None) -> NoReturn:
+def _interrupted(run: Run | None, error: KeyboardInterrupt) -> NoReturn:
     if run is None:
         print("fedkd: interrupted before the first round", file=sys.stderr)
     else:
-        after = max((line["round"] for line in run.rounds), default=0)
+        after = run.rounds_done
         on = "; go on with --resume" if (run.folder / CHECKPOINT).is_dir() else ""
         message = f"interrupted after round {after}; the folder is readable{on}"
         print(f"fedkd: {message}", file=sys.stderr, flush=True)
         print(run.folder, flush=True)
-    raise typer.Exit(INTERRUPTED)
+    raise typer.Exit(exit_code(error)) from None
 
 
 # --- while it runs ------------------------------------------------------------------------------
@@ -319,6 +350,10 @@ class Screen(Observer):
     def warned(self, message: str) -> None:
         """Show a warning, the first time."""
         self._once(message, f"warning: {message}")
+
+    def finished_before(self, run: Run) -> None:
+        """Say that nothing is run."""
+        self._say(f"{run.folder} has finished before: nothing is run; --fresh runs it again", "dim")
 
     def _once(self, key: Any, message: str) -> None:
         if key not in self.told:
@@ -542,9 +577,9 @@ def suite(
     try:
         with SuiteScreen(_console(stderr=True)) as screen:
             outcome = run_suite(opened, jobs, only or (), screen)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("fedkd: interrupted; the same command goes on with what is missing", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED) from None
+        raise typer.Exit(exit_code(error)) from None
     for line in told(outcome):
         print(line, file=sys.stderr)
     print(opened.folder, flush=True)
@@ -686,10 +721,10 @@ def claims(
     if not no_run:
         try:
             well = answers.run_missing(suites, jobs)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
             line = "interrupted; the same command goes on with what is missing"
             print(f"fedkd: {line}", file=sys.stderr)
-            raise typer.Exit(INTERRUPTED) from None
+            raise typer.Exit(exit_code(error)) from None
     found = answers.answers(wanted, suites)
     if form == "markdown":
         print(answers.markdown(found))
@@ -724,7 +759,7 @@ def compare(
     """
     from simulations.compare import table
 
-    print(table([Run.open(folder) for folder in runs], target))
+    print(table(readable([Run(folder) for folder in runs], named=True), target))
 
 
 # --- fedkd report -------------------------------------------------------------------------------
@@ -808,9 +843,9 @@ def canary(
     try:
         arms_named = _listed(arms, "--arms", "fkd,swing")
         study.main(chosen, arms_named, _seeds(seeds, chosen), repeats, jobs, out)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("fedkd: interrupted; the same command goes on with what is missing", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED) from None
+        raise typer.Exit(exit_code(error)) from None
 
 
 def _listed(text: str | None, option: str, example: str) -> list[str] | None:
@@ -862,9 +897,9 @@ def audit(
 
     try:
         attack(Run.open(run), shadows, data_dir)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("fedkd: interrupted; nothing was written", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED) from None
+        raise typer.Exit(exit_code(error)) from None
 
 
 # --- fedkd plot ---------------------------------------------------------------------------------

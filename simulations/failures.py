@@ -12,10 +12,11 @@ from contextlib import suppress
 import click
 
 from fedkd.errors import FedkdError, shown, summary_of
+from fedkd.interrupt import exit_code
 
 DEBUG = "FEDKD_DEBUG"
 """Environment variable that asks for tracebacks, as ``--debug`` does; empty or 0: no."""
-WRONG_INPUT, UNEXPECTED, INTERRUPTED = 2, 1, 130
+WRONG_INPUT, UNEXPECTED = 2, 1
 NO_READER = 141
 """Exit code of programs whose output nobody reads any more: 128 + SIGPIPE."""
 MEMORY = ("can't allocate memory", "out of memory", "Cannot allocate memory")
@@ -48,8 +49,10 @@ def explained(error: BaseException) -> tuple[int, str]:
         command = context.command_path if context else "fedkd"
         message = error.format_message().partition(" Did you mean")[0]  # click and typer both ask
         return WRONG_INPUT, f"{message.rstrip('.')}; see {command} --help"
-    if isinstance(error, KeyboardInterrupt | click.Abort):
-        return INTERRUPTED, "interrupted"
+    if isinstance(error, KeyboardInterrupt):
+        return exit_code(error), "interrupted"
+    if isinstance(error, click.Abort):
+        return exit_code(error.__cause__), "interrupted"
     if isinstance(error, MemoryError) or _of_memory(error):
         return WRONG_INPUT, f"out of memory: {summary_of(error)}"
     if isinstance(error, OSError) and error.errno is not None:

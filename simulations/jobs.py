@@ -19,9 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedkd import registry
-from fedkd.errors import FedkdError
+from fedkd.errors import CheckpointError, FedkdError
 from fedkd.experiment import Experiment
-from fedkd.results import CHECKPOINT
 from fedkd.run import run
 
 if TYPE_CHECKING:
@@ -32,11 +31,10 @@ KILLED = "the process was killed; with fewer --jobs each has more memory"
 
 @dataclass(frozen=True)
 class Job:
-    """An experiment and the folder of its run; ``resume`` goes on from a checkpoint there is."""
+    """An experiment and the folder of its run, which goes on from a checkpoint if there is one."""
 
     experiment: Experiment
     folder: Path
-    resume: bool = False
 
 
 def most(experiments: Sequence[Experiment]) -> int:
@@ -92,7 +90,7 @@ def _inside(task: Job) -> Job:
     # A client that does not answer in time can only be ended with the process that it works in.
     update = {"name": "inline"} if table.timeout is None else {"name": "procs", "workers": 1}
     engine = table.model_copy(update=update)
-    return Job(task.experiment.model_copy(update={"engine": engine}), task.folder, task.resume)
+    return Job(task.experiment.model_copy(update={"engine": engine}), task.folder)
 
 
 def _side_by_side(
@@ -166,7 +164,10 @@ def _serve(pipe: Connection) -> None:
             task: Job = pipe.recv()
         except (EOFError, OSError):
             return
-        outcome = _one(task)
+        try:
+            outcome = _one(task)
+        except KeyboardInterrupt:  # SIGTERM, of a batch system or of the process at the other end
+            return
         pipe.send(outcome)
 
 
@@ -181,23 +182,17 @@ def _end_with_parent() -> None:
 def _one(task: Job) -> tuple[float, str]:
     """Seconds that a run took, and what went wrong in one line."""
     try:
-        if task.resume and (task.folder / CHECKPOINT).is_dir():
-            try:
-                return _seconds(task, resume=True), ""
-            except FedkdError:
-                pass  # a checkpoint that cannot be read: begin again
-        return _seconds(task, resume=False), ""
+        try:
+            done = run(task.experiment, task.folder, resume=True)
+        except CheckpointError:  # what cannot be read is kept under another name
+            done = run(task.experiment, task.folder, fresh=True)
+        return float((done.summary or {}).get("seconds", 0.0)), ""
     except FedkdError as error:
         return 0.0, " ".join(str(error).split())
     except Exception as error:
         place = traceback.extract_tb(sys.exc_info()[2])[-1]
         said = " ".join(str(error).split())[:300]
         return 0.0, f"{type(error).__name__}: {said} ({Path(place.filename).name}, {place.lineno})"
-
-
-def _seconds(task: Job, resume: bool) -> float:
-    summary = run(task.experiment, task.folder, resume=resume).summary or {}
-    return float(summary.get("seconds", 0.0))
 
 
 def grouped(failed: dict[str, str]) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import importlib
 import io
-import json
 import shlex
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
@@ -21,7 +20,7 @@ from fedkd.caveats import gathered
 from fedkd.errors import FedkdError
 from fedkd.escaping import plain
 from fedkd.experiment import Experiment
-from fedkd.results import ENVIRONMENT, EXPERIMENT, Run
+from fedkd.results import EXPERIMENT, Run
 from plots.style import styled
 from simulations import tables
 from simulations.answers import Answer, answers
@@ -307,6 +306,8 @@ def _picture(name: str, labels: dict[str, Any], cells: Sequence[Cell]) -> Pictur
 def _state(cell: Cell, failed: Container[Path]) -> str:
     if cell.finished:
         return "done"
+    if cell.damaged:
+        return "damaged"
     if cell.missing:
         return "without data"
     if cell.folder in failed:
@@ -317,17 +318,18 @@ def _state(cell: Cell, failed: Container[Path]) -> str:
 def _lacking(suite: Suite, failed: Mapping[Path, str]) -> list[str]:
     """Why cells have no run: a line a reason."""
     without = Counter(cell.missing for cell in suite.cells if cell.missing)
+    hurt = Counter(cell.damaged for cell in suite.cells if cell.damaged)
     fell = Counter(failed[cell.folder] for cell in suite.cells if cell.folder in failed)
     return [
         f"{count} cell{'s' * (count > 1)} {what}: {why}"
-        for what, reasons in (("failed", fell), ("not run", without))
+        for what, reasons in (("failed", fell), ("not run", without), ("damaged", hurt))
         for why, count in reasons.items()
     ]
 
 
 def _counts(states: Sequence[str]) -> dict[str, int]:
     counts = Counter(states)
-    order = ("done", "failed", "begun", "not run", "without data")
+    order = ("done", "failed", "damaged", "begun", "not run", "without data")
     return {"cells": len(states)} | {state: counts[state] for state in order if counts[state]}
 
 
@@ -344,7 +346,7 @@ def _cells(suite: Suite, found: DataFrame, states: Sequence[str]) -> list[list[s
     warnings = dict(zip(found["folder"], found["warnings"])) if len(found) else {}
     rows = []
     for cell, state in zip(suite.cells, states, strict=True):
-        summary = Run(cell.folder).summary or {}
+        summary = Run(cell.folder).summary or {} if cell.finished else {}
         numbers = [_number(value, summary.get(value)) for value in values]
         seconds = f"{summary['seconds']:.1f}" if "seconds" in summary else ""
         warned = "; ".join(map(str, warnings.get(str(cell.folder), ())))
@@ -379,12 +381,12 @@ def _shared(experiments: Sequence[Experiment]) -> str:
 def _environments(suite: Suite) -> dict[str, dict[str, int]]:
     """Every entry of the runs' environments, with its values and how many runs have them."""
     found: dict[str, Counter[str]] = {}
-    for folder in dict.fromkeys(cell.folder for cell in suite.cells):
-        file = folder / ENVIRONMENT
-        if not file.is_file():
+    for folder in dict.fromkeys(cell.folder for cell in suite.cells if cell.finished):
+        entries = Run(folder).environment
+        if not entries:
             continue
-        entries = json.loads(file.read_text())
-        entries.pop("command", None)
+        for key in ("command", "sources", "data_fingerprint"):
+            entries.pop(key, None)
         git = entries.pop("git", None)
         changed = ", changed since" if git and git["changed"] else ""
         entries["commit"] = f"{git['commit']}{changed}" if git else "not a checkout"

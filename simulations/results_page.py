@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import io
-import json
 import os
 import re
 import shlex
@@ -24,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedkd.errors import FedkdError
 from fedkd.escaping import code, markdown
-from fedkd.results import ENVIRONMENT, Run, most_repeated
+from fedkd.results import Run, most_repeated
 from plots.style import styled
 from simulations import canary, tables
 from simulations.answers import Answer, answers, listed, run_missing, section
@@ -191,7 +190,7 @@ def _machine(opened: Mapping[str, Suite]) -> str:
     found: dict[str, Counter[str]] = {}
     for suite in opened.values():
         for folder in dict.fromkeys(cell.folder for cell in suite.cells if cell.finished):
-            known = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
+            known = Run(folder).environment
             packages = known["packages"]
             said = {
                 "processor": known["processor"],

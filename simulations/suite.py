@@ -13,16 +13,28 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import Field
 
+from fedkd import folder as disk
+from fedkd import lock
 from fedkd.errors import FedkdError, MissingData, nearest, shown
 from fedkd.experiment import Experiment, Table, changed, settings, validated
-from fedkd.results import SUMMARY, Run, flat
+from fedkd.interrupt import interruptible
+from fedkd.records import without_unknown
+from fedkd.results import (
+    SUMMARY,
+    Run,
+    check_inside,
+    check_not_inside_a_run,
+    child,
+    flat,
+    left_out,
+)
 from fedkd.toml import parse, read_text
 from simulations.jobs import Job, most, outcomes
 from simulations.shipped import experiment_text, find
@@ -47,18 +59,20 @@ class Cell:
     """One combination of labels, by axis in the axes' order, and its run.
 
     ``missing`` says why the data is not there; it is empty where it is, or the run has finished.
-    Cells that are the same experiment share a folder.
+    ``damaged`` says why a run that has finished cannot be read. Cells that are the same experiment
+    share a folder.
     """
 
     labels: dict[str, Label]
     experiment: Experiment
     folder: Path
     missing: str
+    damaged: str = ""
 
     @property
     def finished(self) -> bool:
-        """Whether the run has ended."""
-        return (self.folder / SUMMARY).is_file()
+        """Whether the run has ended and can be read."""
+        return not self.damaged and (self.folder / SUMMARY).is_file()
 
     @property
     def title(self) -> str:
@@ -122,6 +136,23 @@ class _File(_Scale):
     experiment: str
     quick: _Scale = _Scale()
     full: _Scale = _Scale()
+
+
+class _StoredCell(Table):
+    labels: dict[str, Label]
+    folder: str
+    digest: str
+    experiment: dict[str, Any]
+
+
+class _Stored(Table):
+    name: str
+    scale: str
+    about: str
+    axes: dict[str, tuple[Label, ...]]
+    overrides: tuple[str, ...] = Field(default=(), alias="set")
+    cells: tuple[_StoredCell, ...]
+    failed: dict[str, str] = Field(default_factory=dict)
 
 
 def suites() -> dict[str, Path]:
@@ -320,13 +351,37 @@ def _cells(
     taken = {}
     if folder.is_dir():
         taken = {path.name.rpartition("-")[2]: path for path in sorted(folder.iterdir())}
-    found = []
+    places = []
     for labels, experiment in zip(labelled, experiments, strict=True):
         digest = experiment.digest()
-        place = taken.setdefault(digest, folder / f"{_slug(_names(labels))}-{digest}")
-        there = (place / SUMMARY).is_file()
-        found.append(Cell(labels, experiment, place, "" if there else _missing(experiment)))
-    return tuple(found)
+        places.append(taken.setdefault(digest, folder / f"{_slug(_names(labels))}-{digest}"))
+    return tuple(map(_cell, labelled, experiments, places, _damages(experiments, places)))
+
+
+def _cell(labels: dict[str, Label], experiment: Experiment, place: Path, damaged: str) -> Cell:
+    there = (place / SUMMARY).is_file()
+    return Cell(labels, experiment, place, "" if there else _missing(experiment), damaged)
+
+
+def _damages(experiments: Sequence[Experiment], places: Sequence[Path]) -> list[str]:
+    """Why each run that has finished cannot be read, or is another; it is said once a folder."""
+    found: dict[Path, str] = {}
+    for experiment, place in zip(experiments, places, strict=True):
+        if place not in found:
+            found[place] = _damage(experiment, place) if (place / SUMMARY).is_file() else ""
+    return [found[place] for place in places]
+
+
+def _damage(experiment: Experiment, place: Path) -> str:
+    run = Run(place)
+    try:
+        run.check()
+        if run.experiment.digest() != experiment.digest():
+            raise FedkdError(f"{place} holds another experiment than its suite says")
+    except FedkdError as error:
+        left_out(error)
+        return str(error)
+    return ""
 
 
 def _names(labels: Mapping[str, Label]) -> Iterator[str]:
@@ -365,21 +420,54 @@ _looked: dict[tuple[str, Path | None], str] = {}
 
 def _opened(folder: Path, data_dir: Path | None) -> Suite:
     """The suite that a folder holds the runs of, from its ``suite.json``."""
+    stored = _stored(folder)
+    given = {"data.data_dir": str(data_dir)} if data_dir else {}
+    experiments, others = [], []
     try:
-        stored = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        cells = []
-        for one in stored["cells"]:
-            tables = changed(
-                one["experiment"], {"data.data_dir": str(data_dir)} if data_dir else {}
-            )
-            place, experiment = folder / one["folder"], Experiment.from_dict(tables)
-            missing = "" if (place / SUMMARY).is_file() else _missing(experiment)
-            cells.append(Cell(one["labels"], experiment, place, missing))
-        axes = {name: tuple(labels) for name, labels in stored["axes"].items()}
-        head = stored["name"], stored["about"], stored["scale"]
-        return Suite(*head, axes, tuple(cells), folder, tuple(stored.get("set", ())))
-    except (OSError, ValueError, KeyError, TypeError, FedkdError) as error:
+        for one in stored.cells:
+            tables = deepcopy(one.experiment)
+            others.append(without_unknown(Experiment, tables))
+            experiments.append(Experiment.from_dict(changed(tables, given)))
+            if one.labels.keys() != stored.axes.keys():
+                raise FedkdError(f"{one.folder} has not a label of each axis")
+            for axis, label in one.labels.items():
+                if label not in stored.axes[axis]:
+                    raise FedkdError(f"{axis} = {label!r} of {one.folder} is not on the axis")
+    except FedkdError as error:
         raise FedkdError(f"{folder / MANIFEST} cannot be read: {error}") from error
+    places = [child(folder, one.folder, MANIFEST) for one in stored.cells]
+    labelled = [one.labels for one in stored.cells]
+    cells = list(map(_cell, labelled, experiments, places, _damages(experiments, places)))
+    for number, unknown in enumerate(others):
+        if unknown and not cells[number].finished:  # it would be another experiment
+            why = f"{unknown[0]} is not a key of this version of fedkd"
+            cells[number] = replace(cells[number], missing=why)
+    head = stored.name, stored.about, stored.scale
+    return Suite(*head, stored.axes, tuple(cells), folder, stored.overrides)
+
+
+def _stored(folder: Path) -> _Stored:
+    """What is in the ``suite.json`` of a folder.
+
+    Raises
+    ------
+    FedkdError
+        It cannot be read, or names a folder that is not in its own.
+    """
+    file = folder / MANIFEST
+    try:
+        stored = validated(_Stored, disk.read_json(file, _table) or {})
+    except FedkdError as error:
+        raise FedkdError(f"{file} cannot be read: {error}") from error
+    for name in (*(cell.folder for cell in stored.cells), *stored.failed):
+        child(folder, name, MANIFEST)
+    return stored
+
+
+def _table(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise FedkdError("a table of keys is needed")
+    return value
 
 
 def failures(suite: Suite) -> dict[Path, str]:
@@ -390,12 +478,9 @@ def failures(suite: Suite) -> dict[Path, str]:
     FedkdError
         ``suite.json`` cannot be read.
     """
-    file = suite.folder / MANIFEST
-    try:
-        stored = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except (OSError, ValueError) as error:
-        raise FedkdError(f"{file} cannot be read: {error}") from error
-    found = {suite.folder / place: why for place, why in stored.get("failed", {}).items()}
+    there = (suite.folder / MANIFEST).is_file()
+    told = _stored(suite.folder).failed if there else {}
+    found = {suite.folder / place: why for place, why in told.items()}
     return {place: why for place, why in found.items() if not (place / SUMMARY).is_file()}
 
 
@@ -412,12 +497,8 @@ def _write(suite: Suite, failed: Mapping[Path, str]) -> None:
     told = {place.name: why for place, why in failed.items()}
     head = {"name": suite.name, "scale": suite.scale, "about": suite.about, "axes": suite.axes}
     head["set"] = list(suite.overrides)
-    suite.folder.mkdir(parents=True, exist_ok=True)
-    beside = suite.folder / f".{MANIFEST}.new"
-    beside.write_text(
-        json.dumps(head | {"cells": cells, "failed": told}, indent=1), encoding="utf-8"
-    )
-    beside.replace(suite.folder / MANIFEST)
+    text = json.dumps(head | {"cells": cells, "failed": told}, indent=1)
+    disk.write(suite.folder / MANIFEST, text)
 
 
 def chosen(suite: Suite, conditions: Sequence[str]) -> list[Cell]:
@@ -504,26 +585,33 @@ def run_suite(
     Raises
     ------
     FedkdError
-        Before anything has run: an experiment cannot be run as it is, and why.
+        Before anything has run: an experiment cannot be run as it is, and why; another process is
+        running the suite in its folder.
     """
     observer = observer or Watch()
     cells = chosen(suite, only)
     check(suite, cells)
+    for cell in cells:
+        check_inside(cell.folder, suite.folder)
+        check_not_inside_a_run(cell.folder)
+    with interruptible(), lock.held(suite.folder):
+        return _run_cells(suite, cells, jobs, observer)
+
+
+def _run_cells(suite: Suite, cells: Sequence[Cell], jobs: int | None, observer: Watch) -> Outcome:
     there = [cell for cell in cells if cell.finished]
     skipped = [cell for cell in cells if cell.missing and not cell.finished]
-    left = list(
-        {
-            cell.folder: cell for cell in reversed(cells) if not (cell.finished or cell.missing)
-        }.values()
-    )[::-1]
+    failed = list({cell.folder: (cell, cell.damaged) for cell in cells if cell.damaged}.values())
+    waiting = [cell for cell in cells if not (cell.finished or cell.missing or cell.damaged)]
+    left = list({cell.folder: cell for cell in reversed(waiting)}.values())[::-1]
     jobs = jobs or most([cell.experiment for cell in left])
     told = failures(suite)
     for cell in left:
         told.pop(cell.folder, None)
     _write(suite, told)
     observer.begins(there, left, min(jobs, max(len(left), 1)))
-    tasks = [Job(cell.experiment, cell.folder, resume=True) for cell in left]
-    ran, failed = [], []
+    tasks = [Job(cell.experiment, cell.folder) for cell in left]
+    ran = []
     for index, seconds, why in outcomes(tasks, jobs, lambda index: observer.started(left[index])):
         cell = left[index]
         if why:

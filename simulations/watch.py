@@ -130,6 +130,8 @@ def state(cell: Cell) -> str:
     """Where a cell stands, in a word or two."""
     if cell.finished:
         return "there"
+    if cell.damaged:
+        return "damaged"
     if cell.missing:
         return "no data"
     return "begun" if cell.folder.is_dir() else "to run"

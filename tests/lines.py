@@ -70,6 +70,22 @@ class KilledAfter(Observer):
             raise Killed
 
 
+class Told(Observer):
+    """Keeps what it is told."""
+
+    def __init__(self):
+        self.warnings, self.first, self.finished = [], None, False
+
+    def started(self, run, first_round, rounds, plan):
+        self.first = first_round
+
+    def warned(self, message):
+        self.warnings.append(message)
+
+    def finished_before(self, run):
+        self.finished = True
+
+
 def measured(run):
     """The lines of a run without its timings."""
 

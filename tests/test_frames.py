@@ -87,8 +87,8 @@ def test_a_folder_without_runs_is_an_empty_frame(tmp_path):
 def test_a_folder_that_is_not_there_and_an_experiment_that_is_none_are_one_line(tmp_path):
     with pytest.raises(FedkdError, match="nowhere is not a folder of runs"):
         load_runs(tmp_path / "nowhere")
-    (tmp_path / "experiment.toml").write_text("roundz = 1")
-    with pytest.raises(FedkdError, match=r"experiment\.toml: roundz is not a known key"):
+    (tmp_path / "experiment.toml").write_text("rounds = []")
+    with pytest.raises(FedkdError, match=r"experiment\.toml cannot be read: rounds = \[\] is not"):
         load_runs(tmp_path)
 
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import secrets
 import struct
+import time
 import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -25,6 +27,10 @@ KEPT = {"datasets": 16, "partitions": 512, "models": 64, "fits": 256, "exposures
 """Files kept of each kind; the oldest go first."""
 MAPPED = 2**20
 """Bytes from which on an array is not read but mapped."""
+PARTIAL = ".partial"
+"""Ends the name of a file that is being written."""
+FORGOTTEN = 24 * 3600.0
+"""Seconds after which such a file is one that a kill left behind."""
 
 
 def home() -> Path:
@@ -83,61 +89,75 @@ def remembered(
 def _read(file: Path) -> Arrays:
     """The arrays of a file; large ones are mapped, so that many processes share one copy.
 
-    What is written to such an array stays in the process. All are compared with their checksums.
-
-    Raises
-    ------
-    Exception
-        The file is not there, or damaged.
+    What is written to such an array stays in the process. All of them are what was written: the
+    archive has a checksum of each.
     """
     arrays: Arrays = {}
-    with np.load(file) as kept, zipfile.ZipFile(file) as members:
+    # One open file: another process may put a new one, or none, in its place meanwhile.
+    with file.open("rb") as stream, np.load(stream) as kept, zipfile.ZipFile(stream) as members:
         for name in kept.files:
             member = members.getinfo(f"{name}.npy")
-            place = _place(file, member)
+            place = _place(stream, member)
             if place is None:
                 arrays[name] = kept[name]
-                continue
-            start, offset, shape, kind = place
-            whole = np.memmap(file, np.uint8, "r", start, (member.file_size,))
-            if zlib.crc32(whole.data) != member.CRC:
-                raise ValueError(f"{file} is damaged: {name}")
-            arrays[name] = np.memmap(file, kind, "c", offset, shape)
+            else:
+                offset, shape, kind = place
+                arrays[name] = np.memmap(stream, kind, "c", offset, shape)
+                _check(stream, member)
     return arrays
 
 
-def _place(
-    file: Path, member: zipfile.ZipInfo
-) -> tuple[int, int, tuple[int, ...], np.dtype[Any]] | None:
-    """Where a large array in ``file`` is, with its header and without, its shape and type.
+def _seek(stream: BinaryIO, member: zipfile.ZipInfo) -> None:
+    """Go to where the content of an archive's member begins."""
+    # The local header: 30 bytes, at 26 the lengths of the name and of the extra field.
+    stream.seek(member.header_offset + 26)
+    stream.seek(sum(struct.unpack("<HH", stream.read(4))), os.SEEK_CUR)
 
-    None if it cannot be mapped.
-    """
+
+def _place(
+    stream: BinaryIO, member: zipfile.ZipInfo
+) -> tuple[int, tuple[int, ...], np.dtype[Any]] | None:
+    """Offset, shape and type of a large array in a file; None if it cannot be mapped."""
     if member.compress_type != zipfile.ZIP_STORED or member.file_size < MAPPED:
         return None
-    with file.open("rb") as stream:
-        # The local header: 30 bytes, at 26 the lengths of the name and of the extra field.
-        stream.seek(member.header_offset + 26)
-        lengths = stream.read(4)
-        start = stream.seek(sum(struct.unpack("<HH", lengths)), os.SEEK_CUR)
-        if np.lib.format.read_magic(stream) != (1, 0):
-            return None
-        shape, fortran, kind = np.lib.format.read_array_header_1_0(stream)
-        offset = stream.tell()
+    _seek(stream, member)
+    if np.lib.format.read_magic(stream) != (1, 0):
+        return None
+    shape, fortran, kind = np.lib.format.read_array_header_1_0(stream)
+    offset = stream.tell()
     mappable = not fortran and not kind.hasobject and offset % kind.alignment == 0
-    return (start, offset, shape, kind) if mappable else None
+    return (offset, shape, kind) if mappable else None
+
+
+def _check(stream: BinaryIO, member: zipfile.ZipInfo) -> None:
+    """Refuse a member whose content is not what was written."""
+    _seek(stream, member)
+    found, left = 0, member.file_size
+    while left > 0:
+        piece = stream.read(min(left, MAPPED))
+        if not piece:
+            raise EOFError(f"{member.filename} ends early")
+        found, left = zlib.crc32(piece, found), left - len(piece)
+    if found != member.CRC:
+        raise ValueError(f"{member.filename} is damaged")
 
 
 def _keep(file: Path, arrays: Arrays, most: int) -> None:
     """Write ``arrays`` to ``file`` in one step, then drop the oldest files beyond ``most``."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f"{file.stem}.{os.getpid()}.partial")
+    # Of its own for every writer, whatever the process, the thread and the machine.
+    partial = file.with_name(f"{file.stem}.{secrets.token_hex(8)}{PARTIAL}")
     try:
-        with partial.open("wb") as stream:
+        with partial.open("xb") as stream:
             np.savez(stream, **arrays)  # type: ignore[arg-type]
+            stream.flush()
+            os.fsync(stream.fileno())
         partial.replace(file)
     finally:
         partial.unlink(missing_ok=True)
+    for left in file.parent.glob(f"*{PARTIAL}"):
+        if time.time() + _age(left) > FORGOTTEN:
+            left.unlink(missing_ok=True)
     newest_first = sorted(file.parent.glob("*.npz"), key=_age)
     for old in newest_first[most:]:
         old.unlink(missing_ok=True)

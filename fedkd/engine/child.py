@@ -44,7 +44,7 @@ def _serve(connection: Connection, folder: str) -> None:
             if kind == "restore":
                 restore_states(worker, frame, once.at(name))
                 continue
-            done, payload = serve_work(worker, frame, window.at(name), *care, connection.send)
+            done, payload = serve_work(worker, frame, window.at(name), care[0], connection.send)
             payload.write(block.room(payload.size))
             connection.send(Done(done, block.name))
     except (Exception, SystemExit) as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +60,13 @@ Config = dict[str, Any]
 
 
 def server_app(
-    experiment_of: Callable[[Config], Experiment], run_of: Callable[[Config, Experiment], Run]
+    experiment_of: Callable[[Config], Experiment],
+    run_of: Callable[[Config, Experiment], AbstractContextManager[Run]],
 ) -> ServerApp:
     """The ServerApp of an experiment.
 
-    ``experiment_of`` finds the experiment, ``run_of`` its folder, made ready to be written to.
+    ``experiment_of`` finds the experiment, ``run_of`` its folder, held as long as it is written to
+    and ready for that, or with a run that has finished.
     """
     server = ServerApp()
 
@@ -74,13 +77,12 @@ def server_app(
             experiment = experiment_of(config)
             check(experiment)
             torch.set_num_threads(experiment.engine.threads)
-            data = load(experiment)
-            taken = run_of(config, experiment)
-            with float32_by_default():
-                serve(
-                    experiment, taken, lambda _: grid, data, _Log(), "Flower's simulation runtime"
-                )
-            print(f"fedkd: {taken.folder.resolve()}", flush=True)
+            with run_of(config, experiment) as taken:
+                if taken.summary is None:
+                    data, plan = load(experiment), "Flower's simulation runtime"
+                    with float32_by_default():
+                        serve(experiment, taken, lambda _: grid, data, _Log(), plan)
+                print(f"fedkd: {taken.folder.resolve()}", flush=True)
         except FedkdError as error:
             print(f"{WRONG_INPUT}{error}", flush=True)
             raise
@@ -187,5 +189,5 @@ def _given(config: Config) -> Experiment:
     return Experiment.from_toml(str(config["experiment"]))
 
 
-server = server_app(_given, lambda config, _: Run(Path(str(config["folder"]))))
+server = server_app(_given, lambda config, _: nullcontext(Run(Path(str(config["folder"])))))
 client = node_app(_given)

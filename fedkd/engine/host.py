@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 from flwr.app import DEFAULT_TTL, Message, Metadata, RecordDict
 from flwr.serverapp import Grid
 
+from fedkd.interrupt import SIGNALS
 from fedkd.work import Assignment, Codec, Reply, decode
 
 if TYPE_CHECKING:
@@ -30,12 +31,16 @@ Answered = Callable[[], None]
 
 @contextmanager
 def interrupts_held_back() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM come after the block: what is half started could not be ended."""
+    """Let Ctrl-C, and what ends a run as it does, come after the block.
+
+    What is half started could not be ended. What this process does about such signals is afterwards
+    what it was before: Ray would end it on SIGTERM, without a checkpoint.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     held: list[int] = []
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, *SIGNALS)}
     for number in handlers:
         signal.signal(number, lambda number, _: held.append(number))
     try:

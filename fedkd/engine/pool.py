@@ -292,16 +292,8 @@ class Pool(Host):
         )
 
     def _keep(self, client: int, state: State) -> None:
-        kept = self._kept.setdefault(client, {})
-        for name in kept.keys() - state.keys():
-            del kept[name]
-        for name, tensors in state.items():
-            mine = kept.setdefault(name, {})
-            for key, tensor in tensors.items():
-                if key in mine:
-                    mine[key].copy_(tensor)
-                else:
-                    mine[key] = tensor.clone()
+        # New tensors: a checkpoint may yet need those before.
+        self._kept |= _cloned({client: state})
 
     @property
     def states(self) -> Mapping[int, State]:

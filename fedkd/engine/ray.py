@@ -234,7 +234,8 @@ class Actors(Pool):
         # Ray asks an actor to end itself, which one that stands still does not do.
         node, process = ray.get(self._places[worker])
         there = NodeAffinitySchedulingStrategy(node, soft=False)
-        ray.get(ray.remote(num_cpus=0, scheduling_strategy=there)(_end).remote(process))
+        remote: Any = ray.remote  # its types know no such strategy
+        ray.get(remote(num_cpus=0, scheduling_strategy=there)(_end).remote(process))
 
     def _restore(self, worker: int, states: Mapping[int, State]) -> None:
         payload = Payload()

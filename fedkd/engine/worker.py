@@ -294,7 +294,7 @@ class Worker:
         return next((name for name in names if name.partition(":")[0] == student), None)
 
     def keep(self, client: int, student: str, tensors: Parameters) -> None:
-        """Make these the client's own."""
+        """Make these the client's own: new tensors, as a checkpoint may yet need those before."""
         if client not in self.states and student == "own":  # what it began with is of no use
             self.states[client] = {student: {n: tensor.clone() for n, tensor in tensors.items()}}
             return

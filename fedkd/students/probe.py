@@ -181,7 +181,8 @@ def _generators(device: torch.device) -> tuple[object, ...]:
     found: list[object] = [torch.default_generator.get_state().numpy().tobytes()]
     if device.type == "cuda":
         found.append(torch.cuda.get_rng_state(device).numpy().tobytes())
-    _, words, position, *_ = np.random.get_state()
+    state: Any = np.random.get_state()
+    words, position = state[1:3]
     return *found, words.tobytes(), position, random.getstate()
 
 

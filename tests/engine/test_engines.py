@@ -74,6 +74,7 @@ def test_what_a_client_cannot_do_is_one_line_from_flower_too(small, tmp_path):
 def test_resuming_on_flower_is_refused_in_one_line(small, tmp_path):
     experiment = small("engine.name=flower")
     (tmp_path / "run" / "checkpoint").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoint" / "of-another-engine.pt").write_bytes(b"")
     (tmp_path / "run" / "experiment.toml").write_text(experiment.to_toml())
     with pytest.raises(FedkdError, match=r"--resume is not possible with engine\.name = 'flower'"):
         run(experiment, tmp_path / "run", resume=True)

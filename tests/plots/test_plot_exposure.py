@@ -134,9 +134,10 @@ def test_a_place_that_an_arm_does_not_have_is_left_out_and_keeps_its_look(tmp_pa
 
 
 def test_the_last_measured_round_counts(tmp_path):
-    run = fake_run(tmp_path / "a", levels=(4,), places=("student",))
+    run = fake_run(tmp_path / "a", levels=(4,), places=("student",), ended=False)
     line = {"place": "student", "observer": None, "secret": 400, "repeats": 4, "holders": [0]}
     run.append_round({"round": 2}, exposures=[{"round": 2, **line, "exposure": 17.0}])
+    run.write_summary({"common_perplexity_mean": 100.0})
     assert list(means(places(draw([run]).axes[0])["student"])) == [17.0]
 
 
@@ -260,5 +261,6 @@ def test_arms_on_other_data_are_named_by_the_data(tmp_path):
     for run, dataset in zip(runs, ("pydoc", "pydoc", "shakespeare", "shakespeare")):
         changed = run.experiment.to_toml().replace('dataset = "digits"', f'dataset = "{dataset}"')
         (run.folder / "experiment.toml").write_text(changed)
+        run.write_summary(run.summary)
     found = list(panels(draw(runs)))
     assert found == ["fkd, pydoc", "swing, pydoc", "fkd, shakespeare", "swing, shakespeare"]

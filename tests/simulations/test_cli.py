@@ -1,12 +1,14 @@
 """What a person sees on the command line."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from lines import SMALL
 
 from fedkd import registry
 from fedkd.data.partitions import PARTITIONS
@@ -94,7 +96,7 @@ class Simulation:
         self.each = lambda round, run, observer: {}
         self.experiment, self.asked = None, {}
 
-    def __call__(self, experiment, folder=None, *, resume=False, observer=None):
+    def __call__(self, experiment, folder=None, *, resume=False, fresh=False, observer=None):
         self.experiment, self.asked = experiment, {"folder": folder, "resume": resume}
         run = Run.at(experiment, folder).begin(experiment)
         observer.started(run, 1, experiment.rounds, "inline: 10 clients, cpu")
@@ -429,6 +431,34 @@ def test_usage_reports_are_off_unless_the_user_has_set_them(fedkd, monkeypatch):
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "1"
 
 
+# --- the same command again ---------------------------------------------------------------------
+
+
+def test_a_finished_run_is_shown_again_and_run_again_where_that_is_said(fedkd, tmp_path):
+    (tmp_path / "small.toml").write_text(SMALL)
+    words = ["run", "small.toml", "--out", "mine", "--set", "strategy.name=local"]
+    code, first, err = fedkd(*words)
+    assert (code, err.count("round 1/2")) == (0, 1)
+    code, again, err = fedkd(*words)
+    assert (code, again) == (0, first)
+    assert err == "mine has finished before: nothing is run; --fresh runs it again\n"
+    assert fedkd(*words, "--quiet") == (0, "mine\n", "")
+    code, fresh, err = fedkd(*words, "--fresh")
+    assert (code, err.count("round 1/2")) == (0, 1)
+    assert fresh.splitlines()[:5] == first.splitlines()[:5]
+
+
+def test_a_run_that_has_not_finished_asks_how_to_go_on(fedkd, tmp_path):
+    (tmp_path / "small.toml").write_text(SMALL)
+    experiment = Experiment.from_toml(SMALL)
+    Run.at(experiment, Path("mine")).begin(experiment).append_round({"round": 1})
+    code, out, err = fedkd("run", "small.toml", "--out", "mine")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "mine holds 1 of 2 rounds" in err
+    assert "go on with --resume, or begin anew with --fresh" in err
+    assert Run(Path("mine")).rounds == [{"round": 1}]
+
+
 # --- Ctrl-C -------------------------------------------------------------------------------------
 
 
@@ -447,6 +477,19 @@ def test_ctrl_c_leaves_a_readable_folder_and_says_how_to_go_on(fedkd, simulation
     on = "; go on with --resume" if checkpoint else ""
     assert err == f"fedkd: interrupted after round 2; the folder is readable{on}\n"
     assert [line["round"] for line in Run.open("mine").rounds] == [1, 2]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_end_is_as_ctrl_c_with_its_own_exit_code(fedkd, simulation, number):
+    def interrupt(round, run, observer):
+        if round == 3:
+            signal.raise_signal(number)
+        return {}
+
+    simulation.each = interrupt
+    code, out, err = fedkd("run", "x.toml", "--out", "mine", "--quiet")
+    assert (code, out) == (128 + number, "mine\n")
+    assert err == "fedkd: interrupted after round 2; the folder is readable\n"
 
 
 def test_ctrl_c_before_there_is_a_folder(fedkd, monkeypatch):

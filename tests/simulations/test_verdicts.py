@@ -295,12 +295,13 @@ def test_a_trend_is_the_slope_a_doubling():
 # --- what is read off run folders -------------------------------------------------------------
 
 
-def run_folder(folder, seed, rounds=(), exposures=(), summary=None):
+def run_folder(folder, seed, rounds=({"round": 1},), exposures=(), summary=None):
     folder.mkdir(parents=True)
     (folder / "experiment.toml").write_text(Experiment.from_dict({"seed": seed}).to_toml())
     for name, lines in (("rounds", rounds), ("exposures", exposures)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (folder / "summary.json").write_text(json.dumps(summary or {}))
+    ended = {"rounds": len(rounds)} | (summary or {})
+    (folder / "summary.json").write_text(json.dumps(ended))
     return str(folder)
 
 

@@ -1,0 +1,318 @@
+"""What each file of a run's folder may hold: required keys, and the types of those that are read.
+
+Other keys are left as they are: a method records numbers of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, NotRequired
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from typing_extensions import TypedDict
+
+from fedkd.errors import FedkdError
+from fedkd.folder import Entry, at
+
+EXPERIMENT, ENVIRONMENT, PARTITION = "experiment.toml", "environment.json", "partition.json"
+ROUNDS, SUMMARY, CHECKPOINT = "rounds.jsonl", "summary.json", "checkpoint"
+CLIENTS, RELEASES, EXPOSURES = "clients.jsonl", "releases.jsonl", "exposures.jsonl"
+CANARIES, AUDIT = "canaries.json", "audit.json"
+WARNINGS = "warnings.jsonl"
+LINES = (ROUNDS, CLIENTS, RELEASES, EXPOSURES, WARNINGS)
+"""Files to which lines are added as a run goes on."""
+KEPT = (EXPERIMENT, PARTITION, CANARIES)
+"""Files that a run writes once, and that its numbers depend on."""
+PLACES = ("teacher", "released", "fused", "student")
+"""Where exposure is measured, on a secret's way out of its client."""
+
+Count = Annotated[int, Field(ge=0)]
+Round = Annotated[int, Field(ge=1)]
+Number = float | None
+"""A measurement; None is one that is not finite."""
+STRICT = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+
+
+@with_config(STRICT)
+class LeftOut(TypedDict):
+    """A client whose reply was left out of a round."""
+
+    client: Count
+    step: str
+    reason: str
+
+
+@with_config(STRICT)
+class RoundLine(TypedDict):
+    """A line of ``rounds.jsonl``."""
+
+    round: Round
+    bytes_up: NotRequired[Count]
+    bytes_down: NotRequired[Count]
+    participants: NotRequired[list[Count]]
+    left_out: NotRequired[list[LeftOut]]
+    local: NotRequired[dict[str, Number]]
+    strategy: NotRequired[dict[str, Any]]
+    warnings: NotRequired[list[str]]
+
+
+@with_config(STRICT)
+class ClientLine(TypedDict):
+    """A line of ``clients.jsonl``."""
+
+    round: Round
+    client: Count
+    stage: Literal["local", "fused"]
+
+
+@with_config(STRICT)
+class ReleaseLine(TypedDict):
+    """A line of ``releases.jsonl``."""
+
+    round: Round
+    client: Count
+    step: str
+    key: str
+    items: Count
+    mechanism: NotRequired[str]
+    scale: NotRequired[float]
+    draws: NotRequired[Count]
+    temperature_min: NotRequired[Number]
+    temperature_max: NotRequired[Number]
+    clip: NotRequired[Number]
+    candidates: NotRequired[Count | None]
+    mix: NotRequired[float]
+    scores: NotRequired[str]
+    scores_private: NotRequired[bool]
+    fresh: NotRequired[bool]
+    redrawn: NotRequired[bool]
+    rho: NotRequired[Number]
+    epsilon: NotRequired[Number]
+    nominal: NotRequired[Number]
+    on: NotRequired[str]
+    dp_training: NotRequired[list[list[float]]]
+
+
+@with_config(STRICT)
+class ExposureLine(TypedDict):
+    """A line of ``exposures.jsonl``."""
+
+    round: Round
+    place: Literal["teacher", "released", "fused", "student"]
+    observer: NotRequired[Count | None]
+    secret: Count
+    repeats: Count
+    holders: Annotated[list[Count], Field(min_length=1)]
+    exposure: Number
+
+
+@with_config(STRICT)
+class WarningLine(TypedDict):
+    """A line of ``warnings.jsonl``."""
+
+    round: Count
+    message: str
+
+
+@with_config(STRICT)
+class Written(TypedDict):
+    """How much a run has written to a file, and a digest of it."""
+
+    lines: Count
+    digest: str
+
+
+@with_config(STRICT)
+class Summary(TypedDict):
+    """``summary.json``; ``files``, which earlier versions lack, is what the run has written."""
+
+    strategy: NotRequired[str]
+    seed: NotRequired[Count]
+    rounds: NotRequired[Round]
+    bytes_up: NotRequired[Count]
+    bytes_down: NotRequired[Count]
+    left_out: NotRequired[Count]
+    files: NotRequired[dict[str, Written]]
+
+
+@with_config(STRICT)
+class Holder(TypedDict):
+    """A client in ``partition.json``."""
+
+    client: Count
+    student: str
+    train: Count
+    own_test: Count
+    labels: list[Count]
+
+
+@with_config(STRICT)
+class Partition(TypedDict):
+    """``partition.json``."""
+
+    classes: list[str]
+    clients: list[Holder]
+
+
+@with_config(STRICT)
+class Environment(TypedDict):
+    """``environment.json``."""
+
+    packages: dict[str, str | None]
+    git: NotRequired[dict[str, Any] | None]
+    sources: NotRequired[dict[str, str | None]]
+    data_fingerprint: NotRequired[str]
+
+
+@with_config(STRICT)
+class Canaries(TypedDict):
+    """``canaries.json``."""
+
+    log2_space: float
+    public: NotRequired[str]
+
+
+@with_config(STRICT)
+class Audit(TypedDict):
+    """``audit.json``."""
+
+    formal: dict[str, Any]
+
+
+TABLES: dict[str, Any] = {
+    ROUNDS: RoundLine,
+    CLIENTS: ClientLine,
+    RELEASES: ReleaseLine,
+    EXPOSURES: ExposureLine,
+    WARNINGS: WarningLine,
+    SUMMARY: Summary,
+    PARTITION: Partition,
+    ENVIRONMENT: Environment,
+    CANARIES: Canaries,
+    AUDIT: Audit,
+}
+"""By the name of the file."""
+TOLD_APART_BY = {
+    CLIENTS: ("round", "client", "stage"),
+    EXPOSURES: ("round", "place", "observer", "secret"),
+}
+"""Keys that no two lines of a file have in common."""
+MEASUREMENTS = ("own_", "common_", "validation_", "train_loss", "bytes_", "seconds")
+"""How the names of numbers begin that tables and figures take from lines and summaries."""
+
+
+@cache
+def _adapter(name: str) -> TypeAdapter[Any]:
+    return TypeAdapter(TABLES[name])
+
+
+def check(name: str, value: Any, where: str) -> Entry:
+    """``value``, read at ``where``, as what the file ``name`` holds, or a line of it.
+
+    Raises
+    ------
+    FedkdError
+        A key is missing, or a value is not allowed.
+    """
+    if not isinstance(value, dict):
+        raise FedkdError(f"{where} is {_short(value)}, and a table of keys is needed")
+    try:
+        _adapter(name).validate_python(value)
+    except ValidationError as failure:
+        raise FedkdError(f"{where}: {_complaint(failure)}") from failure
+    _check_numbers(value, where)
+    if name == SUMMARY and not {"files", "rounds"} & value.keys():
+        raise FedkdError(f"{where}: rounds is missing")
+    if name == PARTITION:
+        _check_partition(value, where)
+    return value
+
+
+def check_order(name: str, entries: Sequence[Entry], file: Path) -> None:
+    """Refuse lines that are not where a run writes them: rounds in their order, nothing twice.
+
+    Raises
+    ------
+    FedkdError
+        One line that names file and line.
+    """
+    seen: set[tuple[Any, ...]] = set()
+    before = 0
+    for number, entry in enumerate(entries, 1):
+        round = entry["round"]
+        if name == ROUNDS and round != number:
+            raise FedkdError(f"{at(file, number)}: round {round} stands where {number} comes next")
+        if round < before and name != WARNINGS:
+            raise FedkdError(f"{at(file, number)}: round {round} comes after round {before}")
+        before = round
+        if name in TOLD_APART_BY:
+            key = tuple(entry.get(part) for part in TOLD_APART_BY[name])
+            if key in seen:
+                told = ", ".join(f"{p} {v}" for p, v in zip(TOLD_APART_BY[name], key, strict=True))
+                raise FedkdError(f"{at(file, number)}: {told} is there twice")
+            seen.add(key)
+
+
+def check_rounds(entries: Sequence[Entry], last: int, file: Path) -> None:
+    """Refuse a line of a round after the ``last``.
+
+    Raises
+    ------
+    FedkdError
+        One line that names file and line.
+    """
+    for number, entry in enumerate(entries, 1):
+        if entry["round"] > last:
+            raise FedkdError(
+                f"{at(file, number)}: round {entry['round']} is not in {file.parent / ROUNDS}"
+            )
+
+
+def without_unknown(model: type[BaseModel], tables: dict[str, Any], prefix: str = "") -> list[str]:
+    """Take keys that ``model`` does not know out of ``tables``, in place, and name them."""
+    if model.model_config.get("extra") != "forbid":
+        return []
+    unknown = []
+    for key in list(tables):
+        if key not in model.model_fields:
+            del tables[key]
+            unknown.append(prefix + key)
+            continue
+        inner, value = model.model_fields[key].annotation, tables[key]
+        if isinstance(value, dict) and isinstance(inner, type) and issubclass(inner, BaseModel):
+            unknown += without_unknown(inner, value, f"{prefix}{key}.")
+    return unknown
+
+
+def _complaint(failure: ValidationError) -> str:
+    error = failure.errors(include_url=False)[0]
+    key = ".".join(map(str, error["loc"]))
+    if error["type"] == "missing":
+        return f"{key} is missing"
+    message = error["msg"][0].lower() + error["msg"][1:]
+    return f"{key} = {_short(error['input'])} is not allowed: {message}"
+
+
+def _check_numbers(entry: Mapping[str, Any], where: str) -> None:
+    for key, value in entry.items():
+        number = value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+        if key.startswith(MEASUREMENTS) and not number:
+            raise FedkdError(f"{where}: {key} = {_short(value)} is not allowed: a number is needed")
+
+
+def _check_partition(value: Mapping[str, Any], where: str) -> None:
+    for number, client in enumerate(value["clients"]):
+        if client["client"] != number:
+            raise FedkdError(f"{where}: client {client['client']} stands where {number} comes next")
+        if len(client["labels"]) != len(value["classes"]):
+            raise FedkdError(
+                f"{where}: client {number} has {len(client['labels'])} label counts, and there are "
+                f"{len(value['classes'])} classes"
+            )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
