@@ -85,6 +85,8 @@ class Dataset:
 _BOTH_PARTS = cache.holds("x_train", "y_train", "x_test", "y_test", "names")
 Loader = Callable[[Path | None, bool], "Dataset | Corpus"]
 
+DECODING = 2
+"""Another number where own decoding has changed: what was decoded before is decoded again."""
 PIECE = 2**22
 """Values that are widened to float64 at a time."""
 DIGITS = tuple("0123456789")
@@ -323,7 +325,7 @@ def cinic10(folder: Path | None, download: bool) -> Dataset:
             arrays |= {f"x_{name}": held.images.numpy(), f"y_{name}": held.labels.numpy()}
         return arrays
 
-    arrays = cache.remembered("datasets", ("CINIC10", files), decode, _BOTH_PARTS)
+    arrays = cache.remembered("datasets", ("CINIC10", DECODING, files), decode, _BOTH_PARTS)
     mean, std = (0.47889522, 0.47227842, 0.43047404), (0.24205776, 0.23828046, 0.25874835)
     return _dataset("cinic10", arrays, None, mean, std)
 

@@ -1,7 +1,6 @@
 """Files of others, read with care: what they hold is checked before memory is taken for it.
 
-Functions here raise ValueError with the reason, or FedkdError where the line is whole; a reader
-puts the data set and the file before a reason.
+Functions here raise ValueError with the reason; a reader puts the data set and the file before it.
 """
 
 from __future__ import annotations
@@ -16,8 +15,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-
-from fedkd.errors import FedkdError
 
 SKIPPED = {"__macosx", "__pycache__", "thumbs.db", "desktop.ini"}
 """Names of files and folders that programs leave behind, in lower case."""
@@ -345,8 +342,3 @@ def _size(name: str, member: zipfile.ZipInfo, stream: IO[bytes]) -> int:
     if min(shape, default=0) < 0 or stream.tell() + size != member.file_size:
         raise ValueError(f"{name} has another size than its header says")
     return size
-
-
-def refusal(name: str, reason: object) -> FedkdError:
-    """The line for a data set called ``name`` that cannot be read."""
-    return FedkdError(f"data set {name!r}: {reason}")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedkd.data import cache
-from fedkd.data.datasets import DIGITS, Dataset, Part, broken, missing, mnist
+from fedkd.data.datasets import DECODING, DIGITS, Dataset, Part, broken, missing, mnist
 from fedkd.data.reading import content, decoded, hidden, npz_arrays, opened, parsed, shortened
 from fedkd.errors import FedkdError
 
@@ -90,7 +90,7 @@ def femnist(folder: Path | None, download: bool) -> Dataset:
     if packed:
         arrays = _packed(packed[0])
     elif any(root.glob("*.json")) or any(root.glob("train/*.json")):
-        key = ("LEAF", cache.stamp(root))
+        key = ("LEAF", DECODING, cache.stamp(root))
         whole = cache.holds("x_train", "y_train", "writer_train")
         arrays = cache.remembered("datasets", key, lambda: _leaf(root), whole)
     else:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from fedkd.data import federated
 from fedkd.data.datasets import Dataset, Part
 from fedkd.data.federated import load, reshaped
 from fedkd.data.partitions import PARTITIONS
@@ -291,6 +292,16 @@ def test_the_fingerprint_is_of_the_data_alone(toy, experiment, tmp_path, monkeyp
     copied.write_bytes(Path(toy.removeprefix("npz:")).read_bytes())
     assert fingerprint(dataset=f"npz:{copied}") == found
     assert fingerprint(augment=True) == found
+
+
+def test_the_fingerprint_is_the_same_where_rounding_differs(tmp_path, experiment, monkeypatch):
+    x = np.random.default_rng(0).normal(5, 3, (200, 7))
+    np.savez(tmp_path / "own.npz", x=x, y=np.arange(200) % 2)
+    wanted = experiment(dataset=f"npz:{tmp_path}/own.npz", clients=4, transfer={"size": 50})
+    found = load(wanted).fingerprint()
+    rounded = federated.standardised
+    monkeypatch.setattr(federated, "standardised", lambda *given: rounded(*given) * (1 + 1e-7))
+    assert load(wanted).fingerprint() == found
 
 
 @pytest.mark.parametrize("key", ["x", "y", "x_test", "y_test"])
