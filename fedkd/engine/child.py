@@ -32,10 +32,12 @@ def _serve(connection: Connection, folder: str) -> None:
     from fedkd.engine.blocks import Block, Window
     from fedkd.engine.pool import Done, Failed, Progress, restore_states, serve_work
     from fedkd.engine.worker import Worker
+    from fedkd.errors import blamed
     from fedkd.experiment import Experiment
 
     try:
-        worker: Worker = Worker(Experiment.from_toml(connection.recv()))
+        with blamed("its start"):
+            worker: Worker = Worker(Experiment.from_toml(connection.recv()))
         block, window, once = Block(folder), Window(), Window()
         connection.send(Progress(0, ()))
         while True:

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import math
 import time
-import traceback
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from traceback import format_exception
 from typing import Any, ClassVar, NoReturn
 
 import torch
@@ -40,7 +40,7 @@ class Progress:
     """``done`` clients of a worker's piece have done their work; ``at_work`` are doing theirs.
 
     Several are at work as a cohort, none while a piece begins or ends. None stands for a worker
-    that is only being made, or of which nothing is known.
+    that is only being made.
     """
 
     done: int
@@ -57,9 +57,13 @@ class Done:
 
 @dataclass(frozen=True)
 class Lost:
-    """A worker is gone; ``how`` says what is known of it."""
+    """A worker is gone; ``how`` says what is known of it.
+
+    Its last :class:`Progress` says who was at work, unless it is not ``sure``.
+    """
 
     how: str
+    sure: bool = True
 
 
 @dataclass(frozen=True)
@@ -72,9 +76,9 @@ class Failed:
     @classmethod
     def by(cls, error: BaseException) -> Failed:
         """What a worker says of an exception that it cannot go on after."""
-        if isinstance(error, FedkdError):
-            return cls(str(error))
-        return cls(summary_of(error), "".join(traceback.format_exception(error)))
+        known = isinstance(error, FedkdError)
+        trace = "" if known and not error.__cause__ else "".join(format_exception(error))
+        return cls(str(error) if known else summary_of(error), trace)
 
 
 Event = Progress | Done | Lost | Failed
@@ -179,6 +183,8 @@ class Pool(Host):
             for worker, event in self._events(set(todo), self._patience(todo)):
                 if isinstance(event, Lost):
                     lost[worker] = event.how
+                    if not event.sure:
+                        todo[worker].at_work = None
                 elif isinstance(event, Failed):
                     message = f"worker {worker} of engine.name = {self.name!r}: {event.message}"
                     raise FedkdError(message) from WorkerTraceback(event.trace or event.message)
@@ -219,8 +225,8 @@ class Pool(Host):
         if isinstance(event, Progress):
             if event.at_work is not None:
                 self._ready.add(worker)
-            if event.at_work != work.at_work:
-                work.at_work, work.since = event.at_work, time.monotonic()
+                if event.at_work != work.at_work:
+                    work.at_work, work.since = event.at_work, time.monotonic()
             return {}
         replies, changed = unpack(event.frame, event.buffer)
         for client, state in changed.items():

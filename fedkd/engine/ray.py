@@ -17,6 +17,10 @@ from contextlib import suppress
 from typing import Any
 
 import numpy as np
+
+# Ray prints these to the standard output, which is for results; the run's own warning says it.
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died|killed due to memory pressure")
+
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -34,7 +38,7 @@ from fedkd.engine.pool import (
 )
 from fedkd.engine.temporary import TemporaryFolder
 from fedkd.engine.worker import Care, State, Worker
-from fedkd.errors import FedkdError
+from fedkd.errors import FedkdError, blamed
 from fedkd.experiment import Experiment
 
 LOOKS_EVERY = 0.25
@@ -72,17 +76,24 @@ class _Actor:
         """How far the work of the phase is."""
         return self._progress
 
+    def make(self) -> None:
+        """Make the worker."""
+        with suppress(FedkdError):  # the first piece of work tells of it
+            self._made()
+
     def restore(self, frame: bytes, buffer: np.ndarray) -> None:
         """Keep these states."""
         restore_states(self._made(), frame, buffer)
 
-    def perform(self, frame: bytes, buffer: np.ndarray, care: Care) -> Event:
-        """Do a piece of work."""
+    def perform(self, frame: bytes, buffer: np.ndarray, care: Care, restored: None) -> Event:
+        """Do a piece of work, which Ray begins only if the states before it were ``restored``."""
         try:
             done, payload = serve_work(self._made(), frame, buffer, care, self._report)
             return Done(done, _arrays(payload))
         except (Exception, SystemExit) as error:
             return Failed.by(error)
+        finally:
+            self._report(Progress(0, ()))
 
     def _report(self, progress: Progress) -> None:
         self._progress = progress
@@ -91,8 +102,9 @@ class _Actor:
 
     def _made(self) -> Worker:
         if self._worker is None:
-            self._worker = Worker(Experiment.from_toml(self._toml))
-        self._report(Progress(0, ()))
+            with blamed("its start"):
+                self._worker = Worker(Experiment.from_toml(self._toml))
+            self._report(Progress(0, ()))
         return self._worker
 
 
@@ -132,6 +144,8 @@ class Actors(Pool):
         self._toml = experiment.located().to_toml()
         self._actors: list[Any] = [None] * len(shares)
         self._places: dict[int, Any] = {}
+        self._making: dict[int, Any] = {}
+        self._restored: dict[int, Any] = {}
         self._looks: dict[int, Any] = {}
         self._calls: dict[Any, int] = {}
         self._buffer: Any = None
@@ -226,9 +240,11 @@ class Actors(Pool):
             runtime_env={"env_vars": _settings(table.address)},
         )(_Actor)
         self._looks.pop(worker, None)
+        self._restored.pop(worker, None)
         self._calls = {call: n for call, n in self._calls.items() if n != worker}
         self._actors[worker] = kind.remote(self._toml, worker, self._reports)
         self._places[worker] = self._actors[worker].place.remote()
+        self._making[worker] = self._actors[worker].make.remote()
 
     def _kill(self, worker: int) -> None:
         # Ray asks an actor to end itself, which one that stands still does not do.
@@ -240,13 +256,15 @@ class Actors(Pool):
     def _restore(self, worker: int, states: Mapping[int, State]) -> None:
         payload = Payload()
         frame = payload.frame(states)
-        self._actors[worker].restore.remote(frame, _put(payload))
+        self._restored[worker] = self._actors[worker].restore.remote(frame, _put(payload))
 
     def _place(self, payload: Payload) -> None:
         self._buffer = _put(payload)
 
     def _send(self, worker: int, frame: bytes, care: Care) -> None:
-        self._calls[self._actors[worker].perform.remote(frame, self._buffer, care)] = worker
+        restored = self._restored.get(worker)
+        call = self._actors[worker].perform.remote(frame, self._buffer, care, restored)
+        self._calls[call] = worker
 
     def _events(self, workers: set[int], seconds: float) -> Iterable[tuple[int, Event]]:
         ready, _ = ray.wait(list(self._calls), num_returns=1, timeout=min(seconds, LOOKS_EVERY))
@@ -255,23 +273,31 @@ class Actors(Pool):
         return [*events, *(event for call in ready for event in self._ended(call))]
 
     def _looked(self, worker: int) -> Iterable[tuple[int, Event]]:
-        """How far a worker is, if it has answered since it was asked."""
+        """How far a worker is, if that is known since it was asked."""
+        if worker in self._making and ray.wait([self._making[worker]], timeout=0)[0]:
+            del self._making[worker]
+            yield worker, Progress(0, ())
         look = self._looks.get(worker)
         if look is not None and ray.wait([look], timeout=0)[0]:
             with suppress(ray.exceptions.RayError):  # its call tells of it
                 yield worker, ray.get(look)
             look = None
-        self._looks[worker] = look or self._actors[worker].progress.remote()
+        if look is None:
+            known = worker in self._reporting
+            there = self._reports.last if known else self._actors[worker].progress
+            self._looks[worker] = there.remote(worker) if known else there.remote()
 
     def _ended(self, call: Any) -> Iterable[tuple[int, Event]]:
         worker = self._calls.pop(call)
         self._looks.pop(worker, None)
         try:
             yield worker, ray.get(call)
+        except ray.exceptions.RayTaskError as error:
+            yield worker, Failed(_line(error.cause), str(error))
         except ray.exceptions.RayError as error:
-            known = worker in self._reporting
-            yield worker, ray.get(self._reports.last.remote(worker)) if known else Progress(0, None)
-            yield worker, Lost(_line(error))
+            if reporting := worker in self._reporting:
+                yield worker, ray.get(self._reports.last.remote(worker))
+            yield worker, Lost(_line(error), sure=reporting)
 
 
 def _end(process: int) -> None:

@@ -309,15 +309,16 @@ def test_of_a_cohort_that_costs_its_worker_one_client_is_found_out(engine, small
 def test_a_client_that_does_not_answer_in_time_is_left_out_and_no_other(
     act, cohort, engine, small, healthy
 ):
-    warnings = []
-    experiment = small(cohort, "engine.timeout=1")
+    warnings, seconds = [], {"procs": 1, "ray": 5}[engine]
+    experiment = small(cohort, f"engine.timeout={seconds}")
     with elsewhere(engine, experiment, [range(CLIENTS)], warnings) as host:
         replies = host.perform(work(act, 2), lambda: None)
         again = host.perform(work(act), lambda: None)
-    assert replies.pop(2).failure == "did not answer within engine.timeout = 1.0 s"
+    assert replies.pop(2).failure == f"did not answer within engine.timeout = {seconds}.0 s"
     agree(replies, healthy(cohort))
     assert not any(reply.failure for reply in again)
-    assert len(warnings) == (1 if cohort == ALONE else 2)
+    losses = 1 if cohort == ALONE else 2
+    assert len(warnings) in ([losses] if engine == "procs" else [losses, losses + 1])
 
 
 @LINUX
