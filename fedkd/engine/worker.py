@@ -60,11 +60,17 @@ class Worker:
 
     ``states`` holds what each client keeps; a host that stores it elsewhere puts it in before an
     assignment and takes it out after. One module an architecture is reused in place.
+
+    Worlds with different numbers draw privacy noise, and who is in a batch of DP-SGD, independently
+    of one another; an attack compares many. A run is world 0.
     """
 
-    def __init__(self, experiment: Experiment, data: FederatedData | None = None) -> None:
+    def __init__(
+        self, experiment: Experiment, data: FederatedData | None = None, world: int = 0
+    ) -> None:
         torch.set_num_threads(experiment.engine.threads)
         self.experiment = experiment
+        self.world: tuple[str | int, ...] = ("world", world) if world else ()
         self.device = device(experiment.engine.device)
         self.data = data or load(experiment)
         self._held = self.data.on(self.device)
@@ -392,7 +398,7 @@ class Session:
         dp = None
         if table.noise_multiplier and sees_private(step):
             # Two students trained alike must not get the same noise.
-            dp = DPSGD(table, step.on, experiment.seed, *draw, step.student)
+            dp = DPSGD(table, step.on, experiment.seed, *draw, step.student, *self.worker.world)
 
         def train() -> cache.Arrays:
             loss = fit(
@@ -414,7 +420,8 @@ class Session:
 
         plain = all(term == CrossEntropy(term.weight) for term in step.terms)
         if experiment.engine.remember and plain:
-            learnt = self.worker.remembered(student, samples, (repr(step), draw), train)
+            what = (repr(step), draw, *self.worker.world)
+            learnt = self.worker.remembered(student, samples, what, train)
         else:
             learnt = train()[LEARNT]
         self.wrote(step.student)
@@ -455,7 +462,7 @@ class Session:
         answer = [assignment.client, state, step.temperature, step.key]
         if not table.cache:
             answer += [assignment.round, assignment.phase]
-        draw = noise(experiment.seed, "release", *map(str, answer))
+        draw = noise(experiment.seed, "release", *map(str, answer), *self.worker.world)
         labels = release(logits, step.temperature, table, self.worker.public, draw).cpu()
         self.metrics[f"{step.key}_state"] = float(state)
         return labels.clamp_min(SMALLEST).log() if step.output == "logits" else labels

@@ -276,7 +276,9 @@ def infer_members(
             coins = torch.rand(len(firsts[client]), generator=draw) < 0.5
             members[client][shadow] = coins.numpy()
         kept = [np.flatnonzero(members[client][shadow][copies[client]]) for client in clients]
-        worker = _Untested(experiment, whole.with_part([torch.from_numpy(rows) for rows in kept]))
+        halves = whole.with_part([torch.from_numpy(rows) for rows in kept])
+        # Noise that two runs share is not there when they are compared.
+        worker = _Untested(experiment, halves, world=shadow + 1)
         sent = knowledge(worker)
         for client, values in sent.items():
             read = _model(worker, client, values)

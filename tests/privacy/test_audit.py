@@ -7,7 +7,7 @@ import pytest
 import texts
 import torch
 
-from fedkd import registry
+from fedkd import registry, run
 from fedkd.data.federated import load
 from fedkd.engine.worker import Worker
 from fedkd.errors import FedkdError
@@ -23,6 +23,7 @@ from fedkd.privacy.accounting import (
 from fedkd.privacy.attacks import audited_epsilon, audited_epsilon_from_exposure
 from fedkd.results import Run
 from fedkd.work import Assignment, Fit, Predict
+from simulations.shipped import experiment_text
 
 # --- the ledger ---------------------------------------------------------------------------------
 
@@ -255,6 +256,29 @@ def test_students_that_never_trained_tell_nothing(small):
     found = audit.infer_members(small(*OVERFITTED, "training.local_epochs=0"), 8)
     assert found.auc == pytest.approx(0.5, abs=0.06)
     assert found.epsilon == 0
+
+
+DROWNED = (*OVERFITTED[:-2], "training.local_epochs=10", "training.dp.noise_multiplier=20")
+
+
+def test_noise_that_drowns_the_data_is_not_cancelled_between_shadows(small):
+    """Each shadow draws its own: shared noise would leave the data bare in every comparison."""
+    found = audit.infer_members(small(*DROWNED), 8)
+    assert found.auc == pytest.approx(0.5, abs=0.1)
+    assert found.epsilon == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sigma", [20, 200])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_an_audit_of_dp_sgd_proves_no_more_than_its_formal_epsilon(sigma, seed, tmp_path):
+    overrides = ("strategy.name=fedavg", "rounds=1", f"seed={seed}")
+    noise = f"training.dp.noise_multiplier={sigma}"
+    experiment = Experiment.from_toml(experiment_text("quickstart"), (*overrides, noise))
+    formal = audit.guarantee(run(experiment, tmp_path / "run").releases, experiment)
+    found = audit.infer_members(experiment, 16)
+    assert found.epsilon <= formal.epsilon < 0.4
+    assert found.auc == pytest.approx(0.5, abs=0.03)
 
 
 def test_the_same_attack_twice_finds_the_same(small):

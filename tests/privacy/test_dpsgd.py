@@ -1,6 +1,7 @@
 """DP-SGD in the one training loop."""
 
 import copy
+from itertools import combinations
 
 import pytest
 import torch
@@ -270,6 +271,17 @@ def test_no_two_clients_rounds_fits_or_students_have_the_same_noise(small):
         found += [values[0].values[key]["head.bias"] for key in ("parameters", "b")]
     for index, one in enumerate(found):
         assert all(not torch.equal(one, other) for other in found[:index])
+
+
+def test_no_two_worlds_share_noise_or_who_is_drawn(small):
+    """Nobody's gradient is let through, then no noise."""
+    for table in ("training.dp.max_grad_norm=1e-9", "training.dp.noise_multiplier=1e-9"):
+        experiment = small(NOISY, table, "training.lr=0.1", "training.optimiser=sgd")
+        first, same, *others = (
+            after(Worker(experiment, world=world), 0, Fit())[1] for world in (0, 0, 1, 2)
+        )
+        assert torch.equal(first, same)
+        assert not any(torch.equal(one, other) for one, other in combinations((first, *others), 2))
 
 
 def test_the_numbers_do_not_depend_on_the_order_of_clients(small):

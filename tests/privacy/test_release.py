@@ -400,6 +400,11 @@ def test_another_seed_has_other_noise(small):
     assert (one != other).any(1).all()
 
 
+def test_another_world_has_other_noise(small):
+    one, other = (labels(Worker(small(*ALONE), world=world)) for world in (0, 1))
+    assert (one != other).any(1).all()
+
+
 def test_drawn_labels_are_drawn_once_too(small):
     worker = Worker(small("release.mechanism=sample", "release.clip=1e-9"))
     assert torch.equal(labels(worker), labels(worker, round=2))
