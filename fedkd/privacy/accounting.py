@@ -118,10 +118,10 @@ def cost(
     temperatures: Any,
     clip: float | None,
     classes: int,
-    candidates: int | None = None,
+    candidates: Any = None,
     mix: float = 0.0,
     *,
-    floor: float = 0.0,
+    floor: Any = 0.0,
     delta: float = 1e-5,
 ) -> Cost:
     """What one answer of a client costs.
@@ -138,9 +138,11 @@ def cost(
         Of the items; public.
     clip, classes, candidates, mix
         As for :func:`fedkd.privacy.sensitivity.l1_sensitivity`; what is mixed in comes before noise
-        and draws.
-    floor : float
-        Least probability that the law mixed in gives to anything that can be drawn (``sample``).
+        and draws. Numbers of candidates ``(S, M)``, or ``(S, 1)``, are S that each item may have:
+        the one that costs most counts.
+    floor : float or array
+        Least probability that the law mixed in gives to anything that can be drawn (``sample``); an
+        array goes with ``candidates``.
     delta : float
         Delta that the nominal epsilon of Gaussian noise is stated at.
 
@@ -166,51 +168,61 @@ def cost(
         return Cost(0.0, None if mechanism == "gaussian" else 0.0, 0.0)
     law = (clip, classes, candidates, mix)
     if mechanism == "gaussian" and scale:
-        far = l2_sensitivity(tau, *law) / scale
+        far = _costliest(l2_sensitivity(tau, *law)) / scale
         return Cost(float((far**2).sum() / 2), None, gaussian_epsilon(far.max(), delta))
     if mechanism == "laplace" and scale:
-        pure = l1_sensitivity(tau, *law) / scale
+        pure = _costliest(l1_sensitivity(tau, *law)) / scale
         rho = 2 * (pure / 2 + np.expm1(-pure / 2))
         return Cost(float(rho.sum()), float(pure.sum()), float(pure.max()))
     if mechanism == "sample":
-        pure, rho = _drawn(tau, *law, floor)
+        pure, rho = map(_costliest, _drawn(tau, *law, floor))
         return Cost(*(_bounded(x) for x in (draws * rho.sum(), draws * pure.sum(), pure.max())))
     return Cost()
+
+
+def _costliest(costs: Numbers) -> Numbers:
+    """Of each item ``(M,)``, out of ``(S, M)`` of as many sets of candidates as it may have."""
+    return costs if costs.ndim < 2 else np.asarray(costs.max(0))
 
 
 def _drawn(
     tau: Numbers,
     clip: float | None,
     classes: int,
-    candidates: int | None,
+    candidates: Any,
     mix: float,
-    floor: float,
+    floor: Any,
 ) -> tuple[Numbers, Numbers]:
     """Pure epsilon and rho of one draw at each temperature; infinite where there is no bound."""
     l1_sensitivity(tau, clip, classes, candidates, mix)  # checks them
+    own = as_numbers(classes if candidates is None else candidates)
+    tau, own, floor = np.broadcast_arrays(tau, own, as_numbers(floor))
     low = np.zeros(tau.shape) if clip is None else np.exp(-clip / tau)
     if mix == 1:
         return np.zeros(tau.shape), np.zeros(tau.shape)
-    own = classes if candidates is None else candidates
-    rest = classes - own
-    ranges = []
-    if own:
-        ranges.append((1 / (1 + (classes - 1) * low), _part(low, classes - 1)))
-    if rest:
-        ranges.append((rest / (rest + own * low), _part(rest * low, own)))
-    with np.errstate(divide="ignore"):
+    rest, one = classes - own, np.ones(tau.shape)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ranges = [
+            (own, _part(one, (classes - 1) * low), _part(low, (classes - 1) * one)),
+            (rest, _part(rest, own * low), _part(rest * low, own)),
+        ]
+        # Nothing is drawn that no class stands for.
         ratios = [
-            np.log((1 - mix) * most + mix * floor) - np.log((1 - mix) * least + mix * floor)
-            for most, least in ranges
+            np.where(
+                count > 0,
+                np.log((1 - mix) * most + mix * floor) - np.log((1 - mix) * least + mix * floor),
+                0.0,
+            )
+            for count, most, least in ranges
         ]
     pure = np.max(ratios, axis=0)
     width = 2 * pure if clip is None else np.minimum(2 * pure, 2 * clip / tau)
     return pure, np.minimum(width**2 / 8, pure * np.tanh(pure / 2))
 
 
-def _part(one: Numbers, other: float) -> Numbers:
+def _part(one: Numbers, other: Numbers) -> Numbers:
     """``one / (one + other)``, and 1 where there is no other."""
-    return np.ones(one.shape) if other == 0 else one / (one + other)
+    return np.where(other == 0, 1.0, one / (one + other))
 
 
 def _bounded(number: float) -> float | None:
@@ -218,7 +230,7 @@ def _bounded(number: float) -> float | None:
 
 
 def described(
-    table: ReleaseTable, temperatures: Any, classes: int, over_candidates: bool
+    table: ReleaseTable, temperatures: Any, classes: int, over_candidates: Any
 ) -> dict[str, Any]:
     """What a ledger line says of one answer under ``[release]``: its mechanism and its cost.
 
@@ -230,20 +242,24 @@ def described(
         Of the released items.
     classes : int
         Number of classes C.
-    over_candidates : bool
-        Whether released are ``table.candidates`` classes, the true one, and a bucket.
+    over_candidates : bool, or array of int of shape (M,)
+        How many classes each item is released over, beside one bucket for all others. True: as many
+        as ``table.candidates`` likeliest ones, or one more, the true one. False: all classes.
 
     Returns
     -------
     dict
         Fields of :class:`Release`.
     """
-    tau = as_numbers(temperatures)
-    likeliest = min(table.candidates, classes)
-    candidates = min(likeliest + 1, classes) if over_candidates else None
-    mix, floor, clip, applied = table.mix, 0.0, table.clip, tau
+    tau, sets = as_numbers(temperatures), None
+    if over_candidates is True:
+        sets = np.array([[min(table.candidates + more, classes)] for more in (0, 1)])
+    elif over_candidates is not False:
+        sets = as_numbers(over_candidates)
+    mix, clip, applied = table.mix, table.clip, tau
+    floor: Any = 0.0
     if table.mix_with == "uniform":
-        floor = 1 / (likeliest + 2 if over_candidates else classes)
+        floor = 1 / (classes if sets is None else np.minimum(sets + 1, classes))
     elif table.mix_with == "entropy":
         # The share follows from the logits, so it is no public law's. What comes out is still
         # between the uniform law and the soft labels at the base temperature.
@@ -253,7 +269,7 @@ def described(
         else:
             applied = np.full(tau.shape, table.temperature)
     price = cost(
-        *(table.mechanism, table.scale, table.draws, applied, clip, classes, candidates, mix),
+        *(table.mechanism, table.scale, table.draws, applied, clip, classes, sets, mix),
         floor=floor,
         delta=table.delta,
     )
@@ -264,7 +280,7 @@ def described(
         "temperature_min": float(tau.min()) if tau.size else None,
         "temperature_max": float(tau.max()) if tau.size else None,
         "clip": table.clip,
-        "candidates": candidates,
+        "candidates": None if sets is None or not sets.size else int(sets.max()),
         "mix": mix,
         "scores": "" if table.tau_max is None else table.scores,
         "scores_private": table.tau_max is not None and table.scores == "oracle",

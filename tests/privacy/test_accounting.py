@@ -269,11 +269,33 @@ def test_a_described_release_costs_what_it_does():
 def test_a_described_release_over_candidates():
     found = described(table(candidates=3), [2.0], 1000, True)
     assert found["candidates"] == 4
-    assert found["rho"] == cost("gaussian", 1.0, 1, [2.0], 10.0, 1000, 4).rho
+    three, four = (cost("gaussian", 1.0, 1, [2.0], 10.0, 1000, k).rho for k in (3, 4))
+    assert found["rho"] == max(three, four)
+    each = described(table(candidates=3), [2.0, 2.0, 2.0], 1000, [3, 4, 3])
+    assert each["candidates"] == 4
+    assert each["rho"] == pytest.approx(2 * three + four)
     drawn = described(
         table(mechanism="sample", candidates=3, clip=None, mix=0.5), [2.0], 1000, True
     )
     assert drawn["epsilon"] == pytest.approx(math.log((0.5 + 0.1) / 0.1))
+
+
+@pytest.mark.parametrize("classes", range(3, 9))
+def test_items_with_fewer_candidates_are_charged_for_what_they_show(classes):
+    """Where the true class is among the k likeliest, k are released and not k + 1."""
+    for candidates, ratio in itertools.product(range(1, classes), (0.1, 1.0, 3.0)):
+        furthest = []
+        for count in (candidates, candidates + 1):
+            laws = vertices(classes, ratio)
+            shown = np.concatenate([laws[:, :count], laws[:, count:].sum(1, keepdims=True)], 1)
+            furthest.append(max(np.square(shown - law).sum(1).max() for law in shown) / 2)
+        release = table(candidates=candidates, clip=ratio)
+        found = described(release, [1.0], classes, True)["rho"]
+        assert found == pytest.approx(max(furthest), abs=1e-12)
+        # As sets really are, item by item.
+        sizes = [candidates, candidates, candidates + 1]
+        found = described(release, np.ones(3), classes, sizes)["rho"]
+        assert found == pytest.approx(2 * furthest[0] + furthest[1], abs=1e-12)
 
 
 def test_what_makes_a_release_private_or_not_is_described():
