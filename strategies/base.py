@@ -347,7 +347,7 @@ class KnowledgeStrategy(Strategy):
             "train",
             server_round,
             [
-                Assignment(client, server_round, "learn", tuple(steps), (*trial, *measure, *expose))
+                self._assignment(client, server_round, "learn", steps, (*trial, *measure, *expose))
                 for client in staying
                 for steps in [self.learn(server_round, client)]
                 for measure in [self.measure(server_round, client) if trial else ()]
@@ -395,7 +395,7 @@ class KnowledgeStrategy(Strategy):
                 labels = self.fused_labels(client, steps)
                 fused |= {} if labels is None else {client: labels}
             if steps or trial:
-                assignments.append(Assignment(client, server_round, "receive", steps, trial))
+                assignments.append(self._assignment(client, server_round, "receive", steps, trial))
         self._privacy.fused(fused)
         return self._messages(grid, "evaluate", server_round, assignments)
 
@@ -497,6 +497,13 @@ class KnowledgeStrategy(Strategy):
         test = self.experiment.data.test
         wanted = (("own", test.fraction > 0), ("common", test.common > 0))
         return tuple(Evaluate(name, name) for name, there in wanted if there)
+
+    def _assignment(
+        self, client: int, round: int, phase: str, steps: Sequence[Step], trial: tuple[Step, ...]
+    ) -> Assignment:
+        return Assignment(
+            client, round, phase, self._privacy.stamped(client, round, phase, steps), trial
+        )
 
     def _messages(
         self, grid: Grid, kind: str, round: int, assignments: list[Assignment]

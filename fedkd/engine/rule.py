@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from fedkd.data.cache import folder
 from fedkd.errors import FedkdError
 from fedkd.privacy.dpsgd import sees_private
+from fedkd.privacy.release import applies
 from fedkd.work import (
     Assignment,
     CrossEntropy,
@@ -106,7 +107,7 @@ def cohort(worker: Worker, assignment: Assignment, step: Step) -> bool:
             return False
         if experiment.engine.remember and plain:
             return False
-    if isinstance(step, Predict) and experiment.release.active and step.on == "transfer":
+    if applies(step, experiment.release):
         return False
     if experiment.engine.cohort == "on":
         return True

@@ -58,7 +58,8 @@ class Release:
     that was given before; ``redrawn``: its noise is drawn anew whenever it is given again. ``rho``
     and ``epsilon`` are zCDP and pure DP of the whole line, None where there is no bound;
     ``nominal`` is the epsilon of one item or draw, which guarantees nothing. ``on`` says whose
-    samples the answers are about; empty: as its step has it by default.
+    samples the answers are about (``samples``: sent along by the server); empty: as its step has it
+    by default. ``answer`` is what ``fresh`` goes by; empty: always a new one.
     """
 
     round: int
@@ -82,10 +83,15 @@ class Release:
     epsilon: float | None = None
     nominal: float | None = None
     on: str = ""
+    answer: str = ""
 
-    def to_dict(self) -> dict[str, Any]:
-        """The line as JSON takes it."""
-        return dict(vars(self))
+    def to_dict(self, brief: bool = False) -> dict[str, Any]:
+        """The line as JSON takes it; ``brief``: without what is as it is by default."""
+        line = dict(vars(self))
+        if brief:
+            defaults = {field.name: field.default for field in fields(self)}
+            line = {name: value for name, value in line.items() if value != defaults[name]}
+        return line
 
     @classmethod
     def from_dict(cls, line: Mapping[str, Any]) -> Release:

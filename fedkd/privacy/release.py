@@ -16,6 +16,9 @@ the student's temperature: see ``strategies/swing.py``.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any, TypeGuard
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -23,9 +26,47 @@ from torch import Tensor
 from fedkd.distillation.targets import entropy, onto_simplex
 from fedkd.errors import FedkdError
 from fedkd.experiment import ReleaseTable
+from fedkd.privacy.accounting import described
+from fedkd.privacy.dpsgd import is_private
 from fedkd.privacy.public import Public
+from fedkd.work import Predict, Step
 
 BISECTIONS = 40
+
+
+def applies(step: Step, table: ReleaseTable) -> TypeGuard[Predict]:
+    """Whether ``[release]`` decides on what ``step`` gives: soft labels of what is no client's own.
+
+    All else that leaves a client under ``[release]`` leaves as it is, and the ledger says so.
+    """
+    return (
+        table.active
+        and isinstance(step, Predict)
+        and step.per == "sample"
+        and not is_private(step.on)
+    )
+
+
+def known_of(public: Public, on: object, items: int) -> Public:
+    """What is public of the items of a source: of all but the transfer set, nothing.
+
+    Their privacy score is 0, and they are released over all classes.
+    """
+    if on == "transfer":
+        return public
+    return replace(public, scores=torch.zeros(items), among=None, law=None)
+
+
+def charge(base: float, table: ReleaseTable, public: Public, classes: int) -> dict[str, Any]:
+    """What the ledger says of labels that :func:`release` makes of the same arguments.
+
+    Returns
+    -------
+    dict
+        Fields of :class:`fedkd.privacy.accounting.Release`.
+    """
+    sizes = False if public.among is None else (public.among >= 0).sum(1)
+    return described(table, temperatures(table, public.scores, base), classes, sizes)
 
 
 def temperatures(table: ReleaseTable, scores: Tensor, base: float) -> Tensor:

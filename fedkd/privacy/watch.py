@@ -5,18 +5,22 @@ The server's strategy shows everything that passes to a :class:`Watch`, which ch
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from numbers import Real
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
-from fedkd.experiment import Experiment
+from fedkd.errors import FedkdError
+from fedkd.experiment import Experiment, TrainingTable
 from fedkd.privacy import measure
-from fedkd.privacy.accounting import Release, described
+from fedkd.privacy.accounting import Release
 from fedkd.privacy.public import Public
-from fedkd.privacy.release import temperatures
-from fedkd.work import Assignment, Predict, Reply, Represent, Share, Step
+from fedkd.privacy.release import applies
+from fedkd.work import Assignment, Fit, Hold, Load, Predict, Reply, Represent, Share, Step
 
 if TYPE_CHECKING:
     from fedkd.privacy.canary import Canaries
@@ -42,7 +46,9 @@ class Watch:
     ) -> None:
         self.experiment, self.public, self.canaries = experiment, public, canaries
         self.transfer, self.classes = transfer, classes
-        self.answered: dict[int, list[str]] = {}
+        # Of each client and student: what was asked, and the name of the answer.
+        self.answers: dict[int, dict[str, dict[str, str]]] = {}
+        self.charged: dict[int, list[str]] = {}
         self.trained: dict[int, list[list[float]]] = {}  # by DP-SGD, since it last sent anything
         self.releases: list[Line] = []
         self.exposures: list[Line] = []
@@ -52,6 +58,10 @@ class Watch:
     def begin(self, round: int) -> None:
         """Begin a round with no lines."""
         self._round, self.releases, self.exposures, self._students = round, [], [], {}
+        for client, charged in self.charged.items():
+            # Others are never given again.
+            live = {n for names in self.answers.get(client, {}).values() for n in names.values()}
+            charged[:] = [name for name in charged if name in live]
 
     def due(self, round: int) -> bool:
         """Whether the exposure of planted secrets is measured in this round."""
@@ -78,66 +88,84 @@ class Watch:
     def state(self) -> Line:
         """What later rounds depend on."""
         return {
-            "answered": {client: list(given) for client, given in self.answered.items()},
+            "answers": {
+                client: {student: dict(names) for student, names in of_client.items()}
+                for client, of_client in self.answers.items()
+            },
+            "charged": {client: list(names) for client, names in self.charged.items()},
             "trained": {client: list(steps) for client, steps in self.trained.items()},
         }
 
     def restore(self, state: Line) -> None:
         """Take in what :meth:`state` gave."""
-        self.answered, self.trained = state["answered"], state["trained"]
+        self.answers, self.charged = state["answers"], state["charged"]
+        self.trained = state["trained"]
+
+    # --- which answers are the same ---------------------------------------------------------
+
+    def stamped(
+        self, client: int, round: int, phase: str, steps: Sequence[Step]
+    ) -> tuple[Step, ...]:
+        """``steps`` for ``client``, with the name of its answer in each that ``[release]`` is for.
+
+        An answer is the one that was given before where everybody knows that nothing has changed:
+        the same client and student, which no step has trained, loaded or begun since, asked for the
+        same thing at the very same temperature. Its noise is then the same and it is free. In all
+        other cases it has a new name, noise of its own, and a price. What a student is like decides
+        nothing here: whether it has changed may be private.
+
+        Raises
+        ------
+        FedkdError
+            A temperature is not one number above 0.
+        """
+        table = self.experiment.release
+        if not table.active:
+            return tuple(steps)
+        known = self.answers.setdefault(client, {})
+        stamped: list[Step] = []
+        for place, step in enumerate(steps):
+            if applies(step, table):
+                step = _exact(step)
+                asked, name = _asked(step), f"{round} {phase} {place}"
+                of_student = known.setdefault(step.student, {})
+                if table.cache:
+                    name = of_student.setdefault(asked, name)
+                step = replace(step, answer=name)
+            elif (student := changed(step, self.experiment.training)) is not None:
+                known.pop(student, None)
+            stamped.append(step)
+        return tuple(stamped)
 
     # --- the ledger -------------------------------------------------------------------------
 
     def enter(self, assignment: Assignment, reply: Reply) -> None:
         """Put everything that left a client into the ledger, a line each.
 
-        With it goes the private training that it may tell of: all since the client's last release,
-        as pairs of sample rate and steps. Takes what only the ledger is for out of the metrics.
+        The lines are those that came with what left. What came without one counts as released as it
+        is. With a line goes the private training that it may tell of: all since the client's last
+        release, as pairs of sample rate and steps. Takes what only the ledger is for out of the
+        metrics.
         """
-        metrics = reply.metrics
+        client, metrics = reply.client, reply.metrics
         if "dp_steps" in metrics:
             steps = [metrics.pop(name) for name in DP]
-            self.trained.setdefault(reply.client, []).append(steps)
+            self.trained.setdefault(client, []).append(steps)
+        lines = [Release.from_dict(line) for line in reply.releases]
+        told = {(line.step, line.key) for line in lines}
         for step in assignment.steps:
-            if isinstance(step, Predict | Represent | Share):
-                details = self._details(step, reply)
-                if not isinstance(step, Share) and isinstance(step.on, str):
-                    details["on"] = step.on
-                line = Release(
-                    round=assignment.round,
-                    client=reply.client,
-                    step=type(step).__name__,
-                    key=step.key,
-                    **details,
-                )
-                entry = line.to_dict()
-                if trained := self.trained.pop(reply.client, None):
-                    entry["dp_training"] = trained
-                self.releases.append(entry)
-
-    def _details(self, step: Step, reply: Reply) -> dict[str, Any]:
-        """What the ledger says of one release beside who, when and what."""
-        table = self.experiment.release
-        if isinstance(step, Share):
-            return {"items": 1}
-        if not isinstance(step, Predict) or step.on != "transfer":
-            return {"items": reply.samples}
-        items = len(self.public.scores)
-        if not table.active or step.per == "class":
-            return {"items": items}
-        # A second answer at another temperature could cancel the first one's noise: it has noise
-        # of its own, and is charged.
-        state = int(reply.metrics.pop(f"{step.key}_state"))
-        answer = f"{state} {step.temperature:g} {step.key}"
-        answered = self.answered.setdefault(reply.client, [])
-        fresh = answer not in answered or not table.cache
-        if answer not in answered:
-            answered.append(answer)
-        tau = temperatures(table, self.public.scores, step.temperature)
-        over_candidates = self.public.among is not None
-        return {"items": items, "fresh": fresh} | described(
-            table, tau, self.classes, over_candidates
-        )
+            kind = type(step).__name__
+            if isinstance(step, Predict | Represent | Share) and (kind, step.key) not in told:
+                lines.append(Release(assignment.round, client, kind, step.key, reply.samples))
+        charged = self.charged.setdefault(client, [])
+        for line in lines:
+            fresh = not line.answer or line.redrawn or line.answer not in charged
+            if line.answer and fresh and not line.redrawn:
+                charged.append(line.answer)
+            entry = replace(line, fresh=fresh).to_dict()
+            if trained := self.trained.pop(client, None):
+                entry["dp_training"] = trained
+            self.releases.append(entry)
 
     # --- exposure ---------------------------------------------------------------------------
 
@@ -219,6 +247,36 @@ class Watch:
                     "exposure": float(found[secret]),
                 }
             )
+
+
+def changed(step: Step, training: TrainingTable) -> str | None:
+    """The student that a step may change, as far as everybody knows; None if it changes none."""
+    if isinstance(step, Load | Hold):
+        return step.student
+    if isinstance(step, Fit):
+        epochs = training.local_epochs if step.epochs is None else step.epochs
+        least = training.min_steps if step.min_steps is None else step.min_steps
+        return step.student if epochs or least else None
+    return None
+
+
+def _exact(step: Predict) -> Predict:
+    """``step`` with its temperature as Python has it, which is how all sides then know it."""
+    tau = step.temperature
+    if isinstance(tau, bool) or not isinstance(tau, Real) or not 0 < float(tau) < math.inf:
+        shown = repr(tau).replace("\n", " ")
+        raise FedkdError(
+            f"Predict: temperature = {shown} is not allowed: it is one finite number above 0 (a "
+            "temperature for each item comes from [release])"
+        )
+    return replace(step, temperature=float(tau))
+
+
+def _asked(step: Predict) -> str:
+    """What a step asks of its student, exactly."""
+    on = step.on
+    rows = on if isinstance(on, str) else f"{measure.fingerprint(on.inputs)} {on.inputs.shape}"
+    return repr((step.temperature, step.output, rows, step.key))
 
 
 def _equal(one: Tensor | None, other: Tensor | None) -> bool:

@@ -363,28 +363,34 @@ def labels(worker, step=PREDICT, **when):
     return ask(worker, step, **when)[step.key]
 
 
+NAMED = Predict(answer="a")
+
+
 def test_the_same_answer_has_the_same_noise_in_another_round(small):
     worker = Worker(small(*NOISE))
-    first = labels(worker)
-    assert not torch.equal(first, labels(Worker(small())))
-    assert torch.equal(labels(worker, round=2), first)
-    assert torch.equal(labels(worker, round=2, phase="receive"), first)
-    assert torch.equal(labels(Worker(small(*NOISE)), round=7), first)
+    first = labels(worker, NAMED)
+    assert not torch.equal(first, labels(Worker(small()), NAMED))
+    assert torch.equal(labels(worker, NAMED, round=2), first)
+    assert torch.equal(labels(worker, NAMED, round=2, phase="receive"), first)
+    assert torch.equal(labels(Worker(small(*NOISE)), NAMED, round=7), first)
 
 
-def test_training_changes_the_noise(small):
+def test_the_name_of_an_answer_alone_decides_its_noise(small):
+    """Not what the student is like: whether it has changed may be private."""
     worker = Worker(small(*ALONE))
-    first = labels(worker)
-    ask(worker, Fit(epochs=0))
-    assert torch.equal(labels(worker), first)
+    first = labels(worker, NAMED)
     ask(worker, Fit(epochs=0.1))
-    assert not torch.equal(labels(worker), first)
+    assert torch.equal(labels(worker, NAMED), first)
+    assert (labels(worker, Predict(answer="b")) != first).any(1).all()
 
 
-@pytest.mark.parametrize("other", [Predict(temperature=2.0), Predict(key="again")])
-def test_another_answer_has_other_noise(other, small):
+def test_an_answer_without_a_name_is_a_new_one(small):
     worker = Worker(small(*ALONE))
-    assert (labels(worker, other) != labels(worker)).any(1).all()
+    first = labels(worker)
+    assert (labels(worker, round=2) != first).any(1).all()
+    assert (labels(worker, phase="receive") != first).any(1).all()
+    both = ask(worker, Predict(), Predict(key="again"))
+    assert (both["soft_labels"] != both["again"]).any(1).all()
 
 
 def test_two_clients_never_share_noise(small):
@@ -407,16 +413,8 @@ def test_another_world_has_other_noise(small):
 
 def test_drawn_labels_are_drawn_once_too(small):
     worker = Worker(small("release.mechanism=sample", "release.clip=1e-9"))
-    assert torch.equal(labels(worker), labels(worker, round=2))
-    assert not torch.equal(labels(worker), labels(worker, client=1))
-
-
-def test_without_a_cache_noise_is_redrawn(small):
-    worker = Worker(small(*ALONE, "release.cache=false"))
-    first = labels(worker)
-    assert torch.equal(labels(worker), first)
-    assert (labels(worker, round=2) != first).any(1).all()
-    assert (labels(worker, phase="receive") != first).any(1).all()
+    assert torch.equal(labels(worker, NAMED), labels(worker, NAMED, round=2))
+    assert not torch.equal(labels(worker, NAMED), labels(worker, NAMED, client=1))
 
 
 def test_one_release_is_made_for_all_epochs_of_distillation(small, tmp_path, monkeypatch):
@@ -431,8 +429,21 @@ def test_one_release_is_made_for_all_epochs_of_distillation(small, tmp_path, mon
     assert len(made) == 2 * 4  # rounds, clients
 
 
-def test_only_answers_about_the_transfer_set_are_changed(small):
+@pytest.mark.parametrize("on", ["common", Samples(torch.randn(5, 1, 8, 8))], ids=["common", "sent"])
+def test_labels_of_any_samples_but_a_clients_own_are_released(on, small):
     worker, plain = Worker(small(*NOISE)), Worker(small())
+    step = Predict(on=on)
+    one, other = labels(worker, step), labels(plain, step)
+    assert (one != other).any(1).all()
+    (line,) = worker.perform(Assignment(0, 1, "learn", (step,))).releases
+    assert (line["mechanism"], line["items"]) == ("gaussian", len(one))
+    assert line["rho"] == pytest.approx(len(one) * 2 / (2 * 0.1**2))
+
+
+def test_answers_about_a_clients_own_samples_are_not_changed_and_have_no_mechanism(small):
+    worker, plain = Worker(small(*NOISE)), Worker(small())
+    for line in worker.perform(Assignment(0, 1, "learn", (Predict(on="own"),))).releases:
+        assert "mechanism" not in line
     for step in (Predict(on="own"), Predict(on="private", per="class")):
         one, other = labels(worker, step), labels(plain, step)
         if step.per == "class":
