@@ -561,6 +561,13 @@ class KnowledgeStrategy(Strategy):
         for step in self._assigned[reply.client].steps:
             name = type(step).__name__
             if isinstance(step, Fit) and not math.isfinite(reply.metrics[step.key]):
+                if self._privacy.claims:
+                    self.warn_once(
+                        f"loss of {reply.client}",
+                        f"client {reply.client}: {step.key} is {reply.metrics[step.key]}; the "
+                        "client stays, as leaving it out would tell of its data past the noise",
+                    )
+                    continue
                 return name, f"{step.key} is {reply.metrics[step.key]}"
             if isinstance(step, Predict | Represent | Share):
                 value = reply.values[step.key]

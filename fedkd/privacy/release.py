@@ -32,6 +32,8 @@ from fedkd.privacy.public import Public
 from fedkd.work import Predict, Step
 
 BISECTIONS = 40
+LARGEST = 1e30
+"""What stands for infinity among logits that noise is added to the labels of."""
 
 
 def applies(step: Step, table: ReleaseTable) -> TypeGuard[Predict]:
@@ -44,6 +46,13 @@ def applies(step: Step, table: ReleaseTable) -> TypeGuard[Predict]:
         and isinstance(step, Predict)
         and step.per == "sample"
         and not is_private(step.on)
+    )
+
+
+def is_noisy(table: ReleaseTable) -> bool:
+    """Whether released labels are noisy or drawn, so that an epsilon may be claimed of them."""
+    return table.mechanism == "sample" or (
+        table.mechanism in ("gaussian", "laplace") and table.scale > 0
     )
 
 
@@ -89,8 +98,15 @@ def release(
     """Released soft labels ``(M, C)``, or ``(M, k+1)`` over candidates, from logits ``(M, C)``.
 
     ``base`` is the method's own temperature; ``draw`` gives the noise.
+
+    Under noise or draws a client answers whatever its student says: a logit that is not a number
+    counts as 0, one that is infinite as :data:`LARGEST`. Otherwise a row that holds NaN stays one,
+    so that whoever collects it leaves the client out.
     """
     tau = temperatures(table, public.scores, base)[:, None].to(logits)
+    if is_noisy(table):
+        logits = logits.nan_to_num(0.0, LARGEST, -LARGEST).clamp(-LARGEST, LARGEST)
+        logits = logits - logits.amax(1, keepdim=True)
     if table.clip is not None:
         logits = (logits - logits.amax(1, keepdim=True)).clamp_min(-table.clip)
     if table.mix_with == "entropy":
@@ -107,13 +123,12 @@ def release(
         even = there.to(labels) / there.sum(1, keepdim=True)
         law = even if public.law is None else public.law.to(labels)
         labels = (1 - table.mix) * labels + table.mix * law
-    # A row that holds NaN stays one, so that whoever collects it leaves the client out.
     if table.mechanism == "argmax":
         likeliest = torch.nn.functional.one_hot(labels.argmax(1), labels.shape[1])
         return likeliest + 0 * labels.sum(1, keepdim=True)
     if table.mechanism == "sample":
-        return sampled(labels, table.draws, draw) + 0 * labels.sum(1, keepdim=True)
-    if table.mechanism == "none" or not table.scale:
+        return sampled(labels, table.draws, draw)
+    if not is_noisy(table):
         return labels
     if table.mechanism == "gaussian":
         noise = draw.standard_normal(tuple(labels.shape), dtype=np.float32)

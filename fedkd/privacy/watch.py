@@ -19,7 +19,7 @@ from fedkd.experiment import Experiment, TrainingTable
 from fedkd.privacy import measure
 from fedkd.privacy.accounting import Release
 from fedkd.privacy.public import Public
-from fedkd.privacy.release import applies
+from fedkd.privacy.release import applies, is_noisy
 from fedkd.work import Assignment, Fit, Hold, Load, Predict, Reply, Represent, Share, Step
 
 if TYPE_CHECKING:
@@ -54,6 +54,12 @@ class Watch:
         self.exposures: list[Line] = []
         self._students: dict[int, Tensor] = {}
         self._round = 0
+
+    @property
+    def claims(self) -> bool:
+        """Whether an epsilon is claimed: what private data decide must then not be seen."""
+        noisy = is_noisy(self.experiment.release)
+        return noisy or self.experiment.training.dp.noise_multiplier > 0
 
     def begin(self, round: int) -> None:
         """Begin a round with no lines."""

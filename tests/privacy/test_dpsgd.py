@@ -1,6 +1,7 @@
 """DP-SGD in the one training loop."""
 
 import copy
+import math
 from itertools import combinations
 
 import pytest
@@ -140,6 +141,26 @@ def test_each_samples_gradient_is_clipped(samples):
     moved = flat(student) - trained(student, samples, training=STEP, dp=TIGHT)
     assert torch.allclose(moved, total / 40, atol=1e-5)
     assert float(moved.norm()) * 40 <= 0.5 * 40 + 1e-4
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf, 1e30, 3e38])
+def test_a_sample_without_a_gradient_to_clip_moves_nothing(wrong, samples):
+    """And a huge one no more than any other."""
+    inputs = samples.inputs.clone()
+    inputs[7] = wrong
+    sick = Samples(inputs, samples.labels)
+    kept = torch.arange(40) != 7
+    well = trained(made(), samples, training=STEP, dp=TIGHT)
+    moved = trained(made(), sick, training=STEP, dp=TIGHT)
+    assert bool(moved.isfinite().all())
+    # Replaced: at most twice the norm that one gradient is clipped to, of 40.
+    assert float((moved - well).norm()) * 40 <= 2 * 0.5 + 1e-4
+    if not math.isfinite(wrong):
+        rest = Samples(samples.inputs[kept], samples.labels[kept])
+        whole = STEP.model_copy(update={"lr": 39 / 40})
+        assert torch.allclose(moved, trained(made(), rest, training=whole, dp=TIGHT), atol=1e-5)
+    noisy = PrivateTraining(noise_multiplier=1.0, max_grad_norm=0.5)
+    assert bool(trained(made(), sick, training=SGD, dp=noisy).isfinite().all())
 
 
 def test_the_noise_has_the_deviation_that_was_asked_for(samples):

@@ -330,21 +330,44 @@ def test_the_likeliest_class_is_one_hot(logits):
     "table",
     [
         {},
-        *NOISY,
-        SAMPLE,
         {"mechanism": "argmax"},
         {"tau_max": 9, "mix_with": "entropy"},
         {"mix": 1},
     ],
     ids=str,
 )
-def test_what_is_not_a_number_stays_none_and_spoils_no_other_row(table, logits):
+def test_without_noise_what_is_not_a_number_stays_none_and_spoils_no_other_row(table, logits):
     expected = released(logits, **table)
     logits[3, 2] = torch.nan
     given = released(logits, **table)
     assert given[3].isnan().any()
     rest = torch.arange(ITEMS) != 3
     assert torch.equal(given[rest], expected[rest])
+
+
+@pytest.mark.parametrize("known", [{}, {"among": AMONG}], ids=["all", "candidates"])
+@pytest.mark.parametrize("clip", [None, 5.0])
+@pytest.mark.parametrize("table", [*NOISY, SAMPLE, {**NOISY[0], **MATCHED}], ids=str)
+def test_under_noise_every_logit_has_an_answer(table, clip, known, logits):
+    """NaN counts as 0, infinity as more than all others; no other row notices."""
+    how = {"clip": clip, "known": public(**known), **table}
+    expected = released(logits, **how)
+    sick = logits.clone()
+    sick[3, 2], sick[4], sick[5, 1], sick[6, 0] = torch.nan, torch.nan, torch.inf, -torch.inf
+    sick[7], sick[8, 3] = torch.inf, 3e38
+    given = released(sick, **how)
+    assert check_probabilities(given, "labels") is None
+    rest = torch.ones(ITEMS, dtype=torch.bool)
+    rest[3:9] = False
+    assert torch.equal(given[rest], expected[rest])
+    well = logits.clone()
+    well[3, 2], well[4], well[5, 1], well[6, 0], well[7], well[8, 3] = 0, 0, 1e30, -1e30, 1, 1e30
+    assert torch.equal(given, released(well, **how))
+
+
+def test_the_coldest_release_of_the_largest_logits_is_finite(logits):
+    given = released(1e38 * logits, 1e-30, mechanism="sample")
+    assert check_probabilities(given, "labels") is None
 
 
 # --- drawn once -----------------------------------------------------------------------------
