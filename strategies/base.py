@@ -170,9 +170,9 @@ class KnowledgeStrategy(Strategy):
         self._line: Line = {}
         self._measured: dict[str, dict[int, dict[str, float]]] = {}
         self._warned: set[str] = set()
-        self.latest: dict[int, dict[str, float]] = {}
-        self.changed: list[int] = []
-        self._fixed = {*vars(self), "_fixed"} - {"latest", "changed"}
+        self._latest: dict[int, dict[str, float]] = {}
+        self._changed: list[int] = []
+        self._fixed = {*vars(self), "_fixed"} - {"_latest", "_changed"}
         self.setup_server()
         self.setup()
 
@@ -226,7 +226,11 @@ class KnowledgeStrategy(Strategy):
         return None
 
     def record(self, round: int, replies: Replies, label_counts: torch.Tensor) -> Line:
-        """Numbers for the round's line. The only place that sees the true label counts (N, C)."""
+        """Numbers for the round's line. The only place that sees the true label counts (N, C).
+
+        It also sees what :meth:`measure` asked for, so nothing that is kept here may decide on
+        later rounds: where an epsilon is claimed, it is none then.
+        """
         return {}
 
     def stop(self, round: int) -> bool:
@@ -316,6 +320,21 @@ class KnowledgeStrategy(Strategy):
                 "it exchanges soft labels on a transfer set"
             )
 
+    @property
+    def latest(self) -> dict[int, dict[str, float]]:
+        """What each client was last tested with: a measurement, and no method would have it.
+
+        Where an epsilon is claimed, it is none in a run whose method looks here.
+        """
+        for client in self._latest:
+            self._privacy.used(client, "metrics")
+        return self._latest
+
+    def _traced(self) -> dict[str, Any]:
+        """What the method keeps, told by identity and version: whether it was touched."""
+        kept = vars(self).keys() - self._fixed - {"_latest", "_changed"}
+        return {name: _trace(vars(self)[name]) for name in kept}
+
     def state(self) -> dict[str, Any]:
         """All that later rounds depend on, for a checkpoint."""
         kept = {name: value for name, value in vars(self).items() if name not in self._fixed}
@@ -365,8 +384,13 @@ class KnowledgeStrategy(Strategy):
             )
             raise FedkdError(f"round {server_round}: every client's reply was left out ({reasons})")
         self._line["participants"] = fit.clients
-        self.fuse(server_round, fit)
+        shown = [self._privacy.shown(self._assigned[r.client], r) for r in fit.replies]
+        self.fuse(server_round, Replies(shown))
+        before = self._traced()
         recorded = self.record(server_round, fit, self._label_counts)
+        if self._traced() != before:
+            for client in fit.clients:
+                self._privacy.used(client, "record")
         if recorded:
             self._line["strategy"] = recorded
         return None, None
@@ -386,7 +410,7 @@ class KnowledgeStrategy(Strategy):
             if due or exposing:
                 trial = tuple(self.deploy(server_round, client))
                 just_tested = client in self._measured["local"]
-                known = client in self.latest and client not in self.changed
+                known = client in self._latest and client not in self._changed
                 if due and (steps or trial or not (just_tested or known)):
                     trial = (*trial, *self._tests())
                 if exposing:
@@ -406,16 +430,16 @@ class KnowledgeStrategy(Strategy):
         self._collect(replies, "fused")
         if not self._due(server_round):
             left_out = [entry["client"] for entry in self._line["left_out"]]
-            self.changed = sorted({*self.changed, *self._line["participants"], *left_out})
+            self._changed = sorted({*self._changed, *self._line["participants"], *left_out})
             return None
         # A client whose student did not change since it was last measured is as it was then.
-        self.changed = []
+        self._changed = []
         for client in range(self.experiment.data.clients):
             for stage in ("fused", "local"):
                 if found := _tested(self._measured[stage].get(client, {})):
-                    self.latest[client] = found
+                    self._latest[client] = found
                     break
-        self._line |= _averages(self.latest.values())
+        self._line |= _averages(self._latest.values())
         self._line["local"] = _averages(self._measured["local"].values())
         return MetricRecord({k: v for k, v in self._line.items() if isinstance(v, float)})
 
@@ -466,10 +490,12 @@ class KnowledgeStrategy(Strategy):
             ]
             self._line |= {"train_loss_mean": sum(losses) / len(losses)} if losses else {}
             self._line["seconds"] = time.perf_counter() - begin
+            # Before the lines are written: what it looks at is one of them.
+            stopping = self.stop(round)
             if on_round is not None:
                 clients = self._client_lines(round)
                 on_round(self._line, {"clients": clients, **self._privacy.lines()})
-            if self.stop(round):
+            if stopping:
                 break
         return result
 
@@ -501,6 +527,14 @@ class KnowledgeStrategy(Strategy):
     def _assignment(
         self, client: int, round: int, phase: str, steps: Sequence[Step], trial: tuple[Step, ...]
     ) -> Assignment:
+        sent = {step.key for step in steps if isinstance(step, Predict | Represent | Share)}
+        for step in trial:
+            if isinstance(step, Predict | Represent | Share) and step.key in sent:
+                raise FedkdError(
+                    f"strategy.name = {self.experiment.strategy.name!r}: {type(step).__name__}, "
+                    f"which is only tried out, has the key {step.key!r} of what is sent; "
+                    "allowed: a key of its own that begins with 'measure_'"
+                )
         return Assignment(
             client, round, phase, self._privacy.stamped(client, round, phase, steps), trial
         )
@@ -532,6 +566,7 @@ class KnowledgeStrategy(Strategy):
                     raise FedkdError(f"client {reply.client}: {reply.failure}")
                 entry = {"client": reply.client, "step": stage, "reason": reply.failure}
                 self._line["left_out"].append(entry)
+                self._privacy.failed(reply.client, reply.failure)
                 continue
             self._line["seconds_clients"] += reply.metrics.pop("seconds", 0.0)
             for name in [name for name in reply.metrics if name.startswith("cohort ")]:
@@ -550,9 +585,10 @@ class KnowledgeStrategy(Strategy):
                 self._line["left_out"].append(entry)
             else:
                 kept.append(reply)
-        for client in self._assigned.keys() - answered:
+        for client in sorted(self._assigned.keys() - answered):
             entry = {"client": client, "step": stage, "reason": "no reply"}
             self._line["left_out"].append(entry)
+            self._privacy.failed(client, "no reply")
         self._line["left_out"].sort(key=lambda entry: entry["client"])
         return kept
 
@@ -613,6 +649,16 @@ class KnowledgeStrategy(Strategy):
             for client, metrics in sorted(measured.items())
             if metrics
         ]
+
+
+def _trace(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return id(value), None if value.is_inference() else value._version
+    if isinstance(value, dict):
+        return {key: _trace(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_trace(item) for item in value]
+    return repr(value)
 
 
 def _tested(metrics: dict[str, float]) -> dict[str, float]:

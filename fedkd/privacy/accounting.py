@@ -50,7 +50,10 @@ PLD_LARGEST = 20_000.0
 class Release:
     """A line of the ledger: what left a client in one step.
 
-    ``step`` is ``Predict``, ``Represent`` or ``Share``; ``items`` is the number of released rows.
+    ``step`` is ``Predict``, ``Represent`` or ``Share``; where an epsilon is claimed also
+    ``Samples``, ``Metrics``, ``Record`` or ``Failure``, what the server learnt or acted on beside
+    what was sent (see :meth:`fedkd.privacy.watch.Watch.used`). ``items`` is the number of released
+    rows.
     ``mechanism``, ``scale``, ``draws`` and ``clip`` are those of ``[release]``; ``candidates`` is
     how many public classes, at most, stand for themselves (None: all of them), ``mix`` the share of
     a law that no private data decides. ``scores`` names the privacy scores that temperatures
@@ -480,7 +483,7 @@ def compose(
     Formal
         Of the worst client.
     """
-    lines = list(releases)
+    lines = sorted(releases, key=lambda line: line.step not in SENT)
     nominal = max((line.nominal for line in lines if line.nominal is not None), default=None)
     if dp_training is not None:
         found = _by_training(lines, delta, dp_training)
@@ -527,12 +530,33 @@ def _epsilon(account: tuple[float, float, float], delta: float) -> float:
     return min(exact + pure, zcdp_epsilon(gaussian + other, delta)) if other else exact
 
 
-WHAT = {"Predict": "labels", "Represent": "representations", "Share": "parameters"}
-"""What a step releases."""
+SENT = ("Predict", "Represent", "Share")
+WHAT = {
+    "Predict": "labels",
+    "Represent": "representations",
+    "Share": "parameters",
+    "Samples": "numbers of samples",
+    "Metrics": "losses or accuracies",
+}
+"""What a step releases; the last two are numbers that the server acts on beside what is sent."""
+
+
+def _seen(line: Release) -> str:
+    """What a line says that private data decide and no noise is on, whatever the unit."""
+    if line.step == "Failure":
+        return (
+            f"none: in round {line.round} client {line.client} failed ({line.key}), which its data "
+            "may decide"
+        )
+    if line.step == "Record":
+        return "none: what the method does depends on measurements of private data"
+    return ""
 
 
 def _broken(line: Release) -> str:
     """The rule that a line breaks without private training, or nothing."""
+    if why := _seen(line):
+        return why
     what = WHAT[line.step]
     if line.mechanism == "none" or (line.mechanism in ("gaussian", "laplace") and not line.scale):
         leave = "are released" if line.step == "Predict" else "leave the client"
@@ -548,19 +572,23 @@ def _broken(line: Release) -> str:
     return ""
 
 
-ABOUT = {"Predict": "transfer", "Represent": "private", "Share": "transfer"}
-"""What a step is about by default; parameters are about no samples at all."""
+ABOUT = {"Represent": "private"}
+"""What a step is about by default, where that is private."""
 
 
 def _by_training(
     lines: list[Release], delta: float, training: Mapping[int, Sequence[PrivateSteps]]
 ) -> Formal:
     for line in lines:
-        why = ""
-        if line.client not in training:
+        why = _seen(line)
+        if why:
+            pass
+        elif line.client not in training:
             why = f"none: client {line.client} trains without noise"
-        elif (line.on or ABOUT[line.step]) in ("private", "own", "validation"):
+        elif (line.on or ABOUT.get(line.step)) in ("private", "own", "validation"):
             why = "none: answers about private samples leave the client"
+        elif line.step == "Metrics":
+            why = f"none: {WHAT[line.step]} leave the client without noise"
         elif line.scores_private:
             why = "none: scores come from private data"
         if why:

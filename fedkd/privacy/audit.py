@@ -187,8 +187,8 @@ class _Listening(InlineGrid):
             reply: Reply = decode(message.content)
             if reply.error:
                 raise FedkdError(reply.error)
-            sent = {k: v for k, v in reply.values.items() if not k.startswith("measure_")}
-            self.heard[reply.client] = sent
+            sent = {line["key"] for line in reply.releases}
+            self.heard[reply.client] = {k: v for k, v in reply.values.items() if k in sent}
         last = str(self.worker.experiment.rounds)
         if any(message.metadata.group_id == last for message in learnt):
             raise _Heard

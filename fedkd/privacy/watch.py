@@ -6,8 +6,9 @@ The server's strategy shows everything that passes to a :class:`Watch`, which ch
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from numbers import Real
 from typing import TYPE_CHECKING, Any, cast
 
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
 Line = dict[str, Any]
 EXPOSURE = "measure_exposure"
 DP = ("dp_sample_rate", "dp_steps")
+SENDING = (Predict, Represent, Share)
+"""Steps that give something out."""
+SIDE = {"samples": "Samples", "metrics": "Metrics", "record": "Record"}
+"""What a method may look at beside what is sent, and the step that it is in the ledger."""
 
 
 class Watch:
@@ -53,6 +58,7 @@ class Watch:
         self.releases: list[Line] = []
         self.exposures: list[Line] = []
         self._students: dict[int, Tensor] = {}
+        self._noted: set[tuple[int, str, str]] = set()  # in the ledger beside what was sent
         self._round = 0
 
     @property
@@ -63,7 +69,8 @@ class Watch:
 
     def begin(self, round: int) -> None:
         """Begin a round with no lines."""
-        self._round, self.releases, self.exposures, self._students = round, [], [], {}
+        self._round, self.releases, self.exposures = round, [], []
+        self._students, self._noted = {}, set()
         for client, charged in self.charged.items():
             # Others are never given again.
             live = {n for names in self.answers.get(client, {}).values() for n in names.values()}
@@ -161,7 +168,7 @@ class Watch:
         told = {(line.step, line.key) for line in lines}
         for step in assignment.steps:
             kind = type(step).__name__
-            if isinstance(step, Predict | Represent | Share) and (kind, step.key) not in told:
+            if isinstance(step, SENDING) and (kind, step.key) not in told:
                 lines.append(Release(assignment.round, client, kind, step.key, reply.samples))
         charged = self.charged.setdefault(client, [])
         for line in lines:
@@ -172,6 +179,38 @@ class Watch:
             if trained := self.trained.pop(client, None):
                 entry["dp_training"] = trained
             self.releases.append(entry)
+
+    def shown(self, assignment: Assignment, reply: Reply) -> Reply:
+        """What a method is shown of a reply: what the client sent, and no measurement.
+
+        Numbers beside what was sent are there, and whoever looks at them has them in the ledger.
+        """
+        keys = {step.key for step in assignment.steps if isinstance(step, SENDING)}
+        values = {key: value for key, value in reply.values.items() if key in keys}
+        found = _Observed(**(vars(reply) | {"values": values}))
+        object.__setattr__(found, "used", partial(self.used, reply.client))
+        return found
+
+    def used(self, client: int, what: str) -> None:
+        """A method acts on a number of a client that no step sends and no noise is on.
+
+        It goes into the ledger where an epsilon is claimed: ``samples``, the number of its training
+        samples; ``metrics``, its losses and accuracies; ``record``, what :meth:`record` is given.
+        """
+        self._beside(client, SIDE[what], what)
+
+    def failed(self, client: int, reason: str) -> None:
+        """A client's work could not be done, or it did not answer: everybody sees that.
+
+        What it was asked for before may have been given to somebody, so it is not given again.
+        """
+        self.answers.pop(client, None)
+        self._beside(client, "Failure", reason)
+
+    def _beside(self, client: int, step: str, key: str) -> None:
+        if self.claims and (client, step, key) not in self._noted:
+            self._noted.add((client, step, key))
+            self.releases.append(Release(self._round, client, step, key, 1).to_dict())
 
     # --- exposure ---------------------------------------------------------------------------
 
@@ -253,6 +292,17 @@ class Watch:
                     "exposure": float(found[secret]),
                 }
             )
+
+
+class _Observed(Reply):
+    """A reply that tells when somebody looks at numbers beside what was sent."""
+
+    used: Callable[[str], None]
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in ("samples", "metrics"):
+            object.__getattribute__(self, "used")(name)
+        return super().__getattribute__(name)
 
 
 def changed(step: Step, training: TrainingTable) -> str | None:

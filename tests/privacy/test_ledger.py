@@ -17,7 +17,7 @@ from fedkd.engine.worker import Worker
 from fedkd.experiment import Experiment
 from fedkd.privacy.accounting import gaussian_epsilon, zcdp_epsilon
 from fedkd.privacy.audit import guarantee
-from fedkd.work import Fit, Hold, Load, Predict, Represent, Samples, Share, decode
+from fedkd.work import Fit, Hold, Load, Predict, Reply, Represent, Samples, Share, decode
 from strategies.base import KnowledgeStrategy
 
 TINY = (
@@ -67,13 +67,13 @@ class Listening(InlineGrid):
 DATA = {}
 
 
-def played(script, *overrides, resume_after=0):
+def played(script, *overrides, resume_after=0, method=Scripted):
     """Everything sent under a script, what the ledger says of it, and the experiment."""
     experiment = Experiment.from_toml(SMALL, (*TINY, f"rounds={len(script)}", *overrides))
     if not DATA:
         DATA["digits"] = load(experiment)
     data = DATA["digits"]
-    kind = type("Played", (Scripted,), {"script": script})
+    kind = type("Played", (method,), {"script": script})
 
     def made(worker):
         counts, transfer = data.label_counts(), data.transfer().inputs
@@ -380,3 +380,145 @@ def test_an_answer_is_free_once_it_is_charged_whatever_comes_after_it_in_the_pha
     script = [({0}, (Predict(),), (Predict(), Fit()))]
     _, lines, _ = played(script, *GAUSSIAN)
     assert [line["fresh"] for line in lines] == [True, False]
+
+
+# --- what is looked at beside what is sent --------------------------------------------------
+
+DP = ("training.dp.noise_multiplier=5",)
+ONCE = [({0, 1, 2}, (Fit(), Predict()), ())] * 2
+
+
+class Asked(Scripted):
+    """Has nothing to do: a method below does it in one hook."""
+
+    def fuse(self, round, replies):
+        self.replies = [reply.values for reply in replies.replies]
+
+
+class BySamples(Asked):
+    def fuse(self, round, replies):
+        self.weights = replies.samples
+
+
+class BySamplesOfAReply(Asked):
+    def fuse(self, round, replies):
+        self.weights = [reply.samples for reply in replies.replies]
+
+
+class ByLoss(Asked):
+    def fuse(self, round, replies):
+        self.losses = [reply.metrics["train_loss"] for reply in replies.replies]
+
+
+class StopsByAccuracy(Asked):
+    def stop(self, round):
+        return any(found["own_accuracy"] > 2 for found in self.latest.values())
+
+
+class SelectsByAccuracy(Asked):
+    def select(self, round):
+        return sorted({0, 1, 2}, key=lambda n: self.latest.get(n, {}).get("own_accuracy", 0))
+
+
+class KeepsLabelCounts(Asked):
+    def setup(self):
+        self.counts = []
+
+    def record(self, round, replies, label_counts):
+        self.counts.append(label_counts)
+        return {}
+
+
+class KeepsMeasurements(Asked):
+    def measure(self, round, client):
+        return [Predict("private", key="measure_labels")]
+
+    def record(self, round, replies, label_counts):
+        self.measured = replies.stack("measure_labels")
+        return {}
+
+
+@pytest.mark.parametrize(
+    ("method", "why"),
+    [
+        (BySamples, "numbers of samples leave the client without noise"),
+        (BySamplesOfAReply, "numbers of samples leave the client without noise"),
+        (ByLoss, "losses or accuracies leave the client without noise"),
+        (StopsByAccuracy, "losses or accuracies leave the client without noise"),
+        (SelectsByAccuracy, "losses or accuracies leave the client without noise"),
+        (KeepsLabelCounts, "what the method does depends on measurements of private data"),
+        (KeepsMeasurements, "what the method does depends on measurements of private data"),
+    ],
+)
+@pytest.mark.parametrize("noise", [GAUSSIAN, DP], ids=["client", "record"])
+def test_a_method_that_acts_on_more_than_what_is_sent_has_no_guarantee(method, why, noise):
+    _, lines, experiment = played(ONCE, *noise, "evaluate_every=1", method=method)
+    formal = guarantee(lines, experiment)
+    if noise is DP and issubclass(method, BySamples | BySamplesOfAReply):
+        # How many records a client has is public where the unit is one of them.
+        assert formal.epsilon > 0
+    else:
+        assert (formal.epsilon, formal.why) == (None, f"none: {why}")
+
+
+@pytest.mark.parametrize("noise", [GAUSSIAN, DP], ids=["client", "record"])
+def test_a_method_that_keeps_to_what_is_sent_has_one(noise):
+    _, lines, experiment = played(ONCE, *noise, "evaluate_every=1", method=Asked)
+    assert guarantee(lines, experiment).epsilon > 0
+    assert {line["step"] for line in lines} == {"Predict"}
+
+
+def test_what_is_measured_does_not_reach_fusion():
+    class Measuring(Asked):
+        def measure(self, round, client):
+            return [Predict("private", key="measure_labels"), Predict(key="raw")]
+
+    seen = []
+
+    class Fusing(Measuring):
+        def fuse(self, round, replies):
+            seen.extend(set(reply.values) for reply in replies.replies)
+
+        def record(self, round, replies, label_counts):
+            assert replies.stack("measure_labels").dim() == 3
+            return {}
+
+    played(ONCE, *GAUSSIAN, "evaluate_every=1", method=Fusing)
+    assert seen == [{"soft_labels"}] * 6
+
+
+def test_what_is_tried_out_has_no_key_of_what_is_sent():
+    """It would take the place of the noisy labels."""
+
+    class Swapping(Asked):
+        def measure(self, round, client):
+            return [Predict()]
+
+    with pytest.raises(FedkdError, match="has the key 'soft_labels' of what is sent"):
+        played(ONCE, *GAUSSIAN, "evaluate_every=1", method=Swapping)
+
+
+def test_a_client_that_fails_leaves_no_guarantee_and_gives_no_old_answer(monkeypatch):
+    """Its data may decide that it fails; and what it answered before it was set back is old."""
+    perform = Worker.perform
+
+    def failing(self, assignment):
+        reply = perform(self, assignment)
+        if (assignment.client, assignment.round) == (1, 2):
+            return Reply(1, failure="its student raised")
+        return reply
+
+    monkeypatch.setattr(Worker, "perform", failing)
+    _, lines, experiment = played([({0, 1}, (Predict(),), ())] * 3, *GAUSSIAN)
+    formal = guarantee(lines, experiment)
+    assert formal.epsilon is None
+    assert formal.why == (
+        "none: in round 2 client 1 failed (its student raised), which its data may decide"
+    )
+    fresh = [(e["client"], e["round"]) for e in lines if e["step"] == "Predict" and e["fresh"]]
+    assert fresh == [(0, 1), (1, 1), (1, 3)]
+
+
+def test_where_nothing_is_claimed_the_ledger_is_what_was_sent():
+    _, lines, _ = played(ONCE, method=ByLoss)
+    assert {line["step"] for line in lines} == {"Predict"}
