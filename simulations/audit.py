@@ -48,6 +48,8 @@ def _guaranteed(run: Run) -> dict[str, Any]:
     fresh = sum(line["fresh"] for line in releases)
     print(f"ledger: {len(releases)} releases, {fresh} of them new answers")
     print(f"formal ε: {formal.text()}; adversary: {formal.adversary}")
+    if formal.epsilon is not None:
+        print(f"neighbours: {formal.neighbours}")
     shown = "-" if formal.nominal is None else f"{formal.nominal:.3g}"
     print(f"nominal ε of one token or item, not a guarantee: {shown}")
     return {"formal": asdict(formal)}

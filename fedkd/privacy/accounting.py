@@ -2,7 +2,10 @@
 
 Whatever one record does to a student may change its answers in any way, so that without private
 training the worst case over one record is that over a client's whole data: the unit is the client,
-and one of two neighbouring data sets replaces the other. Every new answer is charged; the same
+and neighbours differ in all data of one client (*replace-one*). With private training the unit is a
+record: steps, rate and divisor follow the number K of a client's records, so K is public, and
+neighbours have the same K, a record of one of them counting as 0 in the other (*zero-out*); beside
+it stands what holds if a record is replaced by another. Every new answer is charged; the same
 answer given again is not. Rounds add up, and the server's choice of public items amplifies nothing.
 What is done to an answer after its noise (projection, sharpening, training on it) is free.
 
@@ -17,8 +20,8 @@ sample     the exponential mechanism: a draw from ``softmax(z / tau)`` has bound
            that of randomised response, ``epsilon tanh(epsilon / 2)``
 =========  ======================================================================================
 
-Numbers that clients report of themselves (how many samples they have, losses, accuracies) measure
-the simulation and are in no account.
+Losses and accuracies measure the simulation; where a method acts on one, or on a number of samples
+(as averages of parameters do), that is in the ledger too, without noise.
 """
 
 from __future__ import annotations
@@ -38,6 +41,11 @@ if TYPE_CHECKING:
 
 MECHANISMS = ("none", "gaussian", "laplace", "sample", "argmax")
 SEES_ALL = "a server that sees every answer of every client"
+NEIGHBOURS = {
+    "client": "replace-one client (all its data, and how much of it), who takes part public",
+    "record": "zero-out record (it counts as 0 in one of two), K records of its client public",
+}
+"""What an epsilon hides, by unit."""
 PLD_INTERVAL = 1e-3
 """Grid of privacy losses of private training; epsilon is at most about half of it too large."""
 PLD_LARGEST = 20_000.0
@@ -392,12 +400,15 @@ class PrivateSteps:
     steps: int
 
 
-def training_epsilon(training: Iterable[PrivateSteps], delta: float, group: int = 1) -> float:
-    """Epsilon of a client's private training, for adding or removing ``group`` records.
+def training_epsilon(
+    training: Iterable[PrivateSteps], delta: float, group: int = 1, replaced: bool = False
+) -> float:
+    """Epsilon of a client's private training, for ``group`` records that are there or count as 0.
 
     Composed by dp-accounting's privacy loss distributions; infinite without noise. How many of a
     group are in a batch is binomial (a mixture of Gaussians): what holds for a secret that stands
-    in so many records.
+    in so many records. ``replaced``: for records that are others in a neighbour, which can move the
+    sum twice as far; of several at once without what sampling gives, which no accountant has.
     """
     import dp_accounting as dp
     from dp_accounting.pld import PLDAccountant
@@ -411,8 +422,8 @@ def training_epsilon(training: Iterable[PrivateSteps], delta: float, group: int 
     if any(multiplier == 0 for multiplier, _ in steps):
         return math.inf
     squares = math.fsum(count / multiplier**2 for (multiplier, _), count in steps.items())
-    unsampled = gaussian_epsilon(group * math.sqrt(squares), delta)
-    if unsampled > PLD_LARGEST or not steps:
+    unsampled = gaussian_epsilon(group * (1 + replaced) * math.sqrt(squares), delta)
+    if unsampled > PLD_LARGEST or not steps or (replaced and group > 1):
         return unsampled
     events = []
     for (multiplier, rate), count in steps.items():
@@ -424,7 +435,10 @@ def training_epsilon(training: Iterable[PrivateSteps], delta: float, group: int 
                 multiplier, taken, binom.pmf(taken, group, rate)
             )
         events.append(dp.SelfComposedDpEvent(event, count))
-    accountant = PLDAccountant(value_discretization_interval=PLD_INTERVAL)
+    relation = dp.NeighboringRelation
+    accountant = PLDAccountant(
+        relation.REPLACE_ONE if replaced else relation.ADD_OR_REMOVE_ONE, PLD_INTERVAL
+    )
     return float(min(unsampled, accountant.compose(dp.ComposedDpEvent(events)).get_epsilon(delta)))
 
 
@@ -436,9 +450,10 @@ class Formal:
     """What a run guarantees, of the client that is worst off.
 
     ``epsilon`` at ``delta`` for neighbours that differ in one ``unit``, against ``adversary``; None
-    where there is no guarantee, and ``why`` names the rule that is broken. ``rho`` is that of
-    Gaussian noise alone, None where there is anything else. ``nominal``, the largest epsilon of one
-    item, stands beside it and guarantees nothing.
+    where there is no guarantee, and ``why`` names the rule that is broken. Where the unit is a
+    record, ``epsilon`` is for zero-out neighbours and ``replaced`` for replace-one. ``rho`` is that
+    of Gaussian noise alone, None where there is anything else. ``nominal``, the largest epsilon of
+    one item, stands beside it and guarantees nothing.
     """
 
     epsilon: float | None
@@ -449,12 +464,23 @@ class Formal:
     client: int | None = None
     rho: float | None = None
     nominal: float | None = None
+    replaced: float | None = None
+
+    @property
+    def neighbours(self) -> str:
+        """In what two data sets differ that cannot be told apart, and what is public of them."""
+        return NEIGHBOURS[self.unit]
 
     def text(self) -> str:
-        """``"7.51 (delta 1e-05, client)"``, or the broken rule."""
+        """``"7.51 (delta 1e-05, client)"``, or the broken rule.
+
+        Of a record also what holds if it is replaced: ``"12.4 (delta 1e-05, record; replace-one:
+        20.5)"``.
+        """
         if self.epsilon is None:
             return self.why
-        return f"{self.epsilon:.3g} (delta {self.delta:g}, {self.unit})"
+        other = "" if self.replaced is None else f"; replace-one: {self.replaced:.3g}"
+        return f"{self.epsilon:.3g} (delta {self.delta:g}, {self.unit}{other})"
 
 
 def compose(
@@ -476,7 +502,7 @@ def compose(
     dp_training : mapping from client to PrivateSteps, optional
         All of a client's training on private samples, where that is DP-SGD: whatever its student
         then says of public samples is post-processing, and noise on it counts for nothing. The unit
-        is one record. Without it, the unit is the client.
+        is one record, and how many each client has is public. Without it, the unit is the client.
 
     Returns
     -------
@@ -595,10 +621,12 @@ def _by_training(
             return Formal(None, delta, "record", why=why, client=line.client)
     settings = {client: tuple(training[client]) for client in sorted({e.client for e in lines})}
     if not settings:
-        return Formal(0.0, delta, "record")
+        return Formal(0.0, delta, "record", replaced=0.0)
     found = {setting: training_epsilon(setting, delta) for setting in set(settings.values())}
     client = max(settings, key=lambda n: found[settings[n]])
     epsilon = found[settings[client]]
     if math.isinf(epsilon):
         return Formal(None, delta, "record", why="none: DP-SGD has no noise", client=client)
-    return Formal(epsilon, delta, "record", client=client)
+    # Who is worst off may be another client.
+    replaced = max(training_epsilon(one, delta, replaced=True) for one in found)
+    return Formal(epsilon, delta, "record", client=client, replaced=replaced)

@@ -8,7 +8,7 @@ import pytest
 from fedkd import run as simulate
 from fedkd.experiment import Experiment
 from fedkd.privacy import audit
-from fedkd.privacy.accounting import Release, gaussian_epsilon
+from fedkd.privacy.accounting import NEIGHBOURS, Release, gaussian_epsilon
 from fedkd.privacy.attacks import audited_epsilon_from_exposure
 from fedkd.results import Run
 
@@ -56,6 +56,7 @@ def test_the_ledger_alone_needs_neither_data_nor_an_attack(fedkd, finished, monk
         "ledger: 2 releases, 1 of them new answers",
         f"formal ε: {epsilon:.3g} (delta 1e-05, client); adversary: a server that sees every "
         "answer of every client",
+        f"neighbours: {NEIGHBOURS['client']}",
         "nominal ε of one token or item, not a guarantee: 0.7",
         "mine",
     ]
