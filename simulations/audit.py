@@ -76,8 +76,10 @@ def _exposed(run: Run) -> dict[str, Any]:
         said = ", ".join(f"{one.mean:.2f} at {level}" for level, one in estimates.items())
         print(f"exposure in bits by repeats, null {NULL_MEAN:.2f}, {place}: {said}")
     proved = audit.proved(run, bits, levels[-1])
+    size, alone = audit.secret_in_records(run, levels[-1])
+    unit = f"client: a secret is {size} of its records{'' if alone else ', and may move others'}"
     for place, epsilon in proved.items():
-        print(f"audited ε ≥ {epsilon:.2f} by exposure, {place}, {levels[-1]} repeats (client)")
+        print(f"audited ε ≥ {epsilon:.2f} by exposure, {place}, {levels[-1]} repeats ({unit})")
     return {"exposure": found, "audited": proved}
 
 
@@ -107,8 +109,9 @@ def _attacked(experiment: Experiment, shadows: int) -> dict[str, Any]:
         f"TPR at {100 * float(fpr):g} % FPR {100 * rate:.2f} % [{100 * low:.2f}, {100 * high:.2f}]"
         for fpr, (rate, low, high) in members.tpr.items()
     )
+    unit = "record" if members.group == 1 else f"record and its copies, up to {members.group}"
     print(
         f"membership from {members.how}, {members.shadows} shadows: AUC {members.auc:.3f}, "
-        f"{rates}; audited ε ≥ {members.epsilon:.2f} (record)"
+        f"{rates}; audited ε ≥ {members.epsilon:.2f} ({unit})"
     )
     return found

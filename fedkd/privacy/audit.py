@@ -64,9 +64,10 @@ class Membership:
     """How well members are told from records that were left out, over all clients and shadows.
 
     ``tpr`` is the true positive rate by false positive rate, with its interval. ``epsilon`` is a
-    lower bound on a record-level epsilon at ``delta``, from the first shadow alone (Steinke et al.
-    2023), its records scored by how much surer that shadow is of them than the others are on the
-    mean. ``how`` says what was attacked.
+    lower bound on an epsilon at ``delta``, from the first shadow alone (Steinke et al. 2023), its
+    records scored by how much surer that shadow is of them than the others are on the mean. Copies
+    of a record are in or out together: it is about ``group`` records of a client at once, the most
+    copies that there are. ``how`` says what was attacked.
     """
 
     how: str
@@ -76,6 +77,19 @@ class Membership:
     tpr: dict[str, tuple[float, float, float]]
     epsilon: float
     delta: float
+    group: int = 1
+
+
+def secret_in_records(run: Run, repeats: int) -> tuple[int, bool]:
+    """How many records of its holder a secret is, and whether it moves none but these.
+
+    Of images each label of each copy is a record; of text a copy is a line, and lines that come
+    before or after it may move to other rows.
+    """
+    canaries = run.canaries or {}
+    if canaries.get("kind") == "labels":
+        return repeats * int(canaries["length"]), True
+    return repeats, False
 
 
 def delta_of(experiment: Experiment) -> float:
@@ -109,7 +123,7 @@ def proved(
     """Lower bounds on a client-level epsilon from exposures of planted secrets, by place.
 
     A secret and all its copies are data of one client, whatever the repeats: the unit is that
-    client's data, not a record. A bound is about what leaves the clients: labels (or parameters,
+    client's data, not a record (see :func:`secret_in_records`). A bound is about what leaves the clients: labels (or parameters,
     which are the teachers themselves) and the student made of them. All bounds hold together with
     95 % confidence, secrets taken as independent of one another.
 
@@ -267,6 +281,7 @@ def infer_members(
     clients = range(whole.clients)
     copies = [_copies(whole.private(client).inputs) for client in clients]
     firsts = [np.unique(number, return_index=True)[1] for number in copies]
+    most = [int(np.bincount(number).max()) for number in copies]
     scores = [np.zeros((shadows, len(first))) for first in firsts]
     members = [np.zeros((shadows, len(first)), dtype=bool) for first in firsts]
     how = ""
@@ -306,6 +321,7 @@ def infer_members(
         tpr={fpr: (rate.value, rate.low, rate.high) for fpr, rate in rates.items()},
         epsilon=attacks.audited_epsilon_in_one_run(surer, first, delta, CONFIDENCE),
         delta=delta,
+        group=max(most[client] for client in sent),
     )
 
 

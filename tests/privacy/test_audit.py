@@ -299,6 +299,24 @@ def test_copies_of_a_record_are_one(small):
     found = audit.infer_members(experiment, 4)
     distinct = [len(np.unique(data.private(n).inputs.flatten(1), axis=0)) for n in (0, 1)]
     assert found.records == sum(distinct) <= 44
+    # Two labels, seven times each: what is in or out together is up to seven records.
+    assert found.group == 7
+
+
+def test_a_secret_of_labels_is_a_record_for_each_label_of_each_copy(small, tmp_path):
+    planted = ("canary.secrets=1", "canary.repeats=[4]", "canary.length=6", "rounds=1")
+    done = run(small(*planted, "strategy.name=local"), tmp_path / "run")
+    plain = load(small("rounds=1", "strategy.name=local")).sizes()
+    more = load(small(*planted, "strategy.name=local")).sizes() - plain
+    assert audit.secret_in_records(done, 4) == (24, True)
+    assert more.tolist() == [24] * 4
+
+
+def test_a_line_of_text_may_move_others(tmp_path):
+    experiment = texts.experiment(tmp_path, "rounds=1")
+    done = Run.at(experiment, tmp_path / "run").begin(experiment)
+    done.write_canaries(load(experiment).canaries.to_json())
+    assert audit.secret_in_records(done, 8) == (8, False)
 
 
 @pytest.mark.parametrize("method", ["fedavg", "swing"])

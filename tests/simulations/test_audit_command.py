@@ -89,8 +89,10 @@ def test_exposures_are_told_by_place_and_repeats_and_the_highest_level_proves(fe
         "exposure in bits by repeats, null 1.44, teacher: 2.00 at 1, 10.00 at 8",
         "exposure in bits by repeats, null 1.44, released: 2.00 at 1, 10.00 at 8",
         "exposure in bits by repeats, null 1.44, student: 4.00 at 8",
-        f"audited ε ≥ {proved:.2f} by exposure, released, 8 repeats (client)",
-        "audited ε ≥ 0.00 by exposure, student, 8 repeats (client)",
+        f"audited ε ≥ {proved:.2f} by exposure, released, 8 repeats (client: a secret is 8 of its "
+        "records, and may move others)",
+        "audited ε ≥ 0.00 by exposure, student, 8 repeats (client: a secret is 8 of its records, "
+        "and may move others)",
     ]
     assert set(run.audit["exposure"]) == {"teacher", "released", "student"}
     assert run.audit["exposure"]["released"]["1"]["mean"] == 2
