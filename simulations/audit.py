@@ -105,13 +105,19 @@ def _attacked(experiment: Experiment, shadows: int) -> dict[str, Any]:
     if members is None:
         print("membership: no model can be made of what is sent; it was not attacked")
         return found
-    rates = ", ".join(
-        f"TPR at {100 * float(fpr):g} % FPR {100 * rate:.2f} % [{100 * low:.2f}, {100 * high:.2f}]"
+    rates = "".join(
+        f", TPR at {100 * float(fpr):g} % FPR {100 * rate:.2f} % "
+        f"[{100 * low:.2f}, {100 * high:.2f}]"
         for fpr, (rate, low, high) in members.tpr.items()
     )
+    for fpr, count in members.refused.items():
+        rates += (
+            f", TPR at {100 * float(fpr):g} % FPR not said ({count:.1f} false positives expected)"
+        )
     unit = "record" if members.group == 1 else f"record and its copies, up to {members.group}"
     print(
-        f"membership from {members.how}, {members.shadows} shadows: AUC {members.auc:.3f}, "
-        f"{rates}; audited ε ≥ {members.epsilon:.2f} ({unit})"
+        f"membership from {members.how}, {members.shadows} shadows: AUC {members.auc:.3f} "
+        f"[{members.auc_low:.3f}, {members.auc_high:.3f}]{rates}; audited ε ≥ "
+        f"{members.epsilon:.2f} ({unit}); adversary: a server that sees what is sent last"
     )
     return found

@@ -246,8 +246,11 @@ def test_members_of_overfitted_clients_are_told(small):
     assert told == [1, 2, 3, 4, 5, 6, 7, 8]
     assert (found.shadows, found.records) == (8, 80)
     assert found.auc > 0.65
-    rate, low, high = found.tpr["0.01"]
-    assert 0.01 < low < rate < high
+    rate, low, high = found.tpr["0.1"]
+    assert 0.1 < low < rate < high
+    assert 0.5 < found.auc_low < found.auc < found.auc_high
+    # 320 scores of others: too few for rarer false positives.
+    assert found.refused == {"0.001": pytest.approx(0.32, 0.2), "0.01": pytest.approx(3.2, 0.2)}
     assert found.epsilon > 0
     assert found.delta == 1e-5
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 
@@ -119,12 +120,17 @@ def test_attacks_on_a_real_run_are_printed_and_written(fedkd, small, tmp_path):
     assert "formal ε: none: parameters leave the client without noise" in lines[1]
     assert lines[3].startswith("label distributions from parameters: L1 error 0.")
     assert lines[4].startswith("membership from the parameters it sent, 4 shadows: AUC 0.")
-    assert "TPR at 0.1 % FPR" in lines[4]
+    assert "TPR at 10 % FPR" in lines[4]
+    # 120 records, half of them in each of four shadows.
+    assert re.search(r"TPR at 1 % FPR not said \(2\.\d false positives expected\)", lines[4])
     assert lines[-1] == "mine"
     found = json.loads((run.folder / "audit.json").read_text())
     assert set(found) == {"formal", "label_inference", "membership"}
     assert found["membership"]["shadows"] == 4
-    assert set(found["membership"]["tpr"]) == {"0.001", "0.01"}
+    assert set(found["membership"]["tpr"]) == {"0.1"}
+    assert set(found["membership"]["refused"]) == {"0.001", "0.01"}
+    low, high = found["membership"]["auc_low"], found["membership"]["auc_high"]
+    assert low < found["membership"]["auc"] < high
     assert found["label_inference"]["how"] == "parameters"
     after = {file.name: file.read_bytes() for file in run.folder.iterdir() if file.is_file()}
     assert after.keys() - before.keys() == {"audit.json"}
