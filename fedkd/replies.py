@@ -33,6 +33,7 @@ from torch import Tensor
 from fedkd.distillation.targets import check_probabilities
 from fedkd.errors import brief, summary_of
 from fedkd.privacy.dpsgd import sees_private
+from fedkd.privacy.release import claims_epsilon
 from fedkd.shapes import Shapes, architectures
 from fedkd.work import (
     Assignment,
@@ -91,6 +92,8 @@ class Contract:
 
     def __init__(self, shapes: Shapes) -> None:
         self.shapes = shapes
+        # Where noise hides a record, a loss that it decides must not make its client leave.
+        self._claims = claims_epsilon(shapes.experiment)
         self._forms: dict[Any, Form | Group] = {}
 
     def unfit(
@@ -118,7 +121,7 @@ class Contract:
         for steps, trial in ((assignment.steps, False), (assignment.trial, True)):
             for step in steps:
                 if isinstance(step, Fit):
-                    reason = _loss(step, metrics, trial)
+                    reason = _loss(step, metrics, any_value=trial or self._claims)
                 elif isinstance(step, Evaluate):
                     reason = self._quality(step, metrics, assignment.client)
                 elif isinstance(step, Predict | Represent | Share | Expose):
@@ -168,11 +171,6 @@ class Contract:
             rate, count = (metrics.pop(name, math.nan) for name in DP)
             if not (0 <= rate <= 1 and count >= 0 and count % 1 == 0):
                 return f"{' and '.join(DP)} are not a sample rate and a number of steps"
-        for step in steps:
-            if released(experiment.release.active, step):
-                state = metrics.pop(f"{step.key}_state", math.nan)  # type: ignore[union-attr]
-                if not (0 <= state < 2**48 and state % 1 == 0):
-                    return f"{step.key}_state is no digest"  # type: ignore[union-attr]
         return None
 
     def _quality(self, step: Evaluate, metrics: dict[str, float], client: int) -> str | None:
@@ -253,11 +251,6 @@ def form_of(
     if shapes.labelled(step.on):
         arrays["labels"] = Form((rows,), torch.int64, _labels(classes))
     return Group(arrays, _as_many)
-
-
-def released(active: bool, step: Step) -> bool:
-    """Whether ``[release]``, if ``active``, changes what ``step`` lets out."""
-    return active and isinstance(step, Predict) and step.on == "transfer" and step.per == "sample"
 
 
 def bounded(array: Tensor, name: str) -> str | None:
@@ -359,11 +352,11 @@ def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _loss(step: Fit, metrics: dict[str, float], trial: bool) -> str | None:
+def _loss(step: Fit, metrics: dict[str, float], any_value: bool) -> str | None:
     if step.key not in metrics:
         return f"{step.key} is missing"
     loss = metrics.pop(step.key)
-    if trial and not math.isfinite(loss):
+    if any_value:
         return None
     never_negative = all(
         isinstance(term, CrossEntropy | Prototype | Proximal) and term.weight >= 0

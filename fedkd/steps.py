@@ -21,6 +21,7 @@ from fedkd import registry, students
 from fedkd.distillation.objectives import traits
 from fedkd.distillation.targets import check_probabilities
 from fedkd.errors import FedkdError, brief, nearest
+from fedkd.privacy.release import applies
 from fedkd.replies import COHORT, DP, bounded
 from fedkd.shapes import Shapes, Student
 from fedkd.work import (
@@ -458,16 +459,16 @@ class Checker:
 
     def _release(self, step: Step) -> None:
         """Refuse what leaves a client around ``[release]``."""
-        if not self.shapes.experiment.release.active or not isinstance(step, SENDS):
-            return
-        if isinstance(step, Predict) and step.on == "transfer" and step.per == "sample":
+        table = self.shapes.experiment.release
+        if not table.active or not isinstance(step, SENDS) or applies(step, table):
             return
         on = getattr(step, "on", None)
         where = f" on {_name(on)}" if on is not None else ""
         per = " per class" if getattr(step, "per", "") == "class" else ""
         raise FedkdError(
             f"{type(step).__name__}{where}{per} is not allowed with [release]: it would leave the "
-            "client unreleased; allowed: Predict on 'transfer', a row a sample"
+            "client unreleased; allowed: Predict a row a sample, on 'transfer', 'common' or samples that "
+            "are sent along"
         )
 
 

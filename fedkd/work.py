@@ -164,6 +164,9 @@ class Predict:
     Replies with the array ``key`` of shape ``(M, C)``. With ``per="class"``: with the named arrays
     ``key``, ``mean`` ``(C, C)``, the mean over the samples of each class (0 where there are none),
     and ``count`` ``(C,)``.
+
+    ``answer`` is set by :mod:`fedkd.privacy.watch` where ``[release]`` is active, not by methods:
+    two steps of a client with the same name in it get the same answer, noise and all.
     """
 
     on: Source = "transfer"
@@ -172,6 +175,7 @@ class Predict:
     per: Literal["sample", "class"] = "sample"
     key: str = "soft_labels"
     student: str = "own"
+    answer: str = ""
 
 
 @dataclass(frozen=True)
@@ -288,6 +292,10 @@ class Reply:
     steps gave, by key; ``metrics`` the numbers; ``error`` a line on what a person did wrong, which
     ends the run; ``failure`` a line on why this client's work could not be done; ``warnings`` lines
     on the student that a person should act on.
+
+    ``releases`` are lines of the ledger, one for each of ``values`` that a step of the assignment
+    (and not of its trial) gave: the fields of :class:`fedkd.privacy.accounting.Release` that are
+    not as they are by default. They are made where the values are, of what was done to them.
     """
 
     client: int
@@ -297,6 +305,7 @@ class Reply:
     error: str = ""
     failure: str = ""
     warnings: tuple[str, ...] = ()
+    releases: tuple[dict[str, Any], ...] = ()
 
 
 def nbytes(thing: Any) -> int:

@@ -50,6 +50,8 @@ def _guaranteed(run: Run) -> dict[str, Any]:
     fresh = sum(line["fresh"] for line in releases)
     print(f"ledger: {len(releases)} releases, {fresh} of them new answers")
     print(f"formal ε: {formal.text()}; adversary: {formal.adversary}")
+    if formal.epsilon is not None:
+        print(f"neighbours: {formal.neighbours}")
     shown = "-" if formal.nominal is None else f"{formal.nominal:.3g}"
     print(f"nominal ε of one token or item, not a guarantee: {shown}")
     return {"formal": asdict(formal)}
@@ -76,8 +78,10 @@ def _exposed(run: Run) -> dict[str, Any]:
         said = ", ".join(f"{one.mean:.2f} at {level}" for level, one in estimates.items())
         print(f"exposure in bits by repeats, null {NULL_MEAN:.2f}, {place}: {said}")
     proved = audit.proved(run, bits, levels[-1])
+    size, alone = audit.secret_in_records(run, levels[-1])
+    unit = f"client: a secret is {size} of its records{'' if alone else ', and may move others'}"
     for place, epsilon in proved.items():
-        print(f"audited ε ≥ {epsilon:.2f} by exposure, {place}, {levels[-1]} repeats (client)")
+        print(f"audited ε ≥ {epsilon:.2f} by exposure, {place}, {levels[-1]} repeats ({unit})")
     return {"exposure": found, "audited": proved}
 
 
@@ -103,12 +107,19 @@ def _attacked(experiment: Experiment, shadows: int) -> dict[str, Any]:
     if members is None:
         print("membership: no model can be made of what is sent; it was not attacked")
         return found
-    rates = ", ".join(
-        f"TPR at {100 * float(fpr):g} % FPR {100 * rate:.2f} % [{100 * low:.2f}, {100 * high:.2f}]"
+    rates = "".join(
+        f", TPR at {100 * float(fpr):g} % FPR {100 * rate:.2f} % "
+        f"[{100 * low:.2f}, {100 * high:.2f}]"
         for fpr, (rate, low, high) in members.tpr.items()
     )
+    for fpr, count in members.refused.items():
+        rates += (
+            f", TPR at {100 * float(fpr):g} % FPR not said ({count:.1f} false positives expected)"
+        )
+    unit = "record" if members.group == 1 else f"record and its copies, up to {members.group}"
     print(
-        f"membership from {members.how}, {members.shadows} shadows: AUC {members.auc:.3f}, "
-        f"{rates}; audited ε ≥ {members.epsilon:.2f} (record)"
+        f"membership from {members.how}, {members.shadows} shadows: AUC {members.auc:.3f} "
+        f"[{members.auc_low:.3f}, {members.auc_high:.3f}]{rates}; audited ε ≥ "
+        f"{members.epsilon:.2f} ({unit}); adversary: a server that sees what is sent last"
     )
     return found

@@ -417,6 +417,7 @@ def report(name: str, rows: dict[int, list[Row]], warnings: Sequence[str] = ()) 
 
 def markdown(rows: Sequence[Row]) -> str:
     """The table of one level of repeats: a line an arm."""
+    from fedkd.privacy.accounting import NEIGHBOURS, SEES_ALL
     from fedkd.privacy.exposure import NULL_MEAN
 
     head = [
@@ -453,7 +454,9 @@ def markdown(rows: Sequence[Row]) -> str:
         f"{f' ({fewer})' if fewer else ''}; mean and 95 % interval. Exposure in bits, "
         f"{NULL_MEAN:.2f} of a secret nobody has seen. "
         f"Reduction: share of the student's excess over that, against {PLAIN}. Nominal ε is of one "
-        "token or item and is no guarantee. Audited ε is of all copies of a secret at once."
+        "token or item and is no guarantee. Audited ε is of one client: all copies of a secret at "
+        f"once. Formal ε is against {SEES_ALL}, for neighbours that differ in one "
+        f"{' or one '.join(NEIGHBOURS.values())}."
     )
     return f"{said}\n\n{notes}"
 

@@ -80,6 +80,9 @@ NOBODY = -1
 REASONS = 5
 """Clients whose reasons are told where all of them are left out."""
 
+OWN_STATE = frozenset({"_latest", "_changed", "_held", "_warned"})
+"""What the base class keeps between rounds."""
+
 Line = dict[str, Any]
 OnRound = Callable[[Line, dict[str, list[Line]]], None]
 
@@ -155,18 +158,6 @@ class Replies:
         if not all(isinstance(group, dict) for group in groups):
             raise FedkdError(f"parameters({key!r}): this is one array; see stack({key!r})")
         return cast(list[Parameters], groups)
-
-    def sent(self) -> Replies:
-        """The same without what was measured, which no client would send."""
-        if not any(key.startswith(MEASURED) for reply in self.replies for key in reply.values):
-            return self
-        return Replies(
-            replace(
-                reply,
-                values={k: v for k, v in reply.values.items() if not k.startswith(MEASURED)},
-            )
-            for reply in self.replies
-        )
 
     @staticmethod
     def _value(reply: Reply, key: str) -> torch.Tensor | Parameters:
@@ -252,7 +243,7 @@ class KnowledgeStrategy(Strategy):
         self._changed: list[int] = []
         self._held: dict[int, dict[str, str]] = {}  # architectures of students beside the own
         self._keeping = Keeping(vars(self))
-        self._fixed = {*vars(self), "_fixed"} - {"_latest", "_changed", "_held", "_warned"}
+        self._fixed = {*vars(self), "_fixed"} - OWN_STATE
         with blaming(f"strategy {experiment.strategy.name!r}"):
             check_hooks(self)
         for hook in ("setup_server", "setup"):
@@ -310,7 +301,11 @@ class KnowledgeStrategy(Strategy):
         return None
 
     def record(self, round: int, replies: Replies, label_counts: torch.Tensor) -> Line:
-        """Numbers for the round's line. The only place that sees the true label counts (N, C)."""
+        """Numbers for the round's line. The only place that sees the true label counts (N, C).
+
+        It also sees what :meth:`measure` asked for, so nothing that is kept here may decide on
+        later rounds: where an epsilon is claimed, it is none then.
+        """
         return {}
 
     def stop(self, round: int) -> bool:
@@ -417,6 +412,21 @@ class KnowledgeStrategy(Strategy):
                 "it exchanges soft labels on a transfer set"
             )
 
+    @property
+    def latest(self) -> dict[int, dict[str, float]]:
+        """What each client was last tested with: a measurement, and no method would have it.
+
+        Where an epsilon is claimed, it is none in a run whose method looks here.
+        """
+        for client in self._latest:
+            self._privacy.used(client, "metrics")
+        return self._latest
+
+    def _traced(self) -> dict[str, Any]:
+        """What the method keeps, told by identity and version: whether it was touched."""
+        kept = vars(self).keys() - self._fixed - OWN_STATE
+        return {name: _trace(vars(self)[name]) for name in kept}
+
     def state(self) -> dict[str, Any]:
         """All that later rounds depend on, for a checkpoint.
 
@@ -473,11 +483,16 @@ class KnowledgeStrategy(Strategy):
         if not len(fit):
             self._skip(server_round)
             return None, None
+        shown = [self._privacy.shown(self._assigned[r.client], r) for r in fit.replies]
         fuse: Any = self.fuse  # for a method that returns something
         with blaming(self._where("fuse", server_round)):
-            as_nothing(fuse(server_round, fit.sent()))
+            as_nothing(fuse(server_round, Replies(shown)))
+        before = self._traced()
         with blaming(self._where("record", server_round)):
             recorded = as_line(self.record(server_round, fit, self._label_counts))
+        if self._traced() != before:
+            for client in fit.clients:
+                self._privacy.used(client, "record")
         if recorded:
             self._line["strategy"] = recorded
         return None, None
@@ -584,13 +599,15 @@ class KnowledgeStrategy(Strategy):
             ]
             self._line |= {"train_loss_mean": sum(losses) / len(losses)} if losses else {}
             self._line["seconds"] = time.perf_counter() - begin
+            # Before the lines are written: what it looks at is one of them.
+            with blaming(self._where("stop", round)):
+                stopping = as_decision(self.stop(round))
             if on_round is not None:
                 clients = self._client_lines(round)
                 on_round(self._line, {"clients": clients, **self._privacy.lines()})
             self._check_kept(f"kept at the end of round {round}", deeply=round == first_round)
-            with blaming(self._where("stop", round)):
-                if as_decision(self.stop(round)):
-                    break
+            if stopping:
+                break
         return result
 
     @property
@@ -675,6 +692,7 @@ class KnowledgeStrategy(Strategy):
                 raise FedkdError(f"client {client}: {unfit}")
             if not failed:
                 self._privacy.enter(assignment, None, sent=bool(replies))
+            self._privacy.failed(client, unfit)
             self._leave_out(client, stage, unfit)
             return None
         (reply,) = replies
@@ -686,15 +704,27 @@ class KnowledgeStrategy(Strategy):
             self._held[client] = {name: model for name, model in models.items() if name != "own"}
         if problem is None:
             self._account(reply)
+            self._check_losses(assignment, reply)
             self._privacy.enter(assignment, reply)
             self._privacy.measured(assignment, reply)
             return reply
         step, reason = problem
         self._privacy.enter(assignment, None)
+        self._privacy.failed(client, reason)
         if exposures := self._contract.exposures(assignment, reply):
             self._privacy.measured(assignment, replace(reply, values=exposures))
         self._leave_out(client, step or stage, reason)
         return None
+
+    def _check_losses(self, assignment: Assignment, reply: Reply) -> None:
+        """Warn of a loss that would leave a client out, were no epsilon claimed."""
+        for step in assignment.steps:
+            if isinstance(step, Fit) and not math.isfinite(loss := reply.metrics[step.key]):
+                self.warn_once(
+                    f"loss of {reply.client}",
+                    f"client {reply.client}: {step.key} is {loss}; the client stays, as leaving it "
+                    "out would tell of its data past the noise",
+                )
 
     def _account(self, reply: Reply) -> None:
         """Take what the engine says of its work out of the metrics."""
@@ -752,6 +782,7 @@ class KnowledgeStrategy(Strategy):
     ) -> Assignment:
         with blaming(self._where(phase, round, client)):
             check_keys((*steps, *trial))
+            steps = self._privacy.stamped(client, round, phase, steps)
         return Assignment(client, round, phase, steps, trial)
 
     def _fused_labels(
@@ -822,6 +853,16 @@ def _unlike_one_reply(client: int, replies: Sequence[Reply | Unreadable]) -> str
     if reply.client != client:
         return f"its reply says that it is of client {reply.client}"
     return reply.failure
+
+
+def _trace(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return id(value), None if value.is_inference() else value._version
+    if isinstance(value, dict):
+        return {key: _trace(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_trace(item) for item in value]
+    return repr(value)
 
 
 def _tested(metrics: dict[str, float]) -> dict[str, float]:

@@ -110,6 +110,7 @@ class KnFu(KnowledgeStrategy):
         )
         fused = mix(self.weights, labels)
         self.fused = dict(zip(replies.clients, fused, strict=True))
+        self._watch(round, len(replies))
 
     def receive(self, round: int, client: int) -> Sequence[Step]:
         """(d): fine-tune on the client's own fused target."""
@@ -122,9 +123,7 @@ class KnFu(KnowledgeStrategy):
     def record(self, round: int, replies: Replies, label_counts: Tensor) -> dict[str, Any]:
         """Weights (N, N) over those who took part, and what they amount to."""
         epds = torch.stack([self.epds[client] for client in replies.clients])
-        contributors = float((1 / self.weights.square().sum(1)).mean())
-        own = float(self.weights.diagonal().mean())
-        self._watch(round, contributors, own, len(replies))
+        contributors, own = self._amounts()
         distance = DIVERGENCES[self.options.divergence](epds)
         apart = ~torch.eye(len(replies), dtype=torch.bool)
         prior = label_counts[replies.clients].double()
@@ -139,8 +138,14 @@ class KnFu(KnowledgeStrategy):
             **({"weights": self.weights.tolist()} if few else {}),
         }
 
-    def _watch(self, round: int, contributors: float, own: float, clients: int) -> None:
+    def _amounts(self) -> tuple[float, float]:
+        """Effective contributors to a client's target, and its own weight in it, on the mean."""
+        contributors = (1 / self.weights.square().sum(1)).mean()
+        return float(contributors), float(self.weights.diagonal().mean())
+
+    def _watch(self, round: int, clients: int) -> None:
         """Warn where fusion is, from the first round on, no more than one of its two limits."""
+        contributors, own = self._amounts()
         self.always["uniform"] &= contributors > 0.95 * clients
         self.always["identity"] &= own > 0.95
         if clients == 1 or round < min(WATCHED_ROUNDS, self.experiment.rounds):

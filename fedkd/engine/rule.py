@@ -22,6 +22,7 @@ from fedkd.data.cache import folder
 from fedkd.engine.stack import Stack, dense
 from fedkd.errors import FedkdError
 from fedkd.privacy.dpsgd import sees_private
+from fedkd.privacy.release import applies
 from fedkd.students import named_blocks
 from fedkd.students.build import HOOKS
 from fedkd.students.probe import Probe, Traits, as_before, close, outputs
@@ -119,7 +120,7 @@ def cohort(worker: Worker, assignment: Assignment, step: Step) -> bool:
             return False
         if experiment.engine.remember and plain:
             return False
-    if isinstance(step, Predict) and experiment.release.active and step.on == "transfer":
+    if applies(step, experiment.release):
         return False
     model = architecture(worker, assignment, step.student)
     what = "fit" if isinstance(step, Fit) else "forward"

@@ -235,7 +235,7 @@ class _Member(Session):
 
     def do(self, step: Step, phase: str) -> None:
         if isinstance(step, Share):
-            self.values[step.key] = self.cohort.stack(step.student).shared(self.place, step.part)
+            self.give(step, self.cohort.stack(step.student).shared(self.place, step.part), 1)
             return
         super().do(step, phase)
 

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,9 +23,10 @@ from fedkd.engine import rule
 from fedkd.errors import FedkdError, summary_of
 from fedkd.experiment import Experiment
 from fedkd.privacy import exposure, measure
+from fedkd.privacy.accounting import Release
 from fedkd.privacy.dpsgd import DPSGD, sees_private
 from fedkd.privacy.public import Public
-from fedkd.privacy.release import release
+from fedkd.privacy.release import applies, charge, known_of, release
 from fedkd.random import generator, key, noise
 from fedkd.students.probe import Probe, exactly, made_up, probe, unkept
 from fedkd.training import (
@@ -84,12 +85,18 @@ class Worker:
 
     ``states`` holds what each client keeps; a host that stores it elsewhere puts it in before an
     assignment and takes it out after. One module an architecture is reused in place.
+
+    Worlds with different numbers draw privacy noise, and who is in a batch of DP-SGD, independently
+    of one another; an attack compares many. A run is world 0.
     """
 
     @students.float32_by_default()
-    def __init__(self, experiment: Experiment, data: FederatedData | None = None) -> None:
+    def __init__(
+        self, experiment: Experiment, data: FederatedData | None = None, world: int = 0
+    ) -> None:
         torch.set_num_threads(experiment.engine.threads)
         self.experiment = experiment
+        self.world: tuple[str | int, ...] = ("world", world) if world else ()
         self.device = device(experiment.engine.device)
         self.data = data or load(experiment)
         self._held = self.data.on(self.device)
@@ -108,6 +115,7 @@ class Worker:
         self._sizes = self.data.sizes().tolist()
         self._exposures: dict[int, Tensor] = {}  # of the student measured last
         self._at_work = "start"
+        self._charges: dict[tuple[float, int, int], dict[str, Any]] = {}  # of the last release
         # A student that does not fit the data is found now, and not in some client's first round.
         for client in range(min(len(experiment.student.models), self.data.clients)):
             student = self.module(client, "own")
@@ -237,7 +245,15 @@ class Worker:
             for name in state.keys() - names:
                 del state[name]
             session.metrics["seconds"] = seconds
-            replies.append(Reply(client, self._sizes[client], session.values, session.metrics))
+            replies.append(
+                Reply(
+                    client,
+                    self._sizes[client],
+                    session.values,
+                    session.metrics,
+                    releases=tuple(session.releases),
+                )
+            )
         replies[0] = replace(replies[0], warnings=tuple(self._warnings))
         self._warnings.clear()
         return replies
@@ -452,6 +468,16 @@ class Worker:
             self._exposures = {state: torch.from_numpy(found["bits"])}
         return self._exposures[state]
 
+    def charge(self, temperature: float, public: Public, classes: int) -> dict[str, Any]:
+        """What labels released at ``temperature`` cost, the same for every client."""
+        table, items = self.experiment.release, len(public.scores)
+        if public is not self.public:
+            return charge(temperature, table, public, classes)
+        known = temperature, items, classes
+        if known not in self._charges:
+            self._charges = {known: charge(temperature, table, public, classes)}
+        return self._charges[known]
+
     def together(self, on: str, clients: Sequence[int]) -> list[Samples]:
         """The samples that ``on`` means for each of some clients."""
         if len(clients) == 1 or on not in ("private", "own", "validation"):
@@ -485,6 +511,7 @@ class Session:
         self.students: dict[str, nn.Sequential] = {}
         self.values: dict[str, Tensor | Parameters] = {}
         self.metrics: dict[str, float] = {}
+        self.releases: list[dict[str, Any]] = []
         self.changed: set[str] = set()
         self.trying = False
         self._fits: Counter[tuple[str, str, str]] = Counter()
@@ -508,7 +535,7 @@ class Session:
         elif isinstance(step, Share):
             names = students.part_names(student, step.part)
             tensors = _tensors(student)
-            self.values[step.key] = {name: tensors[name].cpu().clone() for name in names}
+            self.give(step, {name: tensors[name].cpu().clone() for name in names}, 1)
         elif isinstance(step, Expose):
             self.values[step.key] = self.worker.exposures(student)
         elif isinstance(step, Evaluate):
@@ -563,7 +590,7 @@ class Session:
         if table.noise_multiplier and sees_private(step):
             self._check_private(step)
             # Two students trained alike must not get the same noise.
-            dp = DPSGD(table, step.on, experiment.seed, *draw, step.student)
+            dp = DPSGD(table, step.on, experiment.seed, *draw, step.student, *self.worker.world)
 
         def train() -> cache.Arrays:
             try:
@@ -589,7 +616,8 @@ class Session:
 
         plain = all(term == CrossEntropy(term.weight) for term in step.terms)
         if experiment.engine.remember and plain:
-            learnt = self.worker.remembered(student, samples, (repr(step), draw), train)
+            what = (repr(step), draw, *self.worker.world)
+            learnt = self.worker.remembered(student, samples, what, train)
         else:
             learnt = train()[LEARNT]
         self.wrote(step.student)
@@ -629,30 +657,59 @@ class Session:
         """Give out what was measured, as the step has it."""
         self.metrics |= {f"{step.key}_{name}": value for name, value in found.items()}
 
+    def give(
+        self,
+        step: Predict | Represent | Share,
+        value: Tensor | Parameters,
+        items: int,
+        **details: Any,
+    ) -> None:
+        """Give out ``value``, with a line of the ledger unless it is only tried out.
+
+        ``items`` is the number of rows; ``details`` say what was done to them, which is nothing
+        where there are none.
+        """
+        self.values[step.key] = value
+        if self.trying:
+            return
+        on = getattr(step, "on", "")
+        line = Release(
+            round=self.assignment.round,
+            client=self.assignment.client,
+            step=type(step).__name__,
+            key=step.key,
+            items=items,
+            on=on if isinstance(on, str) else "samples",
+            **details,
+        )
+        self.releases.append(line.to_dict(brief=True))
+
     def predicted(self, step: Predict, given: Tensor) -> None:
         """Give out logits ``(M, C)``, as the step has it."""
-        table = self.worker.experiment.release
-        if table.active and step.on == "transfer" and step.per == "sample" and not self.trying:
-            self.values[step.key] = self.released(step, self.student(step.student), given)
+        if applies(step, self.worker.experiment.release) and not self.trying:
+            self.released(step, given)
             return
         if step.output == "probabilities":
             given = (given / step.temperature).softmax(1)
-        self.values[step.key] = (
-            given.cpu() if step.per == "sample" else self.class_means(given, self.samples(step.on))
-        )
+        if step.per == "sample":
+            self.give(step, given.cpu(), len(given))
+            return
+        means = self.class_means(given, self.samples(step.on))
+        self.give(step, means, len(means["mean"]))
 
-    def released(self, step: Predict, student: nn.Sequential, logits: Tensor) -> Tensor:
-        """What ``[release]`` makes of logits; where logits are asked for, its logarithm."""
-        experiment, assignment = self.worker.experiment, self.assignment
-        table, state = experiment.release, measure.digest(student)
-        # The same answer from the same student has the same noise: it is drawn once.
-        answer = [assignment.client, state, step.temperature, step.key]
-        if not table.cache:
-            answer += [assignment.round, assignment.phase]
-        draw = noise(experiment.seed, "release", *map(str, answer))
-        labels = release(logits, step.temperature, table, self.worker.public, draw).cpu()
-        self.metrics[f"{step.key}_state"] = float(state)
-        return labels.clamp_min(SMALLEST).log() if step.output == "logits" else labels
+    def released(self, step: Predict, logits: Tensor) -> None:
+        """Give out what ``[release]`` makes of logits; where they are asked for, its logarithm."""
+        worker, assignment = self.worker, self.assignment
+        table, seed, classes = worker.experiment.release, worker.experiment.seed, logits.shape[1]
+        public = known_of(worker.public, step.on, len(logits))
+        # Whoever names no answer asks for a new one.
+        new = f"{assignment.round} {assignment.phase} unnamed {len(self.releases)}"
+        purpose = (assignment.client, step.answer or new)
+        draw = noise(seed, "release", *purpose, *worker.world)
+        labels = release(logits, step.temperature, table, public, draw).cpu()
+        value = labels.clamp_min(SMALLEST).log() if step.output == "logits" else labels
+        details = worker.charge(step.temperature, public, classes)
+        self.give(step, value, len(labels), answer=step.answer, **details)
 
     def represent(self, step: Represent, student: nn.Sequential) -> None:
         """Give out representations and the soft labels that go with them."""
@@ -673,11 +730,12 @@ class Session:
         if step.pool and held.dim() == 4:
             held = held.mean((2, 3))
         if step.per == "class":
-            self.values[step.key] = self.class_means(held.flatten(1), samples)
+            means = self.class_means(held.flatten(1), samples)
+            self.give(step, means, len(means["mean"]))
             return
         labels = {} if samples.labels is None else {"labels": samples.labels.cpu()}
         soft_labels = (logits / step.temperature).softmax(1).cpu()
-        self.values[step.key] = {"inputs": held.cpu(), "soft_labels": soft_labels, **labels}
+        self.give(step, {"inputs": held.cpu(), "soft_labels": soft_labels, **labels}, len(held))
 
     def class_means(self, values: Tensor, samples: Samples) -> Parameters:
         """The means of rows ``(K, d)`` by class, and how many there are."""

@@ -2,7 +2,10 @@
 
 Whatever one record does to a student may change its answers in any way, so that without private
 training the worst case over one record is that over a client's whole data: the unit is the client,
-and one of two neighbouring data sets replaces the other. Every new answer is charged; the same
+and neighbours differ in all data of one client (*replace-one*). With private training the unit is a
+record: steps, rate and divisor follow the number K of a client's records, so K is public, and
+neighbours have the same K, a record of one of them counting as 0 in the other (*zero-out*); beside
+it stands what holds if a record is replaced by another. Every new answer is charged; the same
 answer given again is not. Rounds add up, and the server's choice of public items amplifies nothing.
 What is done to an answer after its noise (projection, sharpening, training on it) is free.
 
@@ -17,8 +20,8 @@ sample     the exponential mechanism: a draw from ``softmax(z / tau)`` has bound
            that of randomised response, ``epsilon tanh(epsilon / 2)``
 =========  ======================================================================================
 
-Numbers that clients report of themselves (how many samples they have, losses, accuracies) measure
-the simulation and are in no account.
+Losses and accuracies measure the simulation; where a method acts on one, or on a number of samples
+(as averages of parameters do), that is in the ledger too, without noise.
 """
 
 from __future__ import annotations
@@ -38,6 +41,11 @@ if TYPE_CHECKING:
 
 MECHANISMS = ("none", "gaussian", "laplace", "sample", "argmax")
 SEES_ALL = "a server that sees every answer of every client"
+NEIGHBOURS = {
+    "client": "replace-one client (all its data, and how much of it), who takes part public",
+    "record": "zero-out record (it counts as 0 in one of two), K records of its client public",
+}
+"""What an epsilon hides, by unit."""
 PLD_INTERVAL = 1e-3
 """Grid of privacy losses of private training; epsilon is at most about half of it too large."""
 PLD_LARGEST = 20_000.0
@@ -50,7 +58,10 @@ PLD_LARGEST = 20_000.0
 class Release:
     """A line of the ledger: what left a client in one step.
 
-    ``step`` is ``Predict``, ``Represent`` or ``Share``; ``items`` is the number of released rows.
+    ``step`` is ``Predict``, ``Represent`` or ``Share``; where an epsilon is claimed also
+    ``Samples``, ``Metrics``, ``Record`` or ``Failure``, what the server learnt or acted on beside
+    what was sent (see :meth:`fedkd.privacy.watch.Watch.used`). ``items`` is the number of released
+    rows.
     ``mechanism``, ``scale``, ``draws`` and ``clip`` are those of ``[release]``; ``candidates`` is
     how many public classes, at most, stand for themselves (None: all of them), ``mix`` the share of
     a law that no private data decides. ``scores`` names the privacy scores that temperatures
@@ -58,7 +69,8 @@ class Release:
     that was given before; ``redrawn``: its noise is drawn anew whenever it is given again. ``rho``
     and ``epsilon`` are zCDP and pure DP of the whole line, None where there is no bound;
     ``nominal`` is the epsilon of one item or draw, which guarantees nothing. ``on`` says whose
-    samples the answers are about; empty: as its step has it by default.
+    samples the answers are about (``samples``: sent along by the server); empty: as its step has it
+    by default. ``answer`` is what ``fresh`` goes by; empty: always a new one.
     """
 
     round: int
@@ -82,10 +94,15 @@ class Release:
     epsilon: float | None = None
     nominal: float | None = None
     on: str = ""
+    answer: str = ""
 
-    def to_dict(self) -> dict[str, Any]:
-        """The line as JSON takes it."""
-        return dict(vars(self))
+    def to_dict(self, brief: bool = False) -> dict[str, Any]:
+        """The line as JSON takes it; ``brief``: without what is as it is by default."""
+        line = dict(vars(self))
+        if brief:
+            defaults = {field.name: field.default for field in fields(self)}
+            line = {name: value for name, value in line.items() if value != defaults[name]}
+        return line
 
     @classmethod
     def from_dict(cls, line: Mapping[str, Any]) -> Release:
@@ -118,10 +135,10 @@ def cost(
     temperatures: Any,
     clip: float | None,
     classes: int,
-    candidates: int | None = None,
+    candidates: Any = None,
     mix: float = 0.0,
     *,
-    floor: float = 0.0,
+    floor: Any = 0.0,
     delta: float = 1e-5,
 ) -> Cost:
     """What one answer of a client costs.
@@ -138,9 +155,11 @@ def cost(
         Of the items; public.
     clip, classes, candidates, mix
         As for :func:`fedkd.privacy.sensitivity.l1_sensitivity`; what is mixed in comes before noise
-        and draws.
-    floor : float
-        Least probability that the law mixed in gives to anything that can be drawn (``sample``).
+        and draws. Numbers of candidates ``(S, M)``, or ``(S, 1)``, are S that each item may have:
+        the one that costs most counts.
+    floor : float or array
+        Least probability that the law mixed in gives to anything that can be drawn (``sample``); an
+        array goes with ``candidates``.
     delta : float
         Delta that the nominal epsilon of Gaussian noise is stated at.
 
@@ -166,51 +185,61 @@ def cost(
         return Cost(0.0, None if mechanism == "gaussian" else 0.0, 0.0)
     law = (clip, classes, candidates, mix)
     if mechanism == "gaussian" and scale:
-        far = l2_sensitivity(tau, *law) / scale
+        far = _costliest(l2_sensitivity(tau, *law)) / scale
         return Cost(float((far**2).sum() / 2), None, gaussian_epsilon(far.max(), delta))
     if mechanism == "laplace" and scale:
-        pure = l1_sensitivity(tau, *law) / scale
+        pure = _costliest(l1_sensitivity(tau, *law)) / scale
         rho = 2 * (pure / 2 + np.expm1(-pure / 2))
         return Cost(float(rho.sum()), float(pure.sum()), float(pure.max()))
     if mechanism == "sample":
-        pure, rho = _drawn(tau, *law, floor)
+        pure, rho = map(_costliest, _drawn(tau, *law, floor))
         return Cost(*(_bounded(x) for x in (draws * rho.sum(), draws * pure.sum(), pure.max())))
     return Cost()
+
+
+def _costliest(costs: Numbers) -> Numbers:
+    """Of each item ``(M,)``, out of ``(S, M)`` of as many sets of candidates as it may have."""
+    return costs if costs.ndim < 2 else np.asarray(costs.max(0))
 
 
 def _drawn(
     tau: Numbers,
     clip: float | None,
     classes: int,
-    candidates: int | None,
+    candidates: Any,
     mix: float,
-    floor: float,
+    floor: Any,
 ) -> tuple[Numbers, Numbers]:
     """Pure epsilon and rho of one draw at each temperature; infinite where there is no bound."""
     l1_sensitivity(tau, clip, classes, candidates, mix)  # checks them
+    own = as_numbers(classes if candidates is None else candidates)
+    tau, own, floor = np.broadcast_arrays(tau, own, as_numbers(floor))
     low = np.zeros(tau.shape) if clip is None else np.exp(-clip / tau)
     if mix == 1:
         return np.zeros(tau.shape), np.zeros(tau.shape)
-    own = classes if candidates is None else candidates
-    rest = classes - own
-    ranges = []
-    if own:
-        ranges.append((1 / (1 + (classes - 1) * low), _part(low, classes - 1)))
-    if rest:
-        ranges.append((rest / (rest + own * low), _part(rest * low, own)))
-    with np.errstate(divide="ignore"):
+    rest, one = classes - own, np.ones(tau.shape)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ranges = [
+            (own, _part(one, (classes - 1) * low), _part(low, (classes - 1) * one)),
+            (rest, _part(rest, own * low), _part(rest * low, own)),
+        ]
+        # Nothing is drawn that no class stands for.
         ratios = [
-            np.log((1 - mix) * most + mix * floor) - np.log((1 - mix) * least + mix * floor)
-            for most, least in ranges
+            np.where(
+                count > 0,
+                np.log((1 - mix) * most + mix * floor) - np.log((1 - mix) * least + mix * floor),
+                0.0,
+            )
+            for count, most, least in ranges
         ]
     pure = np.max(ratios, axis=0)
     width = 2 * pure if clip is None else np.minimum(2 * pure, 2 * clip / tau)
     return pure, np.minimum(width**2 / 8, pure * np.tanh(pure / 2))
 
 
-def _part(one: Numbers, other: float) -> Numbers:
+def _part(one: Numbers, other: Numbers) -> Numbers:
     """``one / (one + other)``, and 1 where there is no other."""
-    return np.ones(one.shape) if other == 0 else one / (one + other)
+    return np.where(other == 0, 1.0, one / (one + other))
 
 
 def _bounded(number: float) -> float | None:
@@ -218,7 +247,7 @@ def _bounded(number: float) -> float | None:
 
 
 def described(
-    table: ReleaseTable, temperatures: Any, classes: int, over_candidates: bool
+    table: ReleaseTable, temperatures: Any, classes: int, over_candidates: Any
 ) -> dict[str, Any]:
     """What a ledger line says of one answer under ``[release]``: its mechanism and its cost.
 
@@ -230,20 +259,24 @@ def described(
         Of the released items.
     classes : int
         Number of classes C.
-    over_candidates : bool
-        Whether released are ``table.candidates`` classes, the true one, and a bucket.
+    over_candidates : bool, or array of int of shape (M,)
+        How many classes each item is released over, beside one bucket for all others. True: as many
+        as ``table.candidates`` likeliest ones, or one more, the true one. False: all classes.
 
     Returns
     -------
     dict
         Fields of :class:`Release`.
     """
-    tau = as_numbers(temperatures)
-    likeliest = min(table.candidates, classes)
-    candidates = min(likeliest + 1, classes) if over_candidates else None
-    mix, floor, clip, applied = table.mix, 0.0, table.clip, tau
+    tau, sets = as_numbers(temperatures), None
+    if over_candidates is True:
+        sets = np.array([[min(table.candidates + more, classes)] for more in (0, 1)])
+    elif over_candidates is not False:
+        sets = as_numbers(over_candidates)
+    mix, clip, applied = table.mix, table.clip, tau
+    floor: Any = 0.0
     if table.mix_with == "uniform":
-        floor = 1 / (likeliest + 2 if over_candidates else classes)
+        floor = 1 / (classes if sets is None else np.minimum(sets + 1, classes))
     elif table.mix_with == "entropy":
         # The share follows from the logits, so it is no public law's. What comes out is still
         # between the uniform law and the soft labels at the base temperature.
@@ -253,7 +286,7 @@ def described(
         else:
             applied = np.full(tau.shape, table.temperature)
     price = cost(
-        *(table.mechanism, table.scale, table.draws, applied, clip, classes, candidates, mix),
+        *(table.mechanism, table.scale, table.draws, applied, clip, classes, sets, mix),
         floor=floor,
         delta=table.delta,
     )
@@ -264,7 +297,7 @@ def described(
         "temperature_min": float(tau.min()) if tau.size else None,
         "temperature_max": float(tau.max()) if tau.size else None,
         "clip": table.clip,
-        "candidates": candidates,
+        "candidates": None if sets is None or not sets.size else int(sets.max()),
         "mix": mix,
         "scores": "" if table.tau_max is None else table.scores,
         "scores_private": table.tau_max is not None and table.scores == "oracle",
@@ -367,12 +400,15 @@ class PrivateSteps:
     steps: int
 
 
-def training_epsilon(training: Iterable[PrivateSteps], delta: float, group: int = 1) -> float:
-    """Epsilon of a client's private training, for adding or removing ``group`` records.
+def training_epsilon(
+    training: Iterable[PrivateSteps], delta: float, group: int = 1, replaced: bool = False
+) -> float:
+    """Epsilon of a client's private training, for ``group`` records that are there or count as 0.
 
     Composed by dp-accounting's privacy loss distributions; infinite without noise. How many of a
     group are in a batch is binomial (a mixture of Gaussians): what holds for a secret that stands
-    in so many records.
+    in so many records. ``replaced``: for records that are others in a neighbour, which can move the
+    sum twice as far; of several at once without what sampling gives, which no accountant has.
     """
     import dp_accounting as dp
     from dp_accounting.pld import PLDAccountant
@@ -386,8 +422,8 @@ def training_epsilon(training: Iterable[PrivateSteps], delta: float, group: int 
     if any(multiplier == 0 for multiplier, _ in steps):
         return math.inf
     squares = math.fsum(count / multiplier**2 for (multiplier, _), count in steps.items())
-    unsampled = gaussian_epsilon(group * math.sqrt(squares), delta)
-    if unsampled > PLD_LARGEST or not steps:
+    unsampled = gaussian_epsilon(group * (1 + replaced) * math.sqrt(squares), delta)
+    if unsampled > PLD_LARGEST or not steps or (replaced and group > 1):
         return unsampled
     events = []
     for (multiplier, rate), count in steps.items():
@@ -399,7 +435,10 @@ def training_epsilon(training: Iterable[PrivateSteps], delta: float, group: int 
                 multiplier, taken, binom.pmf(taken, group, rate)
             )
         events.append(dp.SelfComposedDpEvent(event, count))
-    accountant = PLDAccountant(value_discretization_interval=PLD_INTERVAL)
+    relation = dp.NeighboringRelation
+    accountant = PLDAccountant(
+        relation.REPLACE_ONE if replaced else relation.ADD_OR_REMOVE_ONE, PLD_INTERVAL
+    )
     return float(min(unsampled, accountant.compose(dp.ComposedDpEvent(events)).get_epsilon(delta)))
 
 
@@ -411,9 +450,10 @@ class Formal:
     """What a run guarantees, of the client that is worst off.
 
     ``epsilon`` at ``delta`` for neighbours that differ in one ``unit``, against ``adversary``; None
-    where there is no guarantee, and ``why`` names the rule that is broken. ``rho`` is that of
-    Gaussian noise alone, None where there is anything else. ``nominal``, the largest epsilon of one
-    item, stands beside it and guarantees nothing.
+    where there is no guarantee, and ``why`` names the rule that is broken. Where the unit is a
+    record, ``epsilon`` is for zero-out neighbours and ``replaced`` for replace-one. ``rho`` is that
+    of Gaussian noise alone, None where there is anything else. ``nominal``, the largest epsilon of
+    one item, stands beside it and guarantees nothing.
     """
 
     epsilon: float | None
@@ -424,12 +464,23 @@ class Formal:
     client: int | None = None
     rho: float | None = None
     nominal: float | None = None
+    replaced: float | None = None
+
+    @property
+    def neighbours(self) -> str:
+        """In what two data sets differ that cannot be told apart, and what is public of them."""
+        return NEIGHBOURS[self.unit]
 
     def text(self) -> str:
-        """``"7.51 (delta 1e-05, client)"``, or the broken rule."""
+        """``"7.51 (delta 1e-05, client)"``, or the broken rule.
+
+        Of a record also what holds if it is replaced: ``"12.4 (delta 1e-05, record; replace-one:
+        20.5)"``.
+        """
         if self.epsilon is None:
             return self.why
-        return f"{self.epsilon:.3g} (delta {self.delta:g}, {self.unit})"
+        other = "" if self.replaced is None else f"; replace-one: {self.replaced:.3g}"
+        return f"{self.epsilon:.3g} (delta {self.delta:g}, {self.unit}{other})"
 
 
 def compose(
@@ -451,14 +502,14 @@ def compose(
     dp_training : mapping from client to PrivateSteps, optional
         All of a client's training on private samples, where that is DP-SGD: whatever its student
         then says of public samples is post-processing, and noise on it counts for nothing. The unit
-        is one record. Without it, the unit is the client.
+        is one record, and how many each client has is public. Without it, the unit is the client.
 
     Returns
     -------
     Formal
         Of the worst client.
     """
-    lines = list(releases)
+    lines = sorted(releases, key=lambda line: line.step not in SENT)
     nominal = max((line.nominal for line in lines if line.nominal is not None), default=None)
     if dp_training is not None:
         found = _by_training(lines, delta, dp_training)
@@ -505,12 +556,33 @@ def _epsilon(account: tuple[float, float, float], delta: float) -> float:
     return min(exact + pure, zcdp_epsilon(gaussian + other, delta)) if other else exact
 
 
-WHAT = {"Predict": "labels", "Represent": "representations", "Share": "parameters"}
-"""What a step releases."""
+SENT = ("Predict", "Represent", "Share")
+WHAT = {
+    "Predict": "labels",
+    "Represent": "representations",
+    "Share": "parameters",
+    "Samples": "numbers of samples",
+    "Metrics": "losses or accuracies",
+}
+"""What a step releases; the last two are numbers that the server acts on beside what is sent."""
+
+
+def _seen(line: Release) -> str:
+    """What a line says that private data decide and no noise is on, whatever the unit."""
+    if line.step == "Failure":
+        return (
+            f"none: in round {line.round} client {line.client} failed ({line.key}), which its data "
+            "may decide"
+        )
+    if line.step == "Record":
+        return "none: what the method does depends on measurements of private data"
+    return ""
 
 
 def _broken(line: Release) -> str:
     """The rule that a line breaks without private training, or nothing."""
+    if why := _seen(line):
+        return why
     what = WHAT[line.step]
     if line.mechanism == "none" or (line.mechanism in ("gaussian", "laplace") and not line.scale):
         leave = "are released" if line.step == "Predict" else "leave the client"
@@ -526,29 +598,35 @@ def _broken(line: Release) -> str:
     return ""
 
 
-ABOUT = {"Predict": "transfer", "Represent": "private", "Share": "transfer"}
-"""What a step is about by default; parameters are about no samples at all."""
+ABOUT = {"Represent": "private"}
+"""What a step is about by default, where that is private."""
 
 
 def _by_training(
     lines: list[Release], delta: float, training: Mapping[int, Sequence[PrivateSteps]]
 ) -> Formal:
     for line in lines:
-        why = ""
-        if line.client not in training:
+        why = _seen(line)
+        if why:
+            pass
+        elif line.client not in training:
             why = f"none: client {line.client} trains without noise"
-        elif (line.on or ABOUT[line.step]) in ("private", "own", "validation"):
+        elif (line.on or ABOUT.get(line.step)) in ("private", "own", "validation"):
             why = "none: answers about private samples leave the client"
+        elif line.step == "Metrics":
+            why = f"none: {WHAT[line.step]} leave the client without noise"
         elif line.scores_private:
             why = "none: scores come from private data"
         if why:
             return Formal(None, delta, "record", why=why, client=line.client)
     settings = {client: tuple(training[client]) for client in sorted({e.client for e in lines})}
     if not settings:
-        return Formal(0.0, delta, "record")
+        return Formal(0.0, delta, "record", replaced=0.0)
     found = {setting: training_epsilon(setting, delta) for setting in set(settings.values())}
     client = max(settings, key=lambda n: found[settings[n]])
     epsilon = found[settings[client]]
     if math.isinf(epsilon):
         return Formal(None, delta, "record", why="none: DP-SGD has no noise", client=client)
-    return Formal(epsilon, delta, "record", client=client)
+    # Who is worst off may be another client.
+    replaced = max(training_epsilon(one, delta, replaced=True) for one in found)
+    return Formal(epsilon, delta, "record", client=client, replaced=replaced)

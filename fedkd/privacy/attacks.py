@@ -7,11 +7,12 @@ sent, exposures of planted secrets. A score is the higher the more it speaks for
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedkd.errors import FedkdError
@@ -19,6 +20,10 @@ from fedkd.privacy.sensitivity import Numbers, as_numbers
 
 LEAST = 1e-45
 """What stands for a probability of 0: about the least above it in float32."""
+FEWEST_FALSE = 10
+"""False positives in expectation below which a true positive rate is not told."""
+LARGEST_DRAW = 2 * 10**6
+"""Scores that a bootstrap holds at a time: some 100 MB."""
 FEW = 32
 """Shadow models of a record, in or out, below which variances are pooled over records."""
 
@@ -91,12 +96,114 @@ def auc(scores: Any, members: Any) -> float:
 def tpr_at(scores: Any, members: Any, fpr: float, confidence: float = 0.95) -> Rate:
     """True positive rate at a false positive rate of at most ``fpr``, with its exact interval.
 
-    The interval is about members; the threshold, which comes from the others, is taken as given.
+    The interval is about members whose scores are independent, with the threshold, which comes from
+    the others, taken as given; of records that are scored in several runs see :func:`detection`.
     """
     curve = roc(scores, members)
     inside, _ = _split(scores, members)
     true = curve.true[np.flatnonzero(curve.false <= fpr)[-1]]
     return clopper_pearson(round(true * len(inside)), len(inside), confidence)
+
+
+class Detection(NamedTuple):
+    """How well members are told from others, each rate with its interval.
+
+    ``tpr`` is by false positive rate; ``refused`` has those of which too few false positives are
+    expected for a rate to mean anything, and how many these are.
+    """
+
+    auc: Rate
+    tpr: dict[float, Rate]
+    refused: dict[float, float]
+
+
+def detection(
+    scores: Sequence[Any],
+    members: Sequence[Any],
+    fprs: Sequence[float],
+    confidence: float = 0.95,
+    draws: int = 500,
+    seed: int = 0,
+) -> Detection:
+    """Rates of a membership attack on the records of several clients over several runs.
+
+    A record's scores depend on one another, and so do those of a client's records: intervals are
+    percentiles of a bootstrap that draws clients and then records of each, with all runs of a
+    record, and takes the threshold anew each time.
+
+    Parameters
+    ----------
+    scores : sequence of array or Tensor of shape (runs, records)
+        A client's each.
+    members : sequence of array or Tensor of bool, in the same shapes
+        Which records the run was trained with.
+    fprs : sequence of float
+        False positive rates; those with fewer than :data:`FEWEST_FALSE` false positives in
+        expectation are refused.
+    confidence : float
+        Of the intervals.
+    draws, seed : int
+        Of the bootstrap.
+
+    Raises
+    ------
+    FedkdError
+        If shapes differ, a score is NaN, or there are no members or none but members.
+    """
+    each = [as_numbers(client) for client in scores]
+    flat = np.concatenate([client.ravel() for client in each])
+    inside = np.concatenate([as_numbers(client).astype(bool).ravel() for client in members])
+    _, others = _split(flat, inside)
+    wanted = [fpr for fpr in fprs if fpr * len(others) >= FEWEST_FALSE]
+    sizes = [client.shape[1] for client in each]
+    starts = np.cumsum([0, *sizes])
+    owners = np.concatenate(
+        [
+            np.broadcast_to(start + np.arange(client.shape[1]), client.shape).ravel()
+            for start, client in zip(starts, each)
+        ]
+    )
+    curve = _Curve(flat, inside, owners)
+    found = curve.rates(np.ones((1, starts[-1])), wanted)[:, 0]
+    draw = np.random.default_rng(seed)
+    again = []
+    at_once = max(1, LARGEST_DRAW // len(flat))
+    for start in range(0, draws, at_once):
+        weights = np.zeros((min(at_once, draws - start), starts[-1]))
+        for row in weights:
+            for client in draw.integers(len(sizes), size=len(sizes)):
+                drawn = draw.integers(sizes[client], size=sizes[client])
+                own = slice(starts[client], starts[client + 1])
+                row[own] += np.bincount(drawn, minlength=sizes[client])
+        again.append(curve.rates(weights, wanted))
+    error = (1 - confidence) / 2
+    low, high = np.nanquantile(np.concatenate(again, 1), [error, 1 - error], axis=1)
+    auc_rate, *true = (Rate(*map(float, rate)) for rate in zip(found, low, high))
+    expected = {fpr: fpr * len(others) for fpr in fprs if fpr not in wanted}
+    return Detection(auc_rate, dict(zip(wanted, true)), expected)
+
+
+class _Curve:
+    """ROC curves of the same scores under many weights of their records."""
+
+    def __init__(self, scores: Numbers, members: NDArray[np.bool_], owners: Any) -> None:
+        order = np.argsort(-scores, kind="stable")
+        self.members, self.owners = members[order], owners[order]
+        self.ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
+
+    def rates(self, weights: Numbers, fprs: Sequence[float]) -> Numbers:
+        """AUC and the true positive rate at each of ``fprs``: ``(1 + F, B)`` of weights (B, R)."""
+        each = weights[:, self.owners]
+        true, false = (
+            np.concatenate([np.zeros((len(each), 1)), np.cumsum(part, 1)[:, self.ends]], 1)
+            for part in (np.where(self.members, each, 0), np.where(self.members, 0, each))
+        )
+        with np.errstate(invalid="ignore"):  # a draw without members has no rates
+            true, false = true / true[:, -1:], false / false[:, -1:]
+        area = (np.diff(false, axis=1) * (true[:, 1:] + true[:, :-1])).sum(1) / 2
+        rows = np.arange(len(each))
+        last = [np.maximum((false <= fpr + 1e-12).sum(1) - 1, 0) for fpr in fprs]
+        return np.stack([area, *(true[rows, place] for place in last)])
 
 
 def _split(scores: Any, members: Any) -> tuple[Numbers, Numbers]:

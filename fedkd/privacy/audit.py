@@ -36,7 +36,7 @@ from fedkd.work import Assignment, Parameters, Reply, Samples, Soft, decode
 
 PROXY_EPOCHS = 20.0
 """Passes over the transfer set in which the server distils a client's soft labels."""
-FPRS = (0.001, 0.01)
+FPRS = (0.001, 0.01, 0.1)
 FEWEST = 4
 """Shadows that a likelihood ratio needs."""
 CONFIDENCE = 0.95
@@ -63,19 +63,38 @@ class LabelInference:
 class Membership:
     """How well members are told from records that were left out, over all clients and shadows.
 
-    ``tpr`` is the true positive rate by false positive rate, with its interval. ``epsilon`` is a
-    lower bound on a record-level epsilon at ``delta``, from the first shadow alone (Steinke et al.
-    2023), its records scored by how much surer that shadow is of them than the others are on the
-    mean. ``how`` says what was attacked.
+    ``auc`` and, by false positive rate, ``tpr`` have 95 % intervals, over clients and their records
+    (:func:`fedkd.privacy.attacks.detection`); ``refused`` are false positive rates at which too few
+    false positives are expected, and how many. ``epsilon`` is a
+    lower bound on an epsilon at ``delta``, from the first shadow alone (Steinke et al. 2023), its
+    records scored by how much surer that shadow is of them than the others are on the mean. Copies
+    of a record are in or out together: it is about ``group`` records of a client at once, the most
+    copies that there are. ``how`` says what was attacked.
     """
 
     how: str
     shadows: int
     records: int
     auc: float
+    auc_low: float
+    auc_high: float
     tpr: dict[str, tuple[float, float, float]]
+    refused: dict[str, float]
     epsilon: float
     delta: float
+    group: int = 1
+
+
+def secret_in_records(run: Run, repeats: int) -> tuple[int, bool]:
+    """How many records of its holder a secret is, and whether it moves none but these.
+
+    Of images each label of each copy is a record; of text a copy is a line, and lines that come
+    before or after it may move to other rows.
+    """
+    canaries = run.canaries or {}
+    if canaries.get("kind") == "labels":
+        return repeats * int(canaries["length"]), True
+    return repeats, False
 
 
 def delta_of(experiment: Experiment) -> float:
@@ -121,9 +140,9 @@ def proved(
     """Lower bounds on a client-level epsilon from exposures of planted secrets, by place.
 
     A secret and all its copies are data of one client, whatever the repeats: the unit is that
-    client's data, not a record. A bound is about what leaves the clients: labels (or parameters,
-    which are the teachers themselves) and the student made of them. All bounds hold together with
-    95 % confidence, secrets taken as independent of one another.
+    client's data, not a record (see :func:`secret_in_records`). A bound is about what leaves the
+    clients: labels (or parameters, which are the teachers themselves) and the student made of them.
+    All bounds hold together with 95 % confidence, secrets taken as independent of one another.
 
     Where the transfer set holds the secrets themselves, what is released depends on them even if no
     client has seen them: the exposures are then compared with ``clean`` ones, and only those of a
@@ -201,8 +220,8 @@ class _Listening(InlineGrid):
                 raise FedkdError(reply.error)
             if reply.failure:
                 continue
-            sent = {k: v for k, v in reply.values.items() if not k.startswith("measure_")}
-            self.heard[reply.client] = sent
+            sent = {line["key"] for line in reply.releases}
+            self.heard[reply.client] = {k: v for k, v in reply.values.items() if k in sent}
         last = str(self.worker.experiment.rounds)
         if any(message.metadata.group_id == last for message in learnt):
             raise _Heard
@@ -281,6 +300,7 @@ def infer_members(
     clients = range(whole.clients)
     copies = [_copies(whole.private(client).inputs) for client in clients]
     firsts = [np.unique(number, return_index=True)[1] for number in copies]
+    most = [int(np.bincount(number).max()) for number in copies]
     scores = [np.zeros((shadows, len(first))) for first in firsts]
     members = [np.zeros((shadows, len(first)), dtype=bool) for first in firsts]
     how = ""
@@ -290,7 +310,9 @@ def infer_members(
             coins = torch.rand(len(firsts[client]), generator=draw) < 0.5
             members[client][shadow] = coins.numpy()
         kept = [np.flatnonzero(members[client][shadow][copies[client]]) for client in clients]
-        worker = _Untested(experiment, whole.with_part([torch.from_numpy(rows) for rows in kept]))
+        halves = whole.with_part([torch.from_numpy(rows) for rows in kept])
+        # Noise that two runs share is not there when they are compared.
+        worker = _Untested(experiment, halves, world=shadow + 1)
         sent = knowledge(worker)
         for client, values in sent.items():
             read = _model(worker, client, values)
@@ -304,20 +326,22 @@ def infer_members(
     scores = [scores[client] for client in sorted(sent)]
     members = [members[client] for client in sorted(sent)]
     ratios = [attacks.lira(s, m) for s, m in zip(scores, members)]
-    flat = np.concatenate([ratio.ravel() for ratio in ratios])
-    inside = np.concatenate([m.ravel() for m in members])
+    found = attacks.detection(ratios, members, FPRS, CONFIDENCE)
     surer = np.concatenate([score[0] - score[1:].mean(0) for score in scores])
     first = np.concatenate([m[0] for m in members])
-    rates = {f"{fpr:g}": attacks.tpr_at(flat, inside, fpr) for fpr in FPRS}
     delta = delta_of(experiment)
     return Membership(
         how=how,
         shadows=shadows,
         records=len(first),
-        auc=attacks.auc(flat, inside),
-        tpr={fpr: (rate.value, rate.low, rate.high) for fpr, rate in rates.items()},
+        auc=found.auc.value,
+        auc_low=found.auc.low,
+        auc_high=found.auc.high,
+        tpr={f"{fpr:g}": (rate.value, rate.low, rate.high) for fpr, rate in found.tpr.items()},
+        refused={f"{fpr:g}": count for fpr, count in found.refused.items()},
         epsilon=attacks.audited_epsilon_in_one_run(surer, first, delta, CONFIDENCE),
         delta=delta,
+        group=max(most[client] for client in sent),
     )
 
 

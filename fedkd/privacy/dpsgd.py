@@ -5,7 +5,8 @@ was drawn, and adds noise to their sum::
 
     g = (sum_i g_i min(1, C / |g_i|) + N(0, (sigma C)^2 I)) / (q K)
 
-with C = ``max_grad_norm`` and sigma = ``noise_multiplier``. The loop is that of
+with C = ``max_grad_norm`` and sigma = ``noise_multiplier``; a gradient that is not finite counts as
+0. K is public: what is hidden is whether a sample is there or counts as 0. The loop is that of
 :mod:`fedkd.training`; here is what Opacus adds to it. Terms that draw from elsewhere, and a
 proximal term, see no private sample: their gradients are added to g as they are.
 
@@ -179,6 +180,8 @@ class DPSGD:
                 parameter.grad_sample = nobody  # type: ignore[attr-defined]
             elif not _adds_up(parameter, count, summed=self._unchecked):
                 self._refuse("a layer that Opacus has no right per-sample gradients of")
+        if count:
+            self._drop_what_is_not_finite()
         self._unchecked = self._unchecked and count == 0
         self.steps += 1
 
@@ -193,6 +196,17 @@ class DPSGD:
             for name, parameter in student.named_parameters():
                 if name in learned:
                     parameter.copy_(learned[name])
+
+    def _drop_what_is_not_finite(self) -> None:
+        """Make the gradient of a sample 0 where it has no norm to clip: it must move nothing else.
+
+        A student that one sample could make NaN, or its client leave, would tell of the sample.
+        """
+        each: list[Tensor] = [p.grad_sample for p in self._parameters]  # type: ignore[attr-defined]
+        finite = torch.stack([g.flatten(1).isfinite().all(1) for g in each]).all(0)
+        if not bool(finite.all()):
+            for gradients in each:
+                gradients[~finite] = 0
 
     def _complete(self, optimiser: torch.optim.Optimizer) -> None:
         """Add the gradients of the terms that see no private sample."""
@@ -237,7 +251,7 @@ def _adds_up(parameter: nn.Parameter, count: int, summed: bool) -> bool:
     each: Tensor = parameter.grad_sample  # type: ignore[attr-defined]
     if len(each) != count or parameter.grad is None:
         return False
-    if not summed or not bool(each.isfinite().all()):
+    if not summed or not bool(each.isfinite().all() and parameter.grad.isfinite().all()):
         return True
     return bool((each.mean(0) - parameter.grad).abs().max() <= 1e-3 * each.abs().max())
 

@@ -16,16 +16,71 @@ the student's temperature: see ``strategies/swing.py``.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any, TypeGuard
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from fedkd.distillation.targets import entropy, onto_simplex
 from fedkd.errors import FedkdError
-from fedkd.experiment import ReleaseTable
+from fedkd.experiment import Experiment, ReleaseTable
+from fedkd.privacy.accounting import described
+from fedkd.privacy.dpsgd import is_private
 from fedkd.privacy.public import Public
+from fedkd.work import Predict, Step
 
 BISECTIONS = 40
+LARGEST = 1e30
+"""What stands for infinity among logits that noise is added to the labels of."""
+
+
+def applies(step: Step, table: ReleaseTable) -> TypeGuard[Predict]:
+    """Whether ``[release]`` decides on what ``step`` gives: soft labels of what is no client's own.
+
+    All else that leaves a client under ``[release]`` leaves as it is, and the ledger says so.
+    """
+    return (
+        table.active
+        and isinstance(step, Predict)
+        and step.per == "sample"
+        and not is_private(step.on)
+    )
+
+
+def is_noisy(table: ReleaseTable) -> bool:
+    """Whether released labels are noisy or drawn, so that an epsilon may be claimed of them."""
+    return table.mechanism == "sample" or (
+        table.mechanism in ("gaussian", "laplace") and table.scale > 0
+    )
+
+
+def claims_epsilon(experiment: Experiment) -> bool:
+    """Whether an epsilon is claimed: what private data decide must then not be seen."""
+    return is_noisy(experiment.release) or experiment.training.dp.noise_multiplier > 0
+
+
+def known_of(public: Public, on: object, items: int) -> Public:
+    """What is public of the items of a source: of all but the transfer set, nothing.
+
+    Their privacy score is 0, and they are released over all classes.
+    """
+    if on == "transfer":
+        return public
+    return replace(public, scores=torch.zeros(items), among=None, law=None)
+
+
+def charge(base: float, table: ReleaseTable, public: Public, classes: int) -> dict[str, Any]:
+    """What the ledger says of labels that :func:`release` makes of the same arguments.
+
+    Returns
+    -------
+    dict
+        Fields of :class:`fedkd.privacy.accounting.Release`.
+    """
+    sizes = False if public.among is None else (public.among >= 0).sum(1)
+    return described(table, temperatures(table, public.scores, base), classes, sizes)
 
 
 def temperatures(table: ReleaseTable, scores: Tensor, base: float) -> Tensor:
@@ -48,8 +103,15 @@ def release(
     """Released soft labels ``(M, C)``, or ``(M, k+1)`` over candidates, from logits ``(M, C)``.
 
     ``base`` is the method's own temperature; ``draw`` gives the noise.
+
+    Under noise or draws a client answers whatever its student says: a logit that is not a number
+    counts as 0, one that is infinite as :data:`LARGEST`. Otherwise a row that holds NaN stays one,
+    so that whoever collects it leaves the client out.
     """
     tau = temperatures(table, public.scores, base)[:, None].to(logits)
+    if is_noisy(table):
+        logits = logits.nan_to_num(0.0, LARGEST, -LARGEST).clamp(-LARGEST, LARGEST)
+        logits = logits - logits.amax(1, keepdim=True)
     if table.clip is not None:
         logits = (logits - logits.amax(1, keepdim=True)).clamp_min(-table.clip)
     if table.mix_with == "entropy":
@@ -66,13 +128,12 @@ def release(
         even = there.to(labels) / there.sum(1, keepdim=True)
         law = even if public.law is None else public.law.to(labels)
         labels = (1 - table.mix) * labels + table.mix * law
-    # A row that holds NaN stays one, so that whoever collects it leaves the client out.
     if table.mechanism == "argmax":
         likeliest = torch.nn.functional.one_hot(labels.argmax(1), labels.shape[1])
         return likeliest + 0 * labels.sum(1, keepdim=True)
     if table.mechanism == "sample":
-        return sampled(labels, table.draws, draw) + 0 * labels.sum(1, keepdim=True)
-    if table.mechanism == "none" or not table.scale:
+        return sampled(labels, table.draws, draw)
+    if not is_noisy(table):
         return labels
     if table.mechanism == "gaussian":
         noise = draw.standard_normal(tuple(labels.shape), dtype=np.float32)

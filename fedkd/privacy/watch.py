@@ -6,23 +6,29 @@ The server's strategy shows everything that passes to a :class:`Watch`, which ch
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from numbers import Real
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
-from fedkd.experiment import Experiment
+from fedkd.errors import FedkdError
+from fedkd.experiment import Experiment, TrainingTable
 from fedkd.privacy import measure
-from fedkd.privacy.accounting import Release, described
+from fedkd.privacy.accounting import Release
 from fedkd.privacy.dpsgd import is_private, sees_private
 from fedkd.privacy.public import Public
-from fedkd.privacy.release import temperatures
-from fedkd.replies import DP, released
+from fedkd.privacy.release import applies, charge, claims_epsilon, known_of
+from fedkd.replies import DP
 from fedkd.shapes import Shapes
 from fedkd.work import (
     Assignment,
     Fit,
+    Hold,
+    Load,
     Predict,
     Proximal,
     Reply,
@@ -37,6 +43,10 @@ if TYPE_CHECKING:
 
 Line = dict[str, Any]
 EXPOSURE = "measure_exposure"
+SENDING = (Predict, Represent, Share)
+"""Steps that give something out."""
+SIDE = {"samples": "Samples", "metrics": "Metrics", "record": "Record"}
+"""What a method may look at beside what is sent, and the step that it is in the ledger."""
 
 
 class Watch:
@@ -55,16 +65,29 @@ class Watch:
     ) -> None:
         self.experiment, self.public, self.canaries = experiment, public, canaries
         self.transfer, self.shapes, self.classes = transfer, shapes, shapes.classes
-        self.answered: dict[int, list[str]] = {}
+        # Of each client and student: what was asked, and the name of the answer.
+        self.answers: dict[int, dict[str, dict[str, str]]] = {}
+        self.charged: dict[int, list[str]] = {}
         self.trained: dict[int, list[list[float]]] = {}  # by DP-SGD, since it last sent anything
         self.releases: list[Line] = []
         self.exposures: list[Line] = []
         self._students: dict[int, Tensor] = {}
+        self._noted: set[tuple[int, str, str]] = set()  # in the ledger beside what was sent
         self._round = 0
+
+    @property
+    def claims(self) -> bool:
+        """Whether an epsilon is claimed: what private data decide must then not be seen."""
+        return claims_epsilon(self.experiment)
 
     def begin(self, round: int) -> None:
         """Begin a round with no lines."""
-        self._round, self.releases, self.exposures, self._students = round, [], [], {}
+        self._round, self.releases, self.exposures = round, [], []
+        self._students, self._noted = {}, set()
+        for client, charged in self.charged.items():
+            # Others are never given again.
+            live = {n for names in self.answers.get(client, {}).values() for n in names.values()}
+            charged[:] = [name for name in charged if name in live]
 
     def due(self, round: int) -> bool:
         """Whether the exposure of planted secrets is measured in this round."""
@@ -91,21 +114,64 @@ class Watch:
     def state(self) -> Line:
         """What later rounds depend on."""
         return {
-            "answered": {client: list(given) for client, given in self.answered.items()},
+            "answers": {
+                client: {student: dict(names) for student, names in of_client.items()}
+                for client, of_client in self.answers.items()
+            },
+            "charged": {client: list(names) for client, names in self.charged.items()},
             "trained": {client: list(steps) for client, steps in self.trained.items()},
         }
 
     def restore(self, state: Line) -> None:
         """Take in what :meth:`state` gave."""
-        self.answered, self.trained = state["answered"], state["trained"]
+        self.answers, self.charged = state["answers"], state["charged"]
+        self.trained = state["trained"]
+
+    # --- which answers are the same ---------------------------------------------------------
+
+    def stamped(
+        self, client: int, round: int, phase: str, steps: Sequence[Step]
+    ) -> tuple[Step, ...]:
+        """``steps`` for ``client``, with the name of its answer in each that ``[release]`` is for.
+
+        An answer is the one that was given before where everybody knows that nothing has changed:
+        the same client and student, which no step has trained, loaded or begun since, asked for the
+        same thing at the very same temperature. Its noise is then the same and it is free. In all
+        other cases it has a new name, noise of its own, and a price. What a student is like decides
+        nothing here: whether it has changed may be private.
+
+        Raises
+        ------
+        FedkdError
+            A temperature is not one number above 0.
+        """
+        table = self.experiment.release
+        if not table.active:
+            return tuple(steps)
+        known = self.answers.setdefault(client, {})
+        stamped: list[Step] = []
+        for place, step in enumerate(steps):
+            if applies(step, table):
+                step = _exact(step)
+                asked, name = _asked(step), f"{round} {phase} {place}"
+                of_student = known.setdefault(step.student, {})
+                if table.cache:
+                    name = of_student.setdefault(asked, name)
+                step = replace(step, answer=name)
+            elif (student := changed(step, self.experiment.training)) is not None:
+                known.pop(student, None)
+            stamped.append(step)
+        return tuple(stamped)
 
     # --- the ledger -------------------------------------------------------------------------
 
     def enter(self, assignment: Assignment, reply: Reply | None, sent: bool = True) -> None:
         """Put everything that left a client into the ledger, a line each.
 
-        With it goes the private training that it may tell of: all since the client's last release,
-        as pairs of sample rate and steps. Takes what only the ledger is for out of the metrics.
+        The lines are those that came with what left. What came without one counts as released as it
+        is. With a line goes the private training that it may tell of: all since the client's last
+        release, as pairs of sample rate and steps. Takes what only the ledger is for out of the
+        metrics.
 
         Parameters
         ----------
@@ -115,24 +181,35 @@ class Watch:
         sent
             Whether there was a reply.
         """
+        client = assignment.client
         if trained := self._trained(assignment, reply):
-            self.trained.setdefault(assignment.client, []).append(trained)
+            self.trained.setdefault(client, []).append(trained)
+        lines = [] if reply is None else [Release.from_dict(line) for line in reply.releases]
+        listed = {(line.step, line.key) for line in lines}
         for step in assignment.steps if sent else ():
-            if isinstance(step, Predict | Represent | Share):
-                details = self._details(step, assignment.client, reply)
-                if not isinstance(step, Share) and isinstance(step.on, str):
-                    details["on"] = step.on
-                line = Release(
-                    round=assignment.round,
-                    client=assignment.client,
-                    step=type(step).__name__,
-                    key=step.key,
-                    **details,
-                )
-                entry = line.to_dict()
-                if steps := self.trained.pop(assignment.client, None):
-                    entry["dp_training"] = steps
-                self.releases.append(entry)
+            if isinstance(step, SENDING) and (type(step).__name__, step.key) not in listed:
+                lines.append(self._as_asked(step, assignment))
+        charged = self.charged.setdefault(client, [])
+        for line in lines:
+            fresh = not line.answer or line.redrawn or line.answer not in charged
+            if line.answer and fresh and not line.redrawn:
+                charged.append(line.answer)
+            entry = replace(line, fresh=fresh).to_dict()
+            if steps := self.trained.pop(client, None):
+                entry["dp_training"] = steps
+            self.releases.append(entry)
+
+    def _as_asked(self, step: Predict | Represent | Share, assignment: Assignment) -> Release:
+        """The line of what was asked, where the client says nothing of it that can be trusted."""
+        rows = 1 if isinstance(step, Share) else self._items(step.on, assignment.client)
+        line = Release(assignment.round, assignment.client, type(step).__name__, step.key, rows)
+        if not isinstance(step, Share) and isinstance(step.on, str):
+            line = replace(line, on=step.on)
+        if not applies(step, self.experiment.release):
+            return line
+        public = known_of(self.public, step.on, rows)
+        price = charge(float(step.temperature), self.experiment.release, public, self.classes)
+        return replace(line, **price)
 
     def _trained(self, assignment: Assignment, reply: Reply | None) -> list[float] | None:
         """Sample rate and steps of the private training in ``assignment``, if it is private."""
@@ -160,29 +237,37 @@ class Watch:
         rows = self.shapes.samples(client) if on == "private" else self.shapes.rows(on, client)
         return rows or 0
 
-    def _details(self, step: Step, client: int, reply: Reply | None) -> dict[str, Any]:
-        """What the ledger says of one release beside who, when and what."""
-        table = self.experiment.release
-        if not isinstance(step, Predict | Represent):
-            return {"items": 1}
-        if not released(table.active, step):
-            rows = self.shapes.rows(step.on, client)
-            return {"items": (0 if reply is None else reply.samples) if rows is None else rows}
-        # A second answer at another temperature could cancel the first one's noise: it has noise
-        # of its own, and is charged.
-        fresh = True
-        if reply is not None:
-            state = int(reply.metrics.pop(f"{step.key}_state"))
-            answer = f"{state} {step.temperature:g} {step.key}"
-            answered = self.answered.setdefault(client, [])
-            fresh = answer not in answered or not table.cache
-            if answer not in answered:
-                answered.append(answer)
-        tau = temperatures(table, self.public.scores, step.temperature)
-        over_candidates = self.public.among is not None
-        return {"items": len(self.public.scores), "fresh": fresh} | described(
-            table, tau, self.classes, over_candidates
-        )
+    def shown(self, assignment: Assignment, reply: Reply) -> Reply:
+        """What a method is shown of a reply: what the client sent, and no measurement.
+
+        Numbers beside what was sent are there, and whoever looks at them has them in the ledger.
+        """
+        keys = {step.key for step in assignment.steps if isinstance(step, SENDING)}
+        values = {key: value for key, value in reply.values.items() if key in keys}
+        found = _Observed(**(vars(reply) | {"values": values}))
+        object.__setattr__(found, "used", partial(self.used, reply.client))
+        return found
+
+    def used(self, client: int, what: str) -> None:
+        """A method acts on a number of a client that no step sends and no noise is on.
+
+        It goes into the ledger where an epsilon is claimed: ``samples``, the number of its training
+        samples; ``metrics``, its losses and accuracies; ``record``, what :meth:`record` is given.
+        """
+        self._beside(client, SIDE[what], what)
+
+    def failed(self, client: int, reason: str) -> None:
+        """A client's work could not be done, or it did not answer: everybody sees that.
+
+        What it was asked for before may have been given to somebody, so it is not given again.
+        """
+        self.answers.pop(client, None)
+        self._beside(client, "Failure", reason)
+
+    def _beside(self, client: int, step: str, key: str) -> None:
+        if self.claims and (client, step, key) not in self._noted:
+            self._noted.add((client, step, key))
+            self.releases.append(Release(self._round, client, step, key, 1).to_dict())
 
     # --- exposure ---------------------------------------------------------------------------
 
@@ -266,6 +351,47 @@ class Watch:
                     "exposure": float(found[secret]),
                 }
             )
+
+
+class _Observed(Reply):
+    """A reply that tells when somebody looks at numbers beside what was sent."""
+
+    used: Callable[[str], None]
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in ("samples", "metrics"):
+            object.__getattribute__(self, "used")(name)
+        return super().__getattribute__(name)
+
+
+def changed(step: Step, training: TrainingTable) -> str | None:
+    """The student that a step may change, as far as everybody knows; None if it changes none."""
+    if isinstance(step, Load | Hold):
+        return step.student
+    if isinstance(step, Fit):
+        epochs = training.local_epochs if step.epochs is None else step.epochs
+        least = training.min_steps if step.min_steps is None else step.min_steps
+        return step.student if epochs or least else None
+    return None
+
+
+def _exact(step: Predict) -> Predict:
+    """``step`` with its temperature as Python has it, which is how all sides then know it."""
+    tau = step.temperature
+    if isinstance(tau, bool) or not isinstance(tau, Real) or not 0 < float(tau) < math.inf:
+        shown = repr(tau).replace("\n", " ")
+        raise FedkdError(
+            f"Predict: temperature = {shown} is not allowed: it is one finite number above 0 (a "
+            "temperature for each item comes from [release])"
+        )
+    return replace(step, temperature=float(tau))
+
+
+def _asked(step: Predict) -> str:
+    """What a step asks of its student, exactly."""
+    on = step.on
+    rows = on if isinstance(on, str) else f"{measure.fingerprint(on.inputs)} {on.inputs.shape}"
+    return repr((step.temperature, step.output, rows, step.key))
 
 
 def _equal(one: Tensor | None, other: Tensor | None) -> bool:

@@ -13,7 +13,7 @@ from dp_accounting.rdp import RdpAccountant
 from scipy.special import logsumexp
 
 from fedkd.errors import FedkdError
-from fedkd.experiment import ReleaseTable
+from fedkd.experiment import PrivateTraining, ReleaseTable
 from fedkd.privacy import accounting
 from fedkd.privacy.accounting import (
     PrivateSteps,
@@ -27,9 +27,11 @@ from fedkd.privacy.accounting import (
     votes_rdp,
     zcdp_epsilon,
 )
+from fedkd.privacy.dpsgd import DPSGD
 from fedkd.privacy.sensitivity import l1_sensitivity, l2_sensitivity
 
 DELTA = 1e-5
+SIZES = (64, 65)
 ORDERS = 1 + np.geomspace(1e-3, 300, 60)
 NONE = (None, None, None)
 
@@ -269,11 +271,33 @@ def test_a_described_release_costs_what_it_does():
 def test_a_described_release_over_candidates():
     found = described(table(candidates=3), [2.0], 1000, True)
     assert found["candidates"] == 4
-    assert found["rho"] == cost("gaussian", 1.0, 1, [2.0], 10.0, 1000, 4).rho
+    three, four = (cost("gaussian", 1.0, 1, [2.0], 10.0, 1000, k).rho for k in (3, 4))
+    assert found["rho"] == max(three, four)
+    each = described(table(candidates=3), [2.0, 2.0, 2.0], 1000, [3, 4, 3])
+    assert each["candidates"] == 4
+    assert each["rho"] == pytest.approx(2 * three + four)
     drawn = described(
         table(mechanism="sample", candidates=3, clip=None, mix=0.5), [2.0], 1000, True
     )
     assert drawn["epsilon"] == pytest.approx(math.log((0.5 + 0.1) / 0.1))
+
+
+@pytest.mark.parametrize("classes", range(3, 9))
+def test_items_with_fewer_candidates_are_charged_for_what_they_show(classes):
+    """Where the true class is among the k likeliest, k are released and not k + 1."""
+    for candidates, ratio in itertools.product(range(1, classes), (0.1, 1.0, 3.0)):
+        furthest = []
+        for count in (candidates, candidates + 1):
+            laws = vertices(classes, ratio)
+            shown = np.concatenate([laws[:, :count], laws[:, count:].sum(1, keepdims=True)], 1)
+            furthest.append(max(np.square(shown - law).sum(1).max() for law in shown) / 2)
+        release = table(candidates=candidates, clip=ratio)
+        found = described(release, [1.0], classes, True)["rho"]
+        assert found == pytest.approx(max(furthest), abs=1e-12)
+        # As sets really are, item by item.
+        sizes = [candidates, candidates, candidates + 1]
+        found = described(release, np.ones(3), classes, sizes)["rho"]
+        assert found == pytest.approx(2 * furthest[0] + furthest[1], abs=1e-12)
 
 
 def test_what_makes_a_release_private_or_not_is_described():
@@ -432,6 +456,62 @@ def test_training_without_sampling_is_a_gaussian():
     assert found == pytest.approx(gaussian_epsilon(3 / 4, DELTA), abs=1e-3)
     assert training_epsilon([PrivateSteps(4.0, 0.1, 9)], DELTA) < found
     assert training_epsilon([], DELTA) == training_epsilon([PrivateSteps(1.0, 0.1, 0)], DELTA) == 0
+
+
+def test_a_record_that_is_replaced_moves_twice_as_far():
+    steps = [PrivateSteps(4.0, 1.0, 9)]
+    found = training_epsilon(steps, DELTA, replaced=True)
+    assert found == pytest.approx(gaussian_epsilon(2 * 3 / 4, DELTA), abs=1e-3)
+    huge = [PrivateSteps(0.01, 0.5, 10_000)]
+    assert training_epsilon(huge, DELTA, replaced=True) == gaussian_epsilon(2e4, DELTA)
+    group = training_epsilon([STEPS], DELTA, 3, replaced=True)
+    assert group >= training_epsilon([STEPS], DELTA, 3) > training_epsilon([STEPS], DELTA)
+    assert training_epsilon([], DELTA, replaced=True) == 0
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+@pytest.mark.parametrize("rate", [0.05, 0.5])
+def test_one_sampled_step_by_integration(rate, replaced):
+    """Of the mass that one law has over e^epsilon times another, on a grid of outcomes."""
+    sigma = 0.8
+    grid = np.linspace(-12, 12, 2_000_001)
+
+    def law(mean):
+        at = np.exp(-((grid - mean) ** 2) / (2 * sigma**2))
+        return rate * at + (1 - rate) * np.exp(-(grid**2) / (2 * sigma**2))
+
+    there, other = law(1.0), law(-1.0) if replaced else law(0.0)
+    found = training_epsilon([PrivateSteps(sigma, rate, 1)], DELTA, replaced=replaced)
+    step = (grid[1] - grid[0]) / (sigma * math.sqrt(2 * math.pi))
+    for p, q in ((there, other), (other, there)):
+        # Where the loss is above epsilon; the grid of losses rounds it up.
+        assert np.maximum(p - math.exp(found) * q, 0).sum() * step <= DELTA * (1 + 1e-6)
+    less = math.exp(found - 2e-3)
+    assert max(np.maximum(p - less * q, 0).sum() for p, q in ((there, other), (other, there))) > (
+        DELTA / step
+    )
+
+
+def test_a_formal_epsilon_says_what_it_hides():
+    record = compose([line()], DELTA, {0: [STEPS]})
+    assert record.replaced == training_epsilon([STEPS], DELTA, replaced=True) > record.epsilon
+    assert record.text() == (
+        f"{record.epsilon:.3g} (delta 1e-05, record; replace-one: {record.replaced:.3g})"
+    )
+    assert "zero-out" in record.neighbours
+    assert "K records of its client public" in record.neighbours
+    client = compose([line()], DELTA)
+    assert client.replaced is None
+    assert client.text() == f"{client.epsilon:.3g} (delta 1e-05, client)"
+    assert client.neighbours.startswith("replace-one client")
+
+
+def test_how_many_records_a_client_has_is_not_hidden():
+    """One more than a whole number of batches is a step more."""
+    batches = {
+        count: DPSGD(PrivateTraining(), "private", 0).batches(count, 32)[0] for count in SIZES
+    }
+    assert batches == {64: 2, 65: 3}
 
 
 def test_the_training_of_a_whole_group_of_records():

@@ -1,6 +1,8 @@
 """DP-SGD in the one training loop."""
 
 import copy
+import math
+from itertools import combinations
 
 import pytest
 import torch
@@ -141,6 +143,26 @@ def test_each_samples_gradient_is_clipped(samples):
     assert float(moved.norm()) * 40 <= 0.5 * 40 + 1e-4
 
 
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf, 1e30, 3e38])
+def test_a_sample_without_a_gradient_to_clip_moves_nothing(wrong, samples):
+    """And a huge one no more than any other."""
+    inputs = samples.inputs.clone()
+    inputs[7] = wrong
+    sick = Samples(inputs, samples.labels)
+    kept = torch.arange(40) != 7
+    well = trained(made(), samples, training=STEP, dp=TIGHT)
+    moved = trained(made(), sick, training=STEP, dp=TIGHT)
+    assert bool(moved.isfinite().all())
+    # Replaced: at most twice the norm that one gradient is clipped to, of 40.
+    assert float((moved - well).norm()) * 40 <= 2 * 0.5 + 1e-4
+    if not math.isfinite(wrong):
+        rest = Samples(samples.inputs[kept], samples.labels[kept])
+        whole = STEP.model_copy(update={"lr": 39 / 40})
+        assert torch.allclose(moved, trained(made(), rest, training=whole, dp=TIGHT), atol=1e-5)
+    noisy = PrivateTraining(noise_multiplier=1.0, max_grad_norm=0.5)
+    assert bool(trained(made(), sick, training=SGD, dp=noisy).isfinite().all())
+
+
 def test_the_noise_has_the_deviation_that_was_asked_for(samples):
     training = STEP.model_copy(update={"batch_size": 10, "local_epochs": 0.25})
     noisy = PrivateTraining(noise_multiplier=3.0, max_grad_norm=0.5)
@@ -270,6 +292,17 @@ def test_no_two_clients_rounds_fits_or_students_have_the_same_noise(small):
         found += [values[0].values[key]["head.bias"] for key in ("parameters", "b")]
     for index, one in enumerate(found):
         assert all(not torch.equal(one, other) for other in found[:index])
+
+
+def test_no_two_worlds_share_noise_or_who_is_drawn(small):
+    """Nobody's gradient is let through, then no noise."""
+    for table in ("training.dp.max_grad_norm=1e-9", "training.dp.noise_multiplier=1e-9"):
+        experiment = small(NOISY, table, "training.lr=0.1", "training.optimiser=sgd")
+        first, same, *others = (
+            after(Worker(experiment, world=world), 0, Fit())[1] for world in (0, 0, 1, 2)
+        )
+        assert torch.equal(first, same)
+        assert not any(torch.equal(one, other) for one, other in combinations((first, *others), 2))
 
 
 def test_the_numbers_do_not_depend_on_the_order_of_clients(small):

@@ -330,21 +330,44 @@ def test_the_likeliest_class_is_one_hot(logits):
     "table",
     [
         {},
-        *NOISY,
-        SAMPLE,
         {"mechanism": "argmax"},
         {"tau_max": 9, "mix_with": "entropy"},
         {"mix": 1},
     ],
     ids=str,
 )
-def test_what_is_not_a_number_stays_none_and_spoils_no_other_row(table, logits):
+def test_without_noise_what_is_not_a_number_stays_none_and_spoils_no_other_row(table, logits):
     expected = released(logits, **table)
     logits[3, 2] = torch.nan
     given = released(logits, **table)
     assert given[3].isnan().any()
     rest = torch.arange(ITEMS) != 3
     assert torch.equal(given[rest], expected[rest])
+
+
+@pytest.mark.parametrize("known", [{}, {"among": AMONG}], ids=["all", "candidates"])
+@pytest.mark.parametrize("clip", [None, 5.0])
+@pytest.mark.parametrize("table", [*NOISY, SAMPLE, {**NOISY[0], **MATCHED}], ids=str)
+def test_under_noise_every_logit_has_an_answer(table, clip, known, logits):
+    """NaN counts as 0, infinity as more than all others; no other row notices."""
+    how = {"clip": clip, "known": public(**known), **table}
+    expected = released(logits, **how)
+    sick = logits.clone()
+    sick[3, 2], sick[4], sick[5, 1], sick[6, 0] = torch.nan, torch.nan, torch.inf, -torch.inf
+    sick[7], sick[8, 3] = torch.inf, 3e38
+    given = released(sick, **how)
+    assert check_probabilities(given, "labels") is None
+    rest = torch.ones(ITEMS, dtype=torch.bool)
+    rest[3:9] = False
+    assert torch.equal(given[rest], expected[rest])
+    well = logits.clone()
+    well[3, 2], well[4], well[5, 1], well[6, 0], well[7], well[8, 3] = 0, 0, 1e30, -1e30, 1, 1e30
+    assert torch.equal(given, released(well, **how))
+
+
+def test_the_coldest_release_of_the_largest_logits_is_finite(logits):
+    given = released(1e38 * logits, 1e-30, mechanism="sample")
+    assert check_probabilities(given, "labels") is None
 
 
 # --- drawn once -----------------------------------------------------------------------------
@@ -363,28 +386,34 @@ def labels(worker, step=PREDICT, **when):
     return ask(worker, step, **when)[step.key]
 
 
+NAMED = Predict(answer="a")
+
+
 def test_the_same_answer_has_the_same_noise_in_another_round(small):
     worker = Worker(small(*NOISE))
-    first = labels(worker)
-    assert not torch.equal(first, labels(Worker(small())))
-    assert torch.equal(labels(worker, round=2), first)
-    assert torch.equal(labels(worker, round=2, phase="receive"), first)
-    assert torch.equal(labels(Worker(small(*NOISE)), round=7), first)
+    first = labels(worker, NAMED)
+    assert not torch.equal(first, labels(Worker(small()), NAMED))
+    assert torch.equal(labels(worker, NAMED, round=2), first)
+    assert torch.equal(labels(worker, NAMED, round=2, phase="receive"), first)
+    assert torch.equal(labels(Worker(small(*NOISE)), NAMED, round=7), first)
 
 
-def test_training_changes_the_noise(small):
+def test_the_name_of_an_answer_alone_decides_its_noise(small):
+    """Not what the student is like: whether it has changed may be private."""
     worker = Worker(small(*ALONE))
-    first = labels(worker)
-    ask(worker, Fit(epochs=0))
-    assert torch.equal(labels(worker), first)
+    first = labels(worker, NAMED)
     ask(worker, Fit(epochs=0.1))
-    assert not torch.equal(labels(worker), first)
+    assert torch.equal(labels(worker, NAMED), first)
+    assert (labels(worker, Predict(answer="b")) != first).any(1).all()
 
 
-@pytest.mark.parametrize("other", [Predict(temperature=2.0), Predict(key="again")])
-def test_another_answer_has_other_noise(other, small):
+def test_an_answer_without_a_name_is_a_new_one(small):
     worker = Worker(small(*ALONE))
-    assert (labels(worker, other) != labels(worker)).any(1).all()
+    first = labels(worker)
+    assert (labels(worker, round=2) != first).any(1).all()
+    assert (labels(worker, phase="receive") != first).any(1).all()
+    both = ask(worker, Predict(), Predict(key="again"))
+    assert (both["soft_labels"] != both["again"]).any(1).all()
 
 
 def test_two_clients_never_share_noise(small):
@@ -400,18 +429,15 @@ def test_another_seed_has_other_noise(small):
     assert (one != other).any(1).all()
 
 
+def test_another_world_has_other_noise(small):
+    one, other = (labels(Worker(small(*ALONE), world=world)) for world in (0, 1))
+    assert (one != other).any(1).all()
+
+
 def test_drawn_labels_are_drawn_once_too(small):
     worker = Worker(small("release.mechanism=sample", "release.clip=1e-9"))
-    assert torch.equal(labels(worker), labels(worker, round=2))
-    assert not torch.equal(labels(worker), labels(worker, client=1))
-
-
-def test_without_a_cache_noise_is_redrawn(small):
-    worker = Worker(small(*ALONE, "release.cache=false"))
-    first = labels(worker)
-    assert torch.equal(labels(worker), first)
-    assert (labels(worker, round=2) != first).any(1).all()
-    assert (labels(worker, phase="receive") != first).any(1).all()
+    assert torch.equal(labels(worker, NAMED), labels(worker, NAMED, round=2))
+    assert not torch.equal(labels(worker, NAMED), labels(worker, NAMED, client=1))
 
 
 def test_one_release_is_made_for_all_epochs_of_distillation(small, tmp_path, monkeypatch):
@@ -426,8 +452,21 @@ def test_one_release_is_made_for_all_epochs_of_distillation(small, tmp_path, mon
     assert len(made) == 2 * 4  # rounds, clients
 
 
-def test_only_answers_about_the_transfer_set_are_changed(small):
+@pytest.mark.parametrize("on", ["common", Samples(torch.randn(5, 1, 8, 8))], ids=["common", "sent"])
+def test_labels_of_any_samples_but_a_clients_own_are_released(on, small):
     worker, plain = Worker(small(*NOISE)), Worker(small())
+    step = Predict(on=on)
+    one, other = labels(worker, step), labels(plain, step)
+    assert (one != other).any(1).all()
+    (line,) = worker.perform(Assignment(0, 1, "learn", (step,))).releases
+    assert (line["mechanism"], line["items"]) == ("gaussian", len(one))
+    assert line["rho"] == pytest.approx(len(one) * 2 / (2 * 0.1**2))
+
+
+def test_answers_about_a_clients_own_samples_are_not_changed_and_have_no_mechanism(small):
+    worker, plain = Worker(small(*NOISE)), Worker(small())
+    for line in worker.perform(Assignment(0, 1, "learn", (Predict(on="own"),))).releases:
+        assert "mechanism" not in line
     for step in (Predict(on="own"), Predict(on="private", per="class")):
         one, other = labels(worker, step), labels(plain, step)
         if step.per == "class":

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fedkd.errors import FedkdError
+from fedkd.privacy import sensitivity
 from fedkd.privacy.sensitivity import l1_sensitivity, l2_sensitivity
 
 RATIOS = (0.05, 0.5, 1.0, 1.3, 2.0, 3.5, 6.0, 10.0)  # c / tau
@@ -39,19 +40,33 @@ def test_the_largest_distance_between_vertices(classes):
         assert l2_sensitivity(1.0, ratio, classes) == pytest.approx(furthest(corners, 2), abs=1e-12)
 
 
-@pytest.mark.parametrize("classes", range(2, 8))
-def test_over_candidates_l1_is_exact_and_l2_is_a_bound_within_sqrt_2(classes):
+@pytest.mark.parametrize("classes", range(2, 9))
+def test_over_candidates_both_distances_are_exact(classes, monkeypatch):
     for ratio in RATIOS:
         for candidates in range(classes + 1):
             corners = bucketed(vertices(classes, ratio), candidates)
             far = furthest(corners, 1), furthest(corners, 2)
-            bounds = [
-                sensitivity(1.0, ratio, classes, candidates).item()
-                for sensitivity in (l1_sensitivity, l2_sensitivity)
-            ]
-            assert bounds[0] == pytest.approx(far[0], abs=1e-12)
-            assert far[1] <= bounds[1] + 1e-12
-            assert bounds[1] <= math.sqrt(2) * far[1] + 1e-12
+            law = (1.0, ratio, classes, candidates)
+            assert l1_sensitivity(*law) == pytest.approx(far[0], abs=1e-12)
+            assert l2_sensitivity(*law) == pytest.approx(far[1], abs=1e-12)
+            with monkeypatch.context() as patch:
+                patch.setattr(sensitivity, "MOST_SEARCHED", 0)
+                bound = l2_sensitivity(*law).item()
+            assert far[1] <= bound + 1e-12
+            assert bound <= math.sqrt(2) * far[1] + 1e-12
+
+
+def test_each_item_has_a_set_of_its_own_size():
+    tau, sizes = np.array([1.0, 2.0, 2.0, 5.0]), np.array([3, 0, 7, 40])
+    for distance in (l1_sensitivity, l2_sensitivity):
+        found = distance(tau, 8.0, 60, sizes)
+        alone = [distance(t, 8.0, 60, k).item() for t, k in zip(tau, sizes)]
+        assert found.tolist() == pytest.approx(alone)
+
+
+def test_fewer_candidates_may_be_further_apart():
+    three, four = (float(l2_sensitivity(1.0, 1.0, 5, count)) for count in (3, 4))
+    assert (three / four) ** 2 == pytest.approx(1.6)
 
 
 def test_no_pair_of_logits_inside_the_cube_goes_further():
@@ -76,10 +91,10 @@ def test_no_pair_of_vertex_sizes_goes_further(classes):
         rest = classes - one - other
         parts = [(one, high * p - q), (other, high * q - p), (rest, p - q)]
         allowed = rest >= 0
-        for sensitivity, order in ((l1_sensitivity, 1), (l2_sensitivity, 2)):
+        for distance, order in ((l1_sensitivity, 1), (l2_sensitivity, 2)):
             power = sum(count * np.abs(gap) ** order for count, gap in parts)
             far = np.where(allowed, power, 0).max() ** (1 / order)
-            assert sensitivity(1.0, ratio, classes) == pytest.approx(far, rel=1e-12)
+            assert distance(1.0, ratio, classes) == pytest.approx(far, rel=1e-12)
 
 
 def test_ten_classes_of_range_ten():
@@ -102,23 +117,23 @@ def test_logits_of_any_size_reach_every_corner_of_the_simplex():
 
 
 def test_one_class_or_no_candidate_says_nothing():
-    for sensitivity in (l1_sensitivity, l2_sensitivity):
-        assert sensitivity(1.0, 10.0, 1) == 0
-        assert sensitivity(1.0, None, 1) == 0
-        assert sensitivity(1.0, None, 5, candidates=0) == 0
+    for distance in (l1_sensitivity, l2_sensitivity):
+        assert distance(1.0, 10.0, 1) == 0
+        assert distance(1.0, None, 1) == 0
+        assert distance(1.0, None, 5, candidates=0) == 0
 
 
-@pytest.mark.parametrize("sensitivity", [l1_sensitivity, l2_sensitivity])
-def test_heat_and_a_public_share_make_less_of_it(sensitivity):
+@pytest.mark.parametrize("distance", [l1_sensitivity, l2_sensitivity])
+def test_heat_and_a_public_share_make_less_of_it(distance):
     tau = torch.linspace(0.5, 40, 10_000)
     for classes, candidates in ((10, None), (50_000, None), (50_000, 33)):
-        found = sensitivity(tau, 12.0, classes, candidates)
+        found = distance(tau, 12.0, classes, candidates)
         assert found.shape == (10_000,)
         assert (np.diff(found) <= 1e-12).all()
-        mixed = sensitivity(tau, 12.0, classes, candidates, mix=0.25)
+        mixed = distance(tau, 12.0, classes, candidates, mix=0.25)
         assert mixed == pytest.approx(0.75 * found)
-    assert sensitivity(1.0, 12.0, 10, mix=1.0) == 0
-    assert sensitivity(1.0, 1e-18, 10) == pytest.approx(0)
+    assert distance(1.0, 12.0, 10, mix=1.0) == 0
+    assert distance(1.0, 1e-18, 10) == pytest.approx(0)
 
 
 def test_l2_is_within_what_l1_allows():

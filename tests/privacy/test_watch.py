@@ -193,26 +193,72 @@ class Sick(nn.Module):
         return inputs.new_full((len(inputs), 10), torch.nan)
 
 
-MECHANISMS = {
+@pytest.fixture
+def sick():
+    """Overrides with which client 1 has a student whose logits are no numbers."""
+
+    @registry.register("students", "sick")
+    def student(shape, classes, norm, width):
+        return nn.Sequential(nn.Flatten(), nn.Linear(torch.Size(shape).numel(), classes), Sick())
+
+    return "strategy.name=knfu", "student.models=['mlp', 'sick', 'mlp', 'mlp']"
+
+
+NOISE = {
     "gaussian": GAUSSIAN,
     "laplace": ("release.mechanism=laplace", "release.scale=0.05"),
     "sample": ("release.mechanism=sample", "release.clip=10"),
+}
+
+
+@pytest.mark.parametrize("table", NOISE.values(), ids=NOISE)
+def test_under_noise_nobody_sees_that_a_student_has_diverged(table, sick, small, tmp_path):
+    """Neither by its labels nor by its loss: who is left out would tell of private data."""
+    done = run(small(*sick, *table, *SECRETS), tmp_path / "run")
+    for line in done.rounds:
+        assert line["participants"] == [*CLIENTS]
+        assert line["left_out"] == []
+    lost = [e for e in done.clients if e["client"] == 1 and e["stage"] == "local"]
+    assert [e["train_loss"] for e in lost] == [None, None]
+    assert done.warnings == [
+        "client 1: train_loss is nan; the client stays, as leaving it out would tell of its data "
+        "past the noise"
+    ]
+    formal = guarantee(done.releases, done.experiment)
+    assert formal.epsilon is not None
+
+
+def test_under_dp_sgd_one_record_does_not_make_a_client_leave(small, tmp_path, monkeypatch):
+    """Nor its student one that is not finite."""
+    samples = Worker.samples
+
+    def poisoned(self, client, on):
+        found = samples(self, client, on)
+        if client == 1 and on == "private":
+            found.inputs[3] = torch.nan
+        return found
+
+    monkeypatch.setattr(Worker, "samples", poisoned)
+    dp = ("training.dp.noise_multiplier=1", "strategy.name=fedavg")
+    done = run(small(*dp), tmp_path / "run")
+    for line in done.rounds:
+        assert line["participants"] == [*CLIENTS]
+        assert line["left_out"] == []
+    assert math.isfinite(done.summary["own_loss_mean"])
+    plain = run(small("strategy.name=fedavg"), tmp_path / "plain")
+    assert [line["left_out"][0]["client"] for line in plain.rounds] == [1, 1]
+
+
+WITHOUT_NOISE = {
     "argmax": ("release.mechanism=argmax",),
     "entropy": ("release.tau_max=9", "release.mix_with=entropy"),
 }
 
 
-@pytest.mark.parametrize("table", MECHANISMS.values(), ids=MECHANISMS)
-def test_no_mechanism_makes_labels_of_a_student_that_diverged(table, small, tmp_path):
-    @registry.register("students", "sick")
-    def sick(shape, classes, norm, width):
-        """A student whose logits are no numbers."""
-        return nn.Sequential(nn.Flatten(), nn.Linear(torch.Size(shape).numel(), classes), Sick())
-
-    models = "student.models=['mlp', 'sick', 'mlp', 'mlp']"
+@pytest.mark.parametrize("table", WITHOUT_NOISE.values(), ids=WITHOUT_NOISE)
+def test_without_noise_no_labels_are_made_of_a_student_that_diverged(table, sick, small, tmp_path):
     # Without training no loss tells.
-    quiet = ["strategy.name=knfu", "training.local_epochs=0"]
-    done = run(small(models, *quiet, *table, *SECRETS), tmp_path / "run")
+    done = run(small(*sick, "training.local_epochs=0", *table, *SECRETS), tmp_path / "run")
     for line in done.rounds:
         assert line["participants"] == [0, 2, 3]
         assert (line["left_out"][0]["client"], line["left_out"][0]["step"]) == (1, "Predict")

@@ -2,13 +2,14 @@
 
 import json
 import math
+import re
 
 import pytest
 
 from fedkd import run as simulate
 from fedkd.experiment import Experiment
 from fedkd.privacy import audit
-from fedkd.privacy.accounting import Release, gaussian_epsilon
+from fedkd.privacy.accounting import NEIGHBOURS, Release, gaussian_epsilon
 from fedkd.privacy.attacks import audited_epsilon_from_exposure
 from fedkd.results import Run
 
@@ -56,6 +57,7 @@ def test_the_ledger_alone_needs_neither_data_nor_an_attack(fedkd, finished, monk
         "ledger: 2 releases, 1 of them new answers",
         f"formal ε: {epsilon:.3g} (delta 1e-05, client); adversary: a server that sees every "
         "answer of every client",
+        f"neighbours: {NEIGHBOURS['client']}",
         "nominal ε of one token or item, not a guarantee: 0.7",
         "mine",
     ]
@@ -88,8 +90,10 @@ def test_exposures_are_told_by_place_and_repeats_and_the_highest_level_proves(fe
         "exposure in bits by repeats, null 1.44, teacher: 2.00 at 1, 10.00 at 8",
         "exposure in bits by repeats, null 1.44, released: 2.00 at 1, 10.00 at 8",
         "exposure in bits by repeats, null 1.44, student: 4.00 at 8",
-        f"audited ε ≥ {proved:.2f} by exposure, released, 8 repeats (client)",
-        "audited ε ≥ 0.00 by exposure, student, 8 repeats (client)",
+        f"audited ε ≥ {proved:.2f} by exposure, released, 8 repeats (client: a secret is 8 of its "
+        "records, and may move others)",
+        "audited ε ≥ 0.00 by exposure, student, 8 repeats (client: a secret is 8 of its records, "
+        "and may move others)",
     ]
     assert set(run.audit["exposure"]) == {"teacher", "released", "student"}
     assert run.audit["exposure"]["released"]["1"]["mean"] == 2
@@ -116,12 +120,17 @@ def test_attacks_on_a_real_run_are_printed_and_written(fedkd, small, tmp_path):
     assert "formal ε: none: parameters leave the client without noise" in lines[1]
     assert lines[3].startswith("label distributions from parameters: L1 error 0.")
     assert lines[4].startswith("membership from the parameters it sent, 4 shadows: AUC 0.")
-    assert "TPR at 0.1 % FPR" in lines[4]
+    assert "TPR at 10 % FPR" in lines[4]
+    # 120 records, half of them in each of four shadows.
+    assert re.search(r"TPR at 1 % FPR not said \(2\.\d false positives expected\)", lines[4])
     assert lines[-1] == "mine"
     found = json.loads((run.folder / "audit.json").read_text())
     assert set(found) == {"formal", "label_inference", "membership"}
     assert found["membership"]["shadows"] == 4
-    assert set(found["membership"]["tpr"]) == {"0.001", "0.01"}
+    assert set(found["membership"]["tpr"]) == {"0.1"}
+    assert set(found["membership"]["refused"]) == {"0.001", "0.01"}
+    low, high = found["membership"]["auc_low"], found["membership"]["auc_high"]
+    assert low < found["membership"]["auc"] < high
     assert found["label_inference"]["how"] == "parameters"
     after = {file.name: file.read_bytes() for file in run.folder.iterdir() if file.is_file()}
     assert after.keys() - before.keys() == {"audit.json"}
