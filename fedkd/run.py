@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedkd import registry
-from fedkd.errors import FedkdError
+from fedkd.errors import FedkdError, blamed, brief
 from fedkd.experiment import Experiment
 from fedkd.results import CHECKPOINT, Run, reached
 
@@ -125,7 +125,15 @@ def check(experiment: Experiment) -> None:
     for model in experiment.student.models:
         registry.load("students", model)
     check_norm(experiment.student, experiment.training.dp)
-    registry.load("strategies", experiment.strategy.name).check(experiment)
+    name = experiment.strategy.name
+    strategy = registry.load("strategies", name)
+    if not (isinstance(strategy, type) and hasattr(strategy, "check")):
+        raise FedkdError(
+            f"strategy.name = {name!r} is {brief(strategy)}; allowed: a class made from "
+            "KnowledgeStrategy"
+        )
+    with blamed(f"strategy {name!r}, check()"):
+        strategy.check(experiment)
 
 
 def serve(
