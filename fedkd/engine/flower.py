@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import tempfile
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -24,7 +25,7 @@ from fedkd.data.federated import load
 from fedkd.engine import plan
 from fedkd.engine.superlink import run_app
 from fedkd.engine.worker import Worker
-from fedkd.errors import FedkdError
+from fedkd.errors import FedkdError, FedkdWarning
 from fedkd.experiment import Experiment
 from fedkd.results import Run
 from fedkd.run import Observer, check, serve
@@ -124,10 +125,13 @@ def run_on_flower(experiment: Experiment, taken: Run, observer: Observer) -> Non
         nonlocal told, warned
         if WRONG_INPUT in line:
             complaints.append(line.split(WRONG_INPUT, 1)[1])
-        for entry in taken.rounds[told:]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FedkdWarning)  # the other process is writing a line
+            lines, messages = taken.rounds[told:], taken.warnings[warned:]
+        for entry in lines:
             told += 1
             observer.round_done(entry)
-        for message in taken.warnings[warned:]:
+        for message in messages:
             warned += 1
             observer.warned(message)
 
