@@ -43,7 +43,7 @@ class Answer:
     @property
     def figure(self) -> str:
         """The command for the claim's figure."""
-        return self.claim.figure.format(folder=shlex.quote(str(self.suite.folder)))
+        return self.claim.figure.replace("{folder}", shlex.quote(str(self.suite.folder)))
 
 
 def suites_of(

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from pydantic import Field
 
 from fedkd.errors import FedkdError, MissingData, nearest
+from fedkd.escaping import plain
 from fedkd.experiment import Experiment, Table, changed, override, validated
 from fedkd.results import SUMMARY, Run, flat
 from simulations.jobs import Job, most, outcomes
@@ -61,9 +62,11 @@ class Cell:
     @property
     def title(self) -> str:
         """The labels in a line."""
-        return ", ".join(
-            f"{axis} {label}" if _number(label) else str(label)
-            for axis, label in self.labels.items()
+        return plain(
+            ", ".join(
+                f"{axis} {label}" if _number(label) else str(label)
+                for axis, label in self.labels.items()
+            )
         )
 
 
