@@ -23,6 +23,7 @@ from pydantic import Field, ValidationError
 from fedkd import folder as disk
 from fedkd import lock
 from fedkd.errors import FedkdError, MissingData, nearest, shown
+from fedkd.escaping import plain
 from fedkd.experiment import Experiment, Table, changed, settings, validated
 from fedkd.interrupt import interruptible
 from fedkd.records import complaint, without_unknown
@@ -77,9 +78,11 @@ class Cell:
     @property
     def title(self) -> str:
         """The labels in a line."""
-        return ", ".join(
-            f"{axis} {label}" if _number(label) else str(label)
-            for axis, label in self.labels.items()
+        return plain(
+            ", ".join(
+                f"{axis} {label}" if _number(label) else str(label)
+                for axis, label in self.labels.items()
+            )
         )
 
 
