@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -176,25 +176,19 @@ def _check_json(value: Any, place: str, depth: int) -> None:
 
 
 class Keeping:
-    """Watches what a strategy keeps on itself, ``vars(strategy)``.
+    """Watches what a strategy keeps on itself beside the ``fixed`` attributes of its base class."""
 
-    Parameters
-    ----------
-    attributes
-        Those of the base class, which a method must not put others in the place of.
-    """
-
-    def __init__(self, attributes: Mapping[str, Any]) -> None:
-        self._base = {name: value for name, value in attributes.items() if not name.startswith("_")}
+    def __init__(self, fixed: Collection[str]) -> None:
+        self.fixed = fixed
         self._checked: dict[str, type] = {}
 
-    def check(self, attributes: Mapping[str, Any], fixed: set[str], deeply: bool = False) -> None:
-        """Refuse what no checkpoint can hold, and what the base class needs as it was.
+    def check(self, attributes: Mapping[str, Any], deeply: bool = False) -> None:
+        """Refuse what no checkpoint can hold.
 
         Parameters
         ----------
-        fixed
-            Names of the base class's attributes.
+        attributes
+            ``vars(strategy)``.
         deeply
             Look through everything; else through what is new, or of another type than before.
 
@@ -203,14 +197,8 @@ class Keeping:
         FedkdError
             One line naming the attribute, what it holds, and what is allowed.
         """
-        for name, value in self._base.items():
-            if attributes.get(name) is not value:
-                raise FedkdError(
-                    f"self.{name} is the base class's, and was replaced by "
-                    f"{brief(attributes.get(name))}; give it another name"
-                )
         for name, value in attributes.items():
-            if name in fixed or (not deeply and self._checked.get(name) is type(value)):
+            if name in self.fixed or (not deeply and self._checked.get(name) is type(value)):
                 continue
             _check_kept(value, f"self.{name}", 0)
             self._checked[name] = type(value)

@@ -221,7 +221,7 @@ def check(name: str, value: Any, where: str) -> Entry:
     try:
         _adapter(name).validate_python(value)
     except ValidationError as failure:
-        raise FedkdError(f"{where}: {_complaint(failure)}") from failure
+        raise FedkdError(f"{where}: {complaint(failure)}") from failure
     _check_numbers(value, where)
     if name == SUMMARY and not {"files", "rounds"} & value.keys():
         raise FedkdError(f"{where}: rounds is missing")
@@ -286,7 +286,8 @@ def without_unknown(model: type[BaseModel], tables: dict[str, Any], prefix: str 
     return unknown
 
 
-def _complaint(failure: ValidationError) -> str:
+def complaint(failure: ValidationError) -> str:
+    """What pydantic says first, in a line: key, value and what is allowed."""
     error = failure.errors(include_url=False)[0]
     key = ".".join(map(str, error["loc"]))
     if error["type"] == "missing":

@@ -28,11 +28,11 @@ import json
 import math
 import tomllib
 import warnings
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fedkd import checkpoint, lock, records
 from fedkd import folder as disk
@@ -69,6 +69,7 @@ UNLABELLED = {"name", "seed", "rounds", "evaluate_every", "checkpoint_every", "e
 }
 LONGEST_LABEL = 48
 Line = Mapping[str, Any]
+Value = TypeVar("Value")
 
 
 class Run:
@@ -81,7 +82,7 @@ class Run:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._tallies: dict[str, Tally] = {}
-        self._experiment: tuple[Any, Experiment] | None = None
+        self._known: dict[str, tuple[Any, Any]] = {}
 
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r})"
@@ -325,18 +326,23 @@ class Run:
     @property
     def experiment(self) -> Experiment:
         """The experiment this folder holds; keys of another version are left out, with a word."""
-        stamp = disk.stamp(self.folder / EXPERIMENT)
-        if stamp is None or self._experiment is None or self._experiment[0] != stamp:
-            found, unknown = self._read_experiment()
-            if unknown:
-                warnings.warn(
-                    f"{self.folder / EXPERIMENT} is of another version of fedkd: "
-                    f"{', '.join(unknown)} is passed over",
-                    FedkdWarning,
-                    stacklevel=2,
-                )
-            self._experiment = stamp, found
-        return self._experiment[1]
+        found, unknown = self._once(EXPERIMENT, self._read_experiment)
+        if unknown:
+            warnings.warn(
+                f"{self.folder / EXPERIMENT} is of another version of fedkd: "
+                f"{', '.join(unknown)} is passed over",
+                FedkdWarning,
+                stacklevel=2,
+            )
+        return found
+
+    def _once(self, name: str, read: Callable[[], Value]) -> Value:
+        """What ``read`` makes of a file, as long as that is not written anew."""
+        stamp = disk.stamp(self.folder / name)
+        known = self._known.get(name)
+        if known is None or known[0] != stamp:
+            known = self._known[name] = stamp, read()
+        return known[1]
 
     def _read_experiment(self) -> tuple[Experiment, list[str]]:
         """The experiment, and keys in its file that are not known."""
@@ -431,7 +437,10 @@ class Run:
         return found and {key: value for key, value in found.items() if key != "files"}
 
     def _summary(self) -> dict[str, Any] | None:
-        """The summary with ``files``, what was written to each file."""
+        """The summary with ``files``, what was written to each file; not to be changed."""
+        return self._once(SUMMARY, self._read_summary)
+
+    def _read_summary(self) -> dict[str, Any] | None:
         found = disk.read_json(self.folder / SUMMARY, partial(records.check, SUMMARY))
         if found is None:
             return None

@@ -268,9 +268,9 @@ def check(experiment: Experiment) -> None:
         registry.load("students", model)
     check_norm(experiment.student, experiment.training.dp)
     name = experiment.strategy.name
-    method = registry.load("strategies", name)
-    with blamed(f"strategy.name = {name!r}: its check"):
-        method.check(experiment)
+    strategy = registry.load("strategies", name)
+    with blamed(f"strategy {name!r}, check()"):
+        strategy.check(experiment)
 
 
 def serve(
@@ -314,7 +314,14 @@ def serve(
     first, spent, changed = 1, 0.0, list[str]()
     if saved is not None and host is not None:
         first, spent = saved.round + 1, saved.seconds
-        strategy.restore(saved.strategy)
+        try:
+            strategy.restore(saved.strategy)
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise CheckpointError(
+                f"--resume: the checkpoint of round {saved.round} in {taken.folder} does not fit "
+                f"strategy.name = {experiment.strategy.name!r} as it is now "
+                f"({type(error).__name__}: {error}); begin anew with --fresh"
+            ) from error
         host.restore(saved.states)
         before = taken.environment
         changed = [*other_versions(before), *other_sources(before, experiment)]
@@ -397,7 +404,7 @@ class _Keeping:
         self.newest = Checkpoint(
             round=round,
             seconds=self.seconds(),
-            strategy=copy.deepcopy(self.strategy.state()),
+            strategy=_copied(self.strategy.state()),
             states=states,
             files=self.taken.written(),
             experiment=self.toml,
@@ -418,9 +425,24 @@ class _Keeping:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if isinstance(error, Exception | KeyboardInterrupt):
+        if isinstance(error, Exception | KeyboardInterrupt | SystemExit):
             with suppress(FedkdError):  # the disk may be what it ended for
                 self._write()
+
+
+def _copied(state: dict[str, Any]) -> dict[str, Any]:
+    """A copy of a strategy's state; what is one tensor under two names stays one."""
+    memo: dict[int, Any] = {}
+
+    def detach(value: Any) -> None:
+        if isinstance(value, dict | list | tuple):
+            for entry in value.values() if isinstance(value, dict) else value:
+                detach(entry)
+        elif getattr(value, "grad_fn", None) is not None:  # of these Python can make no copy
+            memo[id(value)] = value.detach().clone()
+
+    detach(state)
+    return copy.deepcopy(state, memo)
 
 
 class _Progress:

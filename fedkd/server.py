@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +17,9 @@ from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
 from fedkd.privacy.public import Public
 from fedkd.random import generator, key
+from fedkd.steps import about, check_server_fit
 from fedkd.training import BatchOfOne, fit, predict
-from fedkd.work import Parameters, Samples, Term
+from fedkd.work import Fit, Parameters, Samples, Term
 
 
 class ServerStudents:
@@ -57,7 +59,17 @@ class ServerStudents:
         """Train the student ``name`` on ``samples``; the mean loss of the last pass.
 
         A term with ``on="public"`` draws from the transfer set as it was before canaries.
+
+        Raises
+        ------
+        FedkdError
+            There is no such student, or what is asked does not fit it, in one line.
         """
+        student = self._student(name)
+        public = Samples(torch.empty(0)) if self._public is None else self._public.samples
+        asked = Fit(samples, cast(tuple[Term, ...], terms), epochs, min_steps, lr, student=name)
+        with about(f"server student {name!r}"):
+            check_server_fit(asked, student, samples, public)
         self._fits[name, round] += 1
         training = self._experiment.training
         if batch_size is not None:
@@ -66,7 +78,7 @@ class ServerStudents:
         public = Samples(torch.empty(0)) if self._public is None else self._public.samples
         try:
             return fit(
-                self._students[name],
+                student,
                 self._on_device(samples),
                 terms,
                 training,
@@ -79,6 +91,12 @@ class ServerStudents:
         except BatchOfOne as error:
             raise FedkdError(f"the server's student {name!r}: {error}") from error
 
+    def _student(self, name: str) -> nn.Sequential:
+        if name not in self._students:
+            known = ", ".join(self._students) or "none"
+            raise FedkdError(f"server student {name!r} is not known; known: {known}")
+        return self._students[name]
+
     def _on_device(self, samples: Samples) -> Samples:
         labels = None if samples.labels is None else samples.labels.to(self._device)
         return Samples(samples.inputs.to(self._device), labels)
@@ -86,17 +104,31 @@ class ServerStudents:
     def predict(self, name: str, inputs: Tensor) -> Tensor:
         """Logits ``(K, C)``."""
         seed = key(self._experiment.seed, "answer", "server", name)
-        return predict(self._students[name], inputs.to(self._device), seed).clone().cpu()
+        return predict(self._student(name), inputs.to(self._device), seed).clone().cpu()
 
     def load(self, name: str, parameters: Parameters) -> None:
-        """Give the student these parameters."""
+        """Give the student these parameters and buffers, which are all that it has.
+
+        Raises
+        ------
+        FedkdError
+            They are not: one is missing, or of another shape.
+        """
+        tensors = self._student(name).state_dict()
+        for each in (*tensors, *parameters):
+            mine, given = tensors.get(each), parameters.get(each)
+            if mine is None or given is None or mine.shape != given.shape:
+                raise FedkdError(
+                    f"server student {name!r}: {each} is {_shape(mine)}, and of the parameters it "
+                    f"is {_shape(given)}"
+                )
         with torch.no_grad():
-            for entry, tensor in self._students[name].state_dict().items():
-                tensor.copy_(parameters[entry])
+            for each, tensor in tensors.items():
+                tensor.copy_(parameters[each])
 
     def parameters(self, name: str) -> Parameters:
         """A copy of its parameters and buffers."""
-        tensors = self._students[name].state_dict()
+        tensors = self._student(name).state_dict()
         return {name: tensor.cpu().clone() for name, tensor in tensors.items()}
 
     def state(self) -> dict[str, Parameters]:
@@ -107,6 +139,10 @@ class ServerStudents:
         """Take in what :meth:`state` gave; students take it when they are added again."""
         self._students.clear()
         self._saved = dict(state)
+
+
+def _shape(tensor: Tensor | None) -> str:
+    return "missing" if tensor is None else f"of shape {tuple(tensor.shape)}"
 
 
 def blocks_above(experiment: Experiment, task: Task, model: str, cut: str) -> nn.Sequential:

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedkd import registry, students
 from fedkd.distillation.objectives import traits
@@ -23,7 +24,8 @@ from fedkd.distillation.targets import check_probabilities
 from fedkd.errors import FedkdError, brief, nearest
 from fedkd.privacy.release import applies
 from fedkd.replies import COHORT, DP, bounded
-from fedkd.shapes import Shapes, Student
+from fedkd.shapes import Shapes, Student, rows_of
+from fedkd.training import predict
 from fedkd.work import (
     SOURCES,
     CrossEntropy,
@@ -256,6 +258,15 @@ class Learner:
     teachers: Collection[str] = ()
 
 
+@contextmanager
+def about(thing: str) -> Iterator[None]:
+    """Begin the line of a complaint with what it is about."""
+    try:
+        yield
+    except FedkdError as error:
+        raise FedkdError(f"{thing}: {error}") from error.__cause__
+
+
 class Seen:
     """Arrays that were looked through, kept so that their ids are theirs alone."""
 
@@ -310,10 +321,8 @@ class Checker:
             except TypeError:  # a dictionary or a list is among its fields
                 known = None
             if known is None or known not in self._known:
-                try:
+                with about(f"step {number}"):
                     self._check(hook, step, client, models)
-                except FedkdError as error:
-                    raise FedkdError(f"step {number}: {error}") from error.__cause__
                 if known is not None:
                     self._known.add(known)
             if isinstance(step, Hold):
@@ -555,6 +564,49 @@ def check_fit(
             _soft(term, source, learner, seen)
         elif isinstance(term, Prototype):
             _prototype(term, learner, seen)
+
+
+def check_server_fit(step: Fit, student: nn.Sequential, samples: Samples, public: Samples) -> None:
+    """Refuse a fit of a student on the server that does not fit the student or ``samples``.
+
+    Parameters
+    ----------
+    public
+        What terms with ``on="public"`` draw from.
+
+    Raises
+    ------
+    FedkdError
+        One line naming the field, its value and what is allowed.
+    """
+    check_fields(step)
+    check_fields(samples)
+    sources = {"public": public}
+    for term in step.terms:
+        check_fields(term)
+        if not isinstance(term, Proximal) and term.on not in (None, *sources):
+            raise FedkdError(
+                f"{type(term).__name__}: on = {term.on!r} is not known; known: {', '.join(sources)}"
+            )
+    if not len(samples.inputs):
+        return
+    if samples.labels is not None and len(samples.labels) != len(samples.inputs):
+        raise FedkdError(
+            f"Samples: {len(samples.labels)} labels for {len(samples.inputs)} inputs; one each is "
+            "needed"
+        )
+    first = samples.inputs[:1].to(next(student.parameters()).device)
+
+    def of(on: Source) -> Samples:
+        return sources[on] if isinstance(on, str) else on
+
+    learner = Learner(
+        lambda: Student(student, first),
+        predict(student, first).shape[1],
+        lambda on: rows_of(of(on)),
+        lambda on: of(on).labels is not None,
+    )
+    check_fit(samples, step.terms, (), learner, Seen())
 
 
 def _soft(term: Soft, on: Source, learner: Learner, seen: Seen) -> None:

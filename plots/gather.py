@@ -279,6 +279,7 @@ def _suite_labels(run: Run, cells: dict[Path, dict[str, dict[str, Any]]]) -> dic
             for cell in json.loads(file.read_text(encoding="utf-8"))["cells"]:
                 both = cells[file].setdefault(cell["folder"], {})
                 for axis, label in cell["labels"].items():
+                    label = label if isinstance(label, str | int | float) else str(label)
                     words = str(both.get(axis, label)).split(" / ")
                     new = both and str(label) not in words
                     both[axis] = f"{both[axis]} / {label}" if new and axis in both else label

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -203,13 +204,16 @@ def titles(figure: Figure, axes: Sequence[Axes], each: Sequence[str], overall: s
 
 def wrapped(text: str, room: float, size: float = RC["axes.titlesize"]) -> str:
     """``text`` as a title, in lines that are at most ``room`` points wide where words are."""
-    lines = [""]
+    lines, taken = [""], 0.0
+    blank = text_width("n n", size) - 2 * text_width("n", size)
     for word in text.replace(" = ", TIED).split(" "):
-        longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and text_width(longer, size) > room:
+        width = text_width(word, size)
+        if lines[-1] and taken + blank + width > room:
             lines.append(word)
+            taken = width
         else:
-            lines[-1] = longer
+            taken += width + blank * bool(lines[-1])
+            lines[-1] = f"{lines[-1]} {word}".strip()
     return "\n".join(lines).replace(TIED, " = ")
 
 
@@ -286,6 +290,7 @@ def footnote(figure: Figure, facts: str, notes: Sequence[str]) -> Figure:
     return figure
 
 
+@cache
 def text_width(text: str, size: float) -> float:
     """Points that a line of text takes at ``size`` points."""
     return float(TextPath((0, 0), text, size=size).get_extents().width) if text.strip() else 0.0

@@ -317,7 +317,7 @@ class Screen(Observer):
         self.told: set[Any] = set()
 
     def _say(self, message: str, style: str = "") -> None:
-        self.bar.console.print(message, style=style, soft_wrap=True)
+        self.bar.console.print(plain(message), style=style, soft_wrap=True)
 
     def started(self, run: Run, first_round: int, rounds: int, plan: str) -> None:
         """Keep the run; show the plan."""

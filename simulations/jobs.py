@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedkd import registry
+from fedkd import checkpoint, registry
 from fedkd.errors import CheckpointError, FedkdError
 from fedkd.experiment import Experiment
 from fedkd.run import run
@@ -184,8 +184,10 @@ def _one(task: Job) -> tuple[float, str]:
     try:
         try:
             done = run(task.experiment, task.folder, resume=True)
-        except CheckpointError:  # what cannot be read is kept under another name
-            done = run(task.experiment, task.folder, fresh=True)
+        except CheckpointError:
+            for file in checkpoint.files(task.folder):
+                checkpoint.set_aside(file)
+            done = run(task.experiment, task.folder, resume=True)
         return float((done.summary or {}).get("seconds", 0.0)), ""
     except FedkdError as error:
         return 0.0, " ".join(str(error).split())

@@ -18,14 +18,15 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from fedkd import folder as disk
 from fedkd import lock
 from fedkd.errors import FedkdError, MissingData, nearest, shown
+from fedkd.escaping import plain
 from fedkd.experiment import Experiment, Table, changed, settings, validated
 from fedkd.interrupt import interruptible
-from fedkd.records import without_unknown
+from fedkd.records import complaint, without_unknown
 from fedkd.results import (
     SUMMARY,
     Run,
@@ -77,9 +78,11 @@ class Cell:
     @property
     def title(self) -> str:
         """The labels in a line."""
-        return ", ".join(
-            f"{axis} {label}" if _number(label) else str(label)
-            for axis, label in self.labels.items()
+        return plain(
+            ", ".join(
+                f"{axis} {label}" if _number(label) else str(label)
+                for axis, label in self.labels.items()
+            )
         )
 
 
@@ -456,7 +459,9 @@ def _stored(folder: Path) -> _Stored:
     """
     file = folder / MANIFEST
     try:
-        stored = validated(_Stored, disk.read_json(file, _table) or {})
+        stored = _Stored.model_validate(disk.read_json(file, _table))
+    except ValidationError as failure:
+        raise FedkdError(f"{file} cannot be read: {complaint(failure)}") from failure
     except FedkdError as error:
         raise FedkdError(f"{file} cannot be read: {error}") from error
     for name in (*(cell.folder for cell in stored.cells), *stored.failed):

@@ -75,6 +75,8 @@ if TYPE_CHECKING:
 
 NODES_COME_WITHIN = 20.0
 """Seconds to wait for as many nodes as there are clients."""
+GIVEN = {"experiment", "task", "options", "transfer", "public", "server"}
+"""Attributes that a method reads, and does not replace: no checkpoint has them."""
 NOBODY = -1
 """Stands for the client that a node is which is none."""
 REASONS = 5
@@ -242,13 +244,21 @@ class KnowledgeStrategy(Strategy):
         self._latest: dict[int, dict[str, float]] = {}
         self._changed: list[int] = []
         self._held: dict[int, dict[str, str]] = {}  # architectures of students beside the own
-        self._keeping = Keeping(vars(self))
-        self._fixed = {*vars(self), "_fixed"} - OWN_STATE
+        self._fixed = {*vars(self), "_fixed", "_keeping"} - OWN_STATE
+        self._keeping = Keeping(self._fixed)
         with blaming(f"strategy {experiment.strategy.name!r}"):
             check_hooks(self)
         for hook in ("setup_server", "setup"):
             self._call(hook)
         self._check_kept("setup()")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in GIVEN and name in vars(self):
+            raise FedkdError(
+                f"self.{name} is what the strategy was given, and {brief(value)} cannot take its "
+                "place; give that another name"
+            )
+        super().__setattr__(name, value)
 
     # --- hooks ------------------------------------------------------------------------------
 
@@ -797,7 +807,7 @@ class KnowledgeStrategy(Strategy):
 
     def _check_kept(self, where: str, deeply: bool = False) -> None:
         with blaming(f"strategy {self.experiment.strategy.name!r}, {where}"):
-            self._keeping.check(vars(self), self._fixed, deeply)
+            self._keeping.check(vars(self), deeply)
 
     def _sizes(self, label_counts: torch.Tensor) -> Sizes:
         """What can be told of the sizes from what every strategy is given."""

@@ -291,6 +291,34 @@ def test_where_a_checkpoint_is_damaged_the_one_before_is_used(how, short, ended_
     assert kept.name in said
 
 
+def test_a_checkpoint_that_does_not_fit_the_method_is_one_line(short, killed, monkeypatch):
+    def restore(self, state):
+        raise KeyError("target")
+
+    monkeypatch.setattr(registry.load("strategies", "uniform"), "restore", restore)
+    said = "checkpoint of round 3 .* does not fit strategy.name = 'uniform'"
+    with pytest.raises(CheckpointError, match=said) as failure:
+        run(short(), killed, resume=True)
+    assert "\n" not in str(failure.value)
+    assert len(Run(killed).rounds) == 3
+
+
+def test_a_state_that_is_the_outcome_of_a_computation_is_kept_too(short, tmp_path, monkeypatch):
+    fuse = registry.load("strategies", "uniform").fuse
+
+    def with_gradient(self, round, replies):
+        fuse(self, round, replies)
+        self.made = torch.ones(2, requires_grad=True) * 2
+        self.same = self.made
+
+    monkeypatch.setattr(registry.load("strategies", "uniform"), "fuse", with_gradient)
+    with pytest.raises(Killed):
+        run(short(), tmp_path / "run", observer=KilledAfter(3))
+    state = torch.load(checkpoints(tmp_path / "run")[0], weights_only=True)["strategy"]
+    assert state["made"].tolist() == [2, 2]
+    assert state["made"].data_ptr() == state["same"].data_ptr()
+
+
 def test_where_no_checkpoint_can_be_read_nothing_is_lost(short, killed, numbers):
     for file in checkpoints(killed):
         flipped(file)

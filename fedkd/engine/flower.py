@@ -8,6 +8,7 @@ name and is otherwise the same.
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -25,7 +26,7 @@ from fedkd.engine import plan, rule
 from fedkd.engine.superlink import run_app
 from fedkd.engine.temporary import TemporaryFolder
 from fedkd.engine.worker import Worker
-from fedkd.errors import FedkdError
+from fedkd.errors import FedkdError, FedkdWarning
 from fedkd.experiment import Experiment
 from fedkd.results import Run
 from fedkd.run import Observer, check, serve
@@ -133,10 +134,13 @@ def run_on_flower(experiment: Experiment, taken: Run, observer: Observer) -> Non
         nonlocal told, warned
         if WRONG_INPUT in line:
             complaints.append(line.split(WRONG_INPUT, 1)[1])
-        for entry in taken.rounds[told:]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FedkdWarning)  # the other process is writing a line
+            lines, messages = taken.rounds[told:], taken.warnings[warned:]
+        for entry in lines:
             told += 1
             observer.round_done(entry)
-        for message in taken.warnings[warned:]:
+        for message in messages:
             warned += 1
             observer.warned(message)
 

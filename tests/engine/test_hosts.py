@@ -10,7 +10,7 @@ import pytest
 import texts
 from lines import Killed, KilledAfter, ended, measured
 
-from fedkd import FedkdError, Observer, Run, run
+from fedkd import FedkdError, Observer, Run, checkpoint, run
 from fedkd.engine import plan, pool
 from fedkd.engine.procs import Procs
 from fedkd.engine.worker import Worker
@@ -109,7 +109,7 @@ def test_what_a_person_did_wrong_in_a_worker_is_one_line(small):
 @pytest.fixture
 def underway(tmp_path, small):
     """The command line at work on a long run, past its first rounds, and its workers."""
-    keys = ("rounds=1000", "checkpoint_every=1", "strategy.name=local", "engine.name=procs")
+    keys = ("rounds=1000", "checkpoint_every=400", "strategy.name=local", "engine.name=procs")
     (tmp_path / "long.toml").write_text(small(*keys, "engine.workers=2").to_toml())
     # Where tests run in the background of a shell, Ctrl-C is ignored, and children inherit that.
     code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
@@ -127,17 +127,21 @@ def underway(tmp_path, small):
 
 
 @LINUX
-def test_ctrl_c_leaves_a_readable_folder_and_no_process(underway, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_leaves_a_readable_folder_and_no_process(underway, tmp_path, number):
     process, workers = underway
     assert len(workers) == 2
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, error = process.communicate()
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     assert "the folder is readable; go on with --resume" in error
     assert "Traceback" not in error
     assert out.strip() == "out"
     assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
-    assert Run.open(tmp_path / "out").rounds
+    run = Run.open(tmp_path / "out")
+    run.check()
+    assert checkpoint.files(run.folder)[0].name.startswith(f"round-{len(run.rounds)}-")
+    assert not list(run.folder.rglob(".*"))
 
 
 @LINUX

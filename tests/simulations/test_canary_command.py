@@ -2,11 +2,14 @@
 
 import json
 import math
+import os
 import re
+from pathlib import Path
 
 import pytest
 import texts
 
+from fedkd import lock
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
 from fedkd.privacy import exposure
@@ -279,6 +282,35 @@ def test_a_folder_of_another_experiment_is_refused_before_anything_runs(fedkd, t
     assert (code, out) == (2, "")
     assert "already holds another experiment" in err
     assert err.count("\n") == 1
+
+
+def test_a_study_has_one_writer_and_writes_nothing_outside_its_folder(
+    fedkd, tiny, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(jobs, "run", None)
+    with lock.held(Path("all")):
+        code, out, err = fedkd(*ARMS)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert f"all is being written to by process {os.getpid()} on " in err
+    (tmp_path / "outside").mkdir()
+    Path("all").mkdir()
+    Path("all/fkd").symlink_to(tmp_path / "outside")
+    code, out, err = fedkd(*ARMS)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "all/fkd/seed-0 is not inside all: nothing is written there" in err
+    assert list((tmp_path / "outside").iterdir()) == []
+
+
+def test_a_finished_run_that_is_damaged_is_named_and_the_others_are_shown(fedkd, tiny):
+    fedkd(*ARMS)
+    file = Path("all/swing/seed-0/exposures.jsonl")
+    file.write_bytes(file.read_bytes()[:-50])
+    code, out, err = fedkd(*ARMS)
+    assert code == 2
+    assert [line.split()[1] for line in out.splitlines() if line.startswith("|")][2:] == [
+        *("clean", "fkd")
+    ]
+    assert err.splitlines()[-1].startswith(f"fedkd: swing, seed 0: {file}, line ")
 
 
 def test_ctrl_c_keeps_what_is_finished(fedkd, tiny, monkeypatch):

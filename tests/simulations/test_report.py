@@ -13,6 +13,7 @@ import pytest
 from lines import SUITE
 
 from fedkd import FedkdError, Run
+from fedkd.caveats import LOCAL_TRAINING
 from simulations import cli, report, suite
 from simulations.verdicts import Claim
 
@@ -197,6 +198,42 @@ def test_a_run_that_has_not_ended_is_counted_and_left_out(copied):
     assert [float(alpha) for alpha in shown["method"]] == [0.1, 1.0]
     gone, there = shown["knfu"]
     assert (gone, "±" in there) == ("-", True)
+
+
+@pytest.mark.usefixtures("_no_figures")
+def test_what_runs_warn_of_stands_under_tables_and_claims_and_makes_none_the_best(
+    copied, monkeypatch
+):
+    monkeypatch.setattr(report, "claims", lambda: {"fusion-helps": HELPS})
+    for cell in copied.cells:
+        if cell.finished and cell.labels["method"] == "knfu":
+            (cell.folder / "warnings.jsonl").unlink(missing_ok=True)
+            Run(cell.folder).warn("it leaves <clients> to themselves", 2, LOCAL_TRAINING)
+    page = report.page(copied)
+    assert "it leaves <clients>" not in page
+    text = words(page)
+    assert "† knfu (all 4 runs): it leaves <clients> to themselves" in text
+    assert "(does not count as best)" in text
+    for row in re.findall(r"<tr><td>knfu</td>.*", page):
+        assert 'class="best"' not in row
+    claims = text[text.index("Fusion helps") : text.index("fedkd plot alpha")]
+    assert "knfu (all 4 runs): it leaves <clients> to themselves" in claims
+
+
+@pytest.mark.usefixtures("_no_figures")
+def test_names_of_somebody_else_are_text_on_the_page(copied):
+    about = "\x1b[31m<script>alert(1)</script>\x00\ud800"
+    cells = tuple(
+        replace(cell, labels={**cell.labels, "method": f"<i>{cell.labels['method']}\x1b"})
+        for cell in copied.cells
+    )
+    axes = copied.axes | {"method": ("<i>knfu\x1b", "<i>local\x1b")}
+    page = report.page(replace(copied, about=about, name='"><b>', axes=axes, cells=cells))
+    page.encode("utf-8")
+    assert not set("\x00\x1b") & set(page)
+    assert "<script" not in page
+    assert "<i>" not in page
+    assert "<b>&" not in page
 
 
 @pytest.mark.usefixtures("_no_figures")

@@ -12,9 +12,9 @@ from multiprocessing import active_children
 from pathlib import Path
 
 import pytest
-from lines import SMALL
+from lines import SMALL, Killed, KilledAfter, measured
 
-from fedkd import registry
+from fedkd import checkpoint, lock, registry
 from fedkd.engine import plan
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
@@ -541,16 +541,24 @@ def test_a_suite_killed_at_random_moments_ends_with_the_same_table(grid, fedkd):
 
 
 @pytest.mark.slow
-def test_ctrl_c_leaves_no_process_and_goes_on(grid):
-    file = grid(("rounds = 1", "rounds = 300"))
-    process = command(file, "--only", "method=knfu")
-    while not list(Path("runs").glob("*/*/rounds.jsonl")):
+@pytest.mark.parametrize("whom", ["one", "all"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_leaves_no_process_and_goes_on(grid, number, whom):
+    """A batch system's signal goes to all processes, or to the first alone."""
+    file = grid(("rounds = 1", "rounds = 300\ncheckpoint_every = 200"))
+    process = command(file, "--only", "method=knfu", "--jobs", "2")
+    while len(list(Path("runs").glob("*/*/rounds.jsonl"))) < 2:
         time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, number) if whom == "all" else process.send_signal(number)
     out, err = process.communicate()  # until nobody holds its end of the pipes any more
-    assert (process.returncode, out) == (130, "")
+    assert (process.returncode, out) == (128 + number, "")
     assert err.splitlines()[-1].startswith("fedkd: interrupted; the same command goes on")
     assert "Traceback" not in err
+    begun = [Run(file.parent) for file in Path("runs").glob("*/*/rounds.jsonl")]
+    for run in begun:
+        run.check()
+        assert checkpoint.files(run.folder)[0].name.startswith(f"round-{len(run.rounds)}-")
+    assert not [file for file in Path("runs").rglob(".*") if file.name != ".lock"]
 
 
 def test_suite_json_says_what_there_is(grid):
@@ -572,3 +580,186 @@ def test_what_was_set_is_kept_with_the_suite_and_not_set_again(grid):
     assert all(cell.experiment.rounds == 1 for cell in again.cells)
     with pytest.raises(FedkdError, match="--set rounds=2 is not allowed for the folder of a suite"):
         read("runs/grid-quick", overrides=["rounds=2"])
+
+
+# --- folders that are not as they should be -----------------------------------------------------
+
+
+def contents(folder):
+    return {file: file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+
+
+@pytest.fixture
+def stored(grid):
+    """The ``suite.json`` of a suite of which nothing was run, and a function that changes it."""
+    suite.run_suite(read(grid(), out=Path("mine")), 1, ["seed=0", "method=local"])
+    file = Path("mine/suite.json")
+
+    def change(act):
+        tables = json.loads(file.read_text())
+        act(tables)
+        file.write_text(json.dumps(tables))
+        return file
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "name", ["../../outside", "/tmp/outside", "inner/deeper", "..", ".", "", "x\0y", "a\\b"]
+)
+@pytest.mark.parametrize("where", ["cells", "failed"])
+def test_nothing_is_written_outside_a_suites_folder(stored, fedkd, counted, where, name):
+    def change(tables):
+        if where == "cells":
+            tables["cells"][1]["folder"] = name
+        else:
+            tables["failed"] = {name: "why"}
+
+    stored(change)
+    before = contents(Path())
+    code, out, err = fedkd("suite", "mine", "--jobs", "1")
+    assert (code, out, err.count("\n"), counted) == (2, "", 1, [])
+    assert "mine/suite.json: folder = " in err
+    assert contents(Path()) == before
+
+
+def test_a_link_out_of_a_suites_folder_is_refused(stored, grid, fedkd, counted, tmp_path):
+    cell = next(cell for cell in read("mine").cells if not cell.finished)
+    (tmp_path / "outside").mkdir()
+    cell.folder.symlink_to(tmp_path / "outside")
+    for words in (["mine"], [grid(), "--out", "mine"]):
+        code, out, err = fedkd("suite", *words, "--jobs", "1")
+        assert (code, out, err.count("\n"), counted) == (2, "", 1, [])
+        assert f"{cell.folder} is not inside mine: nothing is written there" in err
+    assert list((tmp_path / "outside").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda t: t.clear(), "name"),
+        (lambda t: t.update(name=3), "name = 3"),
+        (lambda t: t.update(axes=[]), "axes = []"),
+        (lambda t: t.update(unknown=1), "unknown = 1"),
+        (lambda t: t["cells"][0].pop("folder"), "cells.0.folder"),
+        (lambda t: t["cells"][0].update(folder=3), "cells.0.folder = 3"),
+        (lambda t: t["cells"][0].update(experiment=[]), "cells.0.experiment = []"),
+        (lambda t: t["cells"][0]["experiment"].update(rounds=0), "rounds = 0"),
+        (lambda t: t["cells"][0]["labels"].update(method="none"), "method = 'none'"),
+        (lambda t: t["cells"][0]["labels"].pop("method"), "has not a label of each axis"),
+        (lambda t: t.update(failed=["a"]), "failed = ['a']"),
+    ],
+)
+def test_a_suites_json_that_is_not_as_it_should_be_is_one_line(stored, fedkd, change, said):
+    file = stored(change)
+    for command in ("suite", "table", "report"):
+        code, out, err = fedkd(command, "mine")
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert f"{file} cannot be read: " in err
+        assert said in err
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "\0", "[" * 100_000])
+def test_a_suites_json_that_is_none_is_one_line(stored, fedkd, text):
+    file = stored(lambda tables: None)
+    file.write_text(text)
+    code, out, err = fedkd("suite", "mine")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert f"{file} cannot be read: " in err
+
+
+def test_a_suite_that_is_being_run_is_not_run_again_meanwhile(stored, fedkd, counted):
+    before = contents(Path())
+    with lock.held(Path("mine")):
+        code, out, err = fedkd("suite", "mine", "--jobs", "1")
+        assert (code, out, err.count("\n"), counted) == (2, "", 1, [])
+        assert f"mine is being written to by process {os.getpid()} on " in err
+        assert fedkd("suite", "mine", "--dry-run")[0] == 0
+    assert contents(Path()) == before
+
+
+def test_a_suite_in_a_runs_folder_is_refused(grid, fedkd, counted):
+    Run.at(Experiment(), Path("mine")).begin(Experiment())
+    code, _, err = fedkd("suite", grid(), "--out", "mine", "--jobs", "1")
+    assert (code, err.count("\n"), counted) == (2, 1, [])
+    assert "lies in the folder of a run" in err
+
+
+def test_a_cell_that_fails_again_keeps_what_it_has_done(grid, monkeypatch):
+    words = {"overrides": ["rounds=4", "checkpoint_every=2"]}
+    only = ["method=knfu", "seed=0", "data.alpha=10"]
+    append, begun, mended = Run.append_round, [], []
+
+    def fails(self, line, **details):
+        begun.append(line["round"])
+        if line["round"] == 4 and not mended:
+            raise FedkdError("lower engine.workers")
+        append(self, line, **details)
+
+    monkeypatch.setattr(Run, "append_round", fails)
+    for _ in range(2):
+        ((cell, why),) = run_suite(read(grid(), **words), 1, only).failed
+        assert why == "lower engine.workers"
+        assert len(Run(cell.folder).rounds) == 3
+    mended.append(True)
+    assert run_suite(read(grid(), **words), 1, only).ran
+    assert begun == [1, 2, 3, 4, 4, 4]
+    whole = simulate(cell.experiment, Path("whole"))
+    assert measured(Run(cell.folder)) == measured(whole)
+
+
+def test_checkpoints_that_cannot_be_read_are_set_aside_and_the_run_begins_anew(grid):
+    only = ["method=knfu", "seed=0", "data.alpha=10"]
+    suite_ = read(grid(), overrides=["rounds=3", "checkpoint_every=1"])
+    (cell,) = suite.chosen(suite_, only)
+    with pytest.raises(Killed):
+        simulate(cell.experiment, cell.folder, observer=KilledAfter(2))
+    damaged = {file.name: file.write_bytes(b"half") for file in checkpoint.files(cell.folder)}
+    assert run_suite(suite_, 1, only).ran
+    kept = {file.name: file.read_bytes() for file in (cell.folder / CHECKPOINT).iterdir()}
+    assert kept == {f"unreadable-{name}": b"half" for name in damaged}
+    assert len(Run(cell.folder).rounds) == 3
+
+
+def test_a_finished_run_that_is_damaged_is_named_and_the_others_are_shown(grid, fedkd, counted):
+    file = grid()
+    only = ["--only", "data.alpha=0.1", "--jobs", "1"]
+    fedkd("suite", file, *only)
+    cells = suite.chosen(read(file), ["data.alpha=0.1"])
+    rounds = cells[0].folder / "rounds.jsonl"
+    rounds.write_bytes(b"")
+    cells[1].folder.rename("aside")
+    cells[2].folder.rename(cells[1].folder)  # another run under its name
+    Path("aside").rename(cells[2].folder)
+    counted.clear()
+    before = contents(Path())
+    code, _, err = fedkd("suite", file, *only)
+    assert (code, counted) == (1, [])
+    assert "3 there already, 3 failed" in err
+    assert f"failed: {cells[0].title}: {rounds}, line 1: the run has written 1 lines" in err
+    assert err.count("warning: left out: ") == 3
+    assert err.count("holds another experiment than its suite says") == 4
+    assert {f: c for f, c in contents(Path()).items() if f.name != "suite.json"} == {
+        f: c for f, c in before.items() if f.name != "suite.json"
+    }
+    for words in (
+        ["table", file, "--rows", "method", "--columns", "data.alpha"],
+        ["plot", "curves", "runs/grid-quick"],
+    ):
+        code, out, err = fedkd(*words)
+        assert (code, bool(out)) == (0, True)
+        assert str(rounds) in err
+    assert len(suite.frame(read(file))) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["summary.json", "environment.json", "experiment.toml"])
+def test_a_report_is_written_of_the_runs_that_can_be_read(grid, fedkd, name):
+    file = grid()
+    run_suite(read(file), 1, ["seed=0"])
+    cell = next(cell for cell in read(file).cells if cell.finished)
+    (cell.folder / name).write_text("{")
+    code, out, err = fedkd("report", "runs/grid-quick")
+    assert (code, err.count("\n")) == (0, 1)
+    assert f"fedkd: warning: left out: {cell.folder / name}" in err
+    assert str(cell.folder / name) in Path(out.strip()).read_text()
