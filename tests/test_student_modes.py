@@ -132,6 +132,17 @@ def test_clients_rounds_students_and_answers_have_draws_of_their_own(small):
     assert torch.equal(told[0].values["other"], told[3].values["other"])
 
 
+def test_dropout_goes_with_dp_sgd(small):
+    told = []
+    for number, p in enumerate([0.5, 0.5, 0.0]):
+        nasty.add(lambda p=p: nasty.between(nn.Dropout(p)))
+        torch.rand(number)
+        changes = ("strategy.name=local", "data.clients=2", "training.dp.noise_multiplier=0.5")
+        done = run(small(OWN, *changes), str(number))
+        told.append([line["train_loss_mean"] for line in done.rounds])
+    assert told[0] == told[1] != told[2]
+
+
 RUNS = ("strategy.name=fml", "strategy.shared_model=drops", "student.models=['drops', 'mlp']")
 
 

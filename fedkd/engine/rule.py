@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from functools import cache
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -234,7 +235,7 @@ def alone(student: nn.Sequential, found: Probe, inputs: Tensor) -> Alone:
                 if apart := _apart(student, inputs, training=what == "fit"):
                     reasons[what] = differs = apart
             except Exception as error:  # whatever torch, or a layer, says to a batch of students
-                message = str(error).strip().split("\n")[0].split(". ")[0]
+                message = shorten(str(error).split("\n")[0], 100, placeholder=" …")
                 reasons[what] = f"torch cannot batch it over students ({message})"
     return Alone(**reasons, differs=differs)
 

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.jit import ScriptModule
 
 from fedkd.errors import FedkdError, nearest
 from fedkd.experiment import StudentTable
@@ -272,7 +273,7 @@ def multiply_adds(student: nn.Sequential, shape: tuple[int, ...], tokens: bool =
     """Multiplications that the student's parameters take part in, for one sample, one way.
 
     Of every layer that has parameters: these times the places of its output, which are pixels of a
-    feature map or tokens. Products of activations, as in attention, are not counted.
+    feature map or tokens. Products of activations, as in attention, and TorchScript do not count.
     """
     found = 0
 
@@ -286,7 +287,11 @@ def multiply_adds(student: nn.Sequential, shape: tuple[int, ...], tokens: bool =
         if not isinstance(layer, nn.Embedding):
             found += held * places
 
-    layers = [layer for layer in student.modules() if any(True for _ in layer.parameters(False))]
+    layers = [
+        layer
+        for layer in student.modules()
+        if any(True for _ in layer.parameters(False)) and not isinstance(layer, ScriptModule)
+    ]
     hooks = [layer.register_forward_hook(count) for layer in layers]
     modes = [(layer, layer.training) for layer in student.modules()]
     device = next(student.parameters()).device

@@ -210,6 +210,8 @@ def _attributes(student: nn.Module) -> dict[str, Any]:
 
 def _now(value: Any) -> Any:
     """Something that is no longer the same when ``value`` has changed."""
+    if isinstance(value, nn.Parameter):  # whose values are seen elsewhere
+        return id(value)
     if isinstance(value, Tensor):
         return _Held(id(value), value._version)
     if isinstance(value, torch.Generator):
