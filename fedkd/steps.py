@@ -476,8 +476,8 @@ class Checker:
         per = " per class" if getattr(step, "per", "") == "class" else ""
         raise FedkdError(
             f"{type(step).__name__}{where}{per} is not allowed with [release]: it would leave the "
-            "client unreleased; allowed: Predict a row a sample, on 'transfer', 'common' or samples "
-            "that are sent along"
+            "client unreleased; allowed: Predict a row a sample, on 'transfer', 'common' or on "
+            "samples sent along"
         )
 
 
