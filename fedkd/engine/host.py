@@ -29,17 +29,20 @@ Answered = Callable[[], None]
 
 
 @contextmanager
-def interrupts_held_back() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM come after the block: what is half started could not be ended."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+def interrupts_held_back() -> Iterator[list[int]]:
+    """Let Ctrl-C and SIGTERM come after the block: what is half started could not be ended.
+
+    Gives the signals that are held back; the block may add to them.
+    """
     held: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield held
+        return
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number in handlers:
         signal.signal(number, lambda number, _: held.append(number))
     try:
-        yield
+        yield held
     finally:
         for number, handler in handlers.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
