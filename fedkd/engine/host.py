@@ -30,21 +30,22 @@ Answered = Callable[[], None]
 
 
 @contextmanager
-def interrupts_held_back() -> Iterator[None]:
+def interrupts_held_back() -> Iterator[list[int]]:
     """Let Ctrl-C, and what ends a run as it does, come after the block.
 
     What is half started could not be ended. What this process does about such signals is afterwards
-    what it was before: Ray would end it on SIGTERM, without a checkpoint.
+    what it was before: Ray would end it on SIGTERM, without a checkpoint. Gives the signals that are
+    held back; the block may add to them.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     held: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield held
+        return
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, *SIGNALS)}
     for number in handlers:
         signal.signal(number, lambda number, _: held.append(number))
     try:
-        yield
+        yield held
     finally:
         for number, handler in handlers.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+import grpc
 import numpy as np
 
 # Ray prints these to the standard output, which is for results; the run's own warning says it.
@@ -155,8 +156,11 @@ class Actors(Pool):
         self._ours = not ray.is_initialized()
         try:
             if self._ours:
-                with interrupts_held_back():
-                    self._connect()
+                with interrupts_held_back() as held:
+                    try:
+                        self._connect()
+                    except SystemExit:  # of Ray's handler of SIGTERM, which it has just installed
+                        held.append(signal.SIGTERM)
             self._check_room()
             for worker in range(len(shares)):
                 self._start(worker)
@@ -208,21 +212,19 @@ class Actors(Pool):
     def close(self) -> None:
         """Kill the actors, and shut down a Ray that was started for them."""
         if ray.is_initialized():
-            self._end_all()
-        if self._folder is not None:
-            self._folder.close()
-
-    def _end_all(self) -> None:
-        for actor in (*self._actors, self._reports):
-            if actor is not None:
-                ray.kill(actor)
+            for actor in (*self._actors, self._reports):
+                if actor is not None:
+                    ray.kill(actor)
         self._actors = [None] * len(self.shares)
         self._reports = None
         self._calls.clear()
         self._buffer = None
-        if self._ours:
+        if self._ours:  # also one that is half started
             with interrupts_held_back():
                 ray.shutdown()
+            self._ours = False
+        if self._folder is not None:
+            self._folder.close()
 
     def _start(self, worker: int) -> None:
         table = self.experiment.engine
@@ -306,10 +308,19 @@ def _end(process: int) -> None:
 
 
 def _check_address(address: str) -> None:
-    """Find out at once what Ray takes minutes for: that nobody answers at HOST:PORT."""
-    host, colon, port = address.rpartition(":")
-    if colon and port.isdecimal() and "//" not in host:
-        socket.create_connection((host.strip("[]"), int(port)), ANSWERS_WITHIN).close()
+    """Find out soon what Ray takes minutes for: that nobody answers at HOST:PORT, or no Ray."""
+    place = address.removeprefix("ray://")
+    host, colon, port = place.rpartition(":")
+    if not (colon and port.isdecimal()):
+        return
+    socket.create_connection((host.strip("[]"), int(port)), ANSWERS_WITHIN).close()
+    if "RAY_USE_TLS" in os.environ:
+        return
+    with grpc.insecure_channel(place, [("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(ANSWERS_WITHIN)
+        except grpc.FutureTimeoutError as error:
+            raise ValueError("something else answers") from error
 
 
 def _put(payload: Payload) -> Any:

@@ -13,8 +13,12 @@ from typing import Self
 
 LONGEST_BASE = 25
 """Characters of the folder's own folder: the path of a socket has room for about 100."""
-SWEEP = 'cat; sleep 3; rm -rf -- "$0"'
-"""What waits for this process to end, and for what it has begun."""
+SWEEP = """cat; i=0; gone=0
+while [ $gone -lt 3 ] && [ $i -lt 60 ]; do
+    if [ -e "$0" ]; then rm -rf -- "$0"; gone=0; else gone=$((gone + 1)); fi
+    i=$((i + 1)); sleep 1
+done"""
+"""Waits for the maker to end, then sees to it that what it has begun writes nothing any more."""
 
 
 class TemporaryFolder:

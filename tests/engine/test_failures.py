@@ -343,6 +343,30 @@ def test_what_goes_wrong_only_where_a_worker_starts_is_one_line_with_its_place(s
     assert "\n" not in str(why.value)
 
 
+@pytest.mark.slow
+def test_a_client_that_fails_on_flower_is_left_out_as_in_this_process(small, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(entry or os.getcwd() for entry in sys.path))
+    experiment = ("strategy.name=local", "student.models=['mlp', 'leaves']", ALONE)
+    inline = run(small(*experiment, "engine.name=inline"), tmp_path / "inline")
+    flower = run(small(*experiment, "engine.name=flower"), tmp_path / "flower")
+    assert measured(flower) == measured(inline)
+    assert [entry["client"] for entry in flower.rounds[1]["left_out"]] == [1, 3]
+    assert "SystemExit: 3" in flower.rounds[1]["left_out"][0]["reason"]
+
+
+@LINUX
+@pytest.mark.slow
+def test_what_ends_all_processes_of_a_job_is_for_the_one_that_began_them(small, healthy):
+    warnings = []
+    with elsewhere("procs", small(ALONE), [range(CLIENTS)], warnings) as host:
+        first = [Assignment(client, 1, "learn", (Predict(),)) for client in range(CLIENTS)]
+        host.perform(first, lambda: None)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(host.processes[0], number)
+        agree(host.perform(work("raises"), lambda: None), healthy(ALONE))
+    assert not warnings
+
+
 # --- nothing is left ------------------------------------------------------------------------------
 
 
