@@ -392,7 +392,8 @@ class Run:
         """The lines of ``exposures.jsonl``.
 
         Each has ``round``, ``place`` (of :data:`PLACES`), ``observer`` (a client; none where it is
-        everybody), ``secret``, ``repeats``, ``holders``, and ``exposure`` in bits.
+        everybody), ``secret``, ``repeats``, ``holders``, and ``exposure`` in bits; at released and
+        fused also ``linear``, by another score.
         """
         return self._lines(EXPOSURES)
 
@@ -617,7 +618,7 @@ def reached(run: Run, target: float) -> dict[str, float | None]:
 
 
 def exposures(
-    runs: Iterable[Run], place: str, repeats: int | None = None
+    runs: Iterable[Run], place: str, repeats: int | None = None, score: str = "exposure"
 ) -> tuple[list[float], list[str]]:
     """Exposure in bits of each secret at ``place`` in the last measured round, and its cluster.
 
@@ -630,6 +631,9 @@ def exposures(
         a model that diverged has no exposure and does not.
     repeats
         Secrets repeated so often; all of them when not given.
+    score
+        What sequences are ranked by: ``exposure``, their probability; at released and fused also
+        ``linear``, the sum of the probabilities of their symbols.
 
     Returns
     -------
@@ -637,9 +641,17 @@ def exposures(
         Values, and beside each the name of the model that it depends on with others: a teacher and
         its labels are one client's, the student and fused labels are one of all secrets of a run.
     """
+    found = exposures_by_secret(runs, place, repeats, score)
+    return [value for _, value, _ in found], [cluster for *_, cluster in found]
+
+
+def exposures_by_secret(
+    runs: Iterable[Run], place: str, repeats: int | None = None, score: str = "exposure"
+) -> list[tuple[tuple[int, int], float, str]]:
+    """What :func:`exposures` gives: seed and number of each secret, its value and cluster."""
     import numpy as np
 
-    values, clusters = [], []
+    values = []
     for run in runs:
         seed = run.experiment.seed
         lines = [line for line in run.exposures if line["place"] == place]
@@ -648,14 +660,13 @@ def exposures(
         holders = {}
         for line in lines:
             wanted = line["round"] == last and repeats in (None, line["repeats"])
-            if wanted and line["exposure"] is not None:
-                found.setdefault(line["secret"], []).append(line["exposure"])
+            if wanted and line.get(score) is not None:
+                found.setdefault(line["secret"], []).append(line[score])
                 holders[line["secret"]] = line["holders"][0]
         for secret, seen in found.items():
             own = f" {holders[secret]}" if place in ("teacher", "released") else ""
-            values.append(float(np.mean(seen)))
-            clusters.append(f"{seed}{own}")
-    return values, clusters
+            values.append(((seed, secret), float(np.mean(seen)), f"{seed}{own}"))
+    return values
 
 
 def exposure(runs: Iterable[Run], place: str, repeats: int | None = None) -> Estimate | None:

@@ -100,7 +100,10 @@ def draw(runs: Sequence[Run], place: str = "student", repeats: int | None = None
     baseline = plain[0] if len(plain) == 1 else None
     _limits(axes, spots, kind, baseline)
     handles: list[Artist] = [axes.axvline(0, color=GREY, linewidth=0.8, linestyle=DASHES, zorder=1)]
-    handles[0].set_label(f"no excess: {NULL:.2f} bits, as of a secret nobody has seen")
+    none = f"no excess: {NULL:.2f} bits, as of a secret nobody has seen"
+    if place in ("released", "fused"):
+        none = f"{NULL:.2f} bits; of {place} labels of unseen secrets it is another (fedkd canary)"
+    handles[0].set_label(none)
     if baseline is not None and baseline.x[0] > 0:
         handles.append(_region(axes, baseline, kind))
     for spot in sorted(spots, key=lambda spot: spot in plain):

@@ -73,10 +73,13 @@ def _exposed(run: Run) -> dict[str, Any]:
         if not by_level:
             continue
         bits[place] = by_level.get(levels[-1], ([], []))[0]
+        bits[f"{place}, linear"] = exposures([run], place, levels[-1], "linear")[0]
         estimates = {level: interval(*values) for level, values in by_level.items()}
         found[place] = {str(level): asdict(one) for level, one in estimates.items()}
         said = ", ".join(f"{one.mean:.2f} at {level}" for level, one in estimates.items())
-        print(f"exposure in bits by repeats, null {NULL_MEAN:.2f}, {place}: {said}")
+        # Of labels on a public corpus it is that of a run in which nobody has secrets.
+        null = f"null {NULL_MEAN:.2f}" if place in ("teacher", "student") else "null not known"
+        print(f"exposure in bits by repeats, {null}, {place}: {said}")
     proved = audit.proved(run, bits, levels[-1])
     size, alone = audit.secret_in_records(run, levels[-1])
     unit = f"client: a secret is {size} of its records{'' if alone else ', and may move others'}"

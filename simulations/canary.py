@@ -11,7 +11,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from fedkd.results import (
     check_inside,
     check_not_inside_a_run,
     exposures,
+    exposures_by_secret,
     finite,
     utility,
     utility_name,
@@ -39,6 +40,12 @@ if TYPE_CHECKING:
     from fedkd.privacy.exposure import Estimate
 
 PLAIN, CLEAN, OWN = "fkd", "clean", "own"
+TWIN = f"{CLEAN}-"
+"""Before the name of an arm: the same with nothing planted in clients."""
+BY_LABELS = ("released", "fused")
+"""Places where exposure is measured by labels on the transfer set."""
+SCORES = ("exposure", "linear")
+"""What sequences are ranked by there."""
 TEMPERATURES = (1.0, 2.0, 4.0, 10.0, 20.0)
 FEDAVG_ROUNDS = 5
 TAU_MAX, SCALE, CLIP, CANDIDATES, NOISE_MULTIPLIER = 20.0, 0.05, 10.0, 20, 1.0
@@ -174,12 +181,21 @@ def varied(experiment: Experiment, arm: Arm, seed: int) -> Experiment:
 def chosen(known: dict[str, Arm], unfit: dict[str, str], names: Sequence[str] | None) -> list[Arm]:
     """The arms called ``names``, all of them if there are none, in their order.
 
+    ``clean-NAME`` is the arm NAME with nothing planted in clients: what its released labels are
+    compared with.
+
     Raises
     ------
     FedkdError
         A name is not known, or the arm does not fit the experiment.
     """
+    known = dict(known)
     for name in names or ():
+        base = name.removeprefix(TWIN)
+        if name not in known and name.startswith(TWIN) and base in known and base != CLEAN:
+            arm = known[base]
+            changes = arm.changes | {"canary.control": True}
+            known[name] = Arm(name, f"{base} with nothing planted in clients", changes)
         if name in unfit:
             raise FedkdError(f"--arms {name!r} does not fit: {unfit[name]}")
         if name not in known:
@@ -243,7 +259,8 @@ class Row:
     there is one); ``exposure`` is by place; ``reduction`` is the share of the plain arm's excess
     exposure of the student that is gone; ``formal`` is an epsilon or "none: why"; ``nominal`` is no
     guarantee; ``audited`` is a lower bound on a client-level epsilon, with 95 % confidence, None
-    where exposure proves nothing.
+    where exposure proves nothing. ``excess`` is exposure at released and fused over that of the
+    same experiment with nothing planted, where that was run, by the stronger of two scores.
     """
 
     arm: str
@@ -257,6 +274,7 @@ class Row:
     formal: str
     nominal: float | None
     audited: float | None
+    excess: dict[str, Estimate] = field(default_factory=dict)
 
 
 def table(groups: dict[str, list[Run]], whats: dict[str, str], repeats: int) -> list[Row]:
@@ -268,7 +286,7 @@ def table(groups: dict[str, list[Run]], whats: dict[str, str], repeats: int) -> 
         for name, runs in groups.items()
     }
     plain = found.get(PLAIN, {}).get("student")
-    clean = {place: values for place, (values, _) in found.get(CLEAN, {}).items()}
+    controls = {_control(runs[0]): runs for runs in groups.values() if runs and _is_control(runs)}
     rows = []
     for name, runs in groups.items():
         if not runs:
@@ -278,8 +296,9 @@ def table(groups: dict[str, list[Run]], whats: dict[str, str], repeats: int) -> 
         if name != PLAIN and plain and student:
             reduction = exposure.reduction(plain[0], student[0], plain[1], student[1])
         formal, nominal = guarantee(runs)
-        bits = {place: values for place, (values, _) in found[name].items()}
-        proved = audit.proved(runs[0], bits, repeats, clean)
+        control = [] if _is_control(runs) else controls.get(_control(runs[0]), [])
+        clean = _bits(control, repeats)
+        proved = audit.proved(runs[0], _bits(runs, repeats), repeats, clean)
         rows.append(
             Row(
                 arm=name,
@@ -295,9 +314,51 @@ def table(groups: dict[str, list[Run]], whats: dict[str, str], repeats: int) -> 
                 formal=formal,
                 nominal=nominal,
                 audited=max(proved.values(), default=None),
+                excess={
+                    place: over[0]
+                    for place in BY_LABELS
+                    if (over := _excess(runs, control, place, repeats)) is not None
+                },
             )
         )
     return rows
+
+
+def _is_control(runs: Sequence[Run]) -> bool:
+    return runs[0].experiment.canary.control
+
+
+def _control(run: Run) -> str:
+    """The digest of the same experiment, of any seed, with nothing planted in clients."""
+    experiment = run.experiment
+    canary = experiment.canary.model_copy(update={"control": True})
+    return experiment.model_copy(update={"canary": canary, "seed": 0}).digest()
+
+
+def _bits(runs: Sequence[Run], repeats: int) -> dict[str, list[float]]:
+    """Exposures at all places, and by the other score where there is one."""
+    found = {place: exposures(runs, place, repeats)[0] for place in PLACES}
+    return found | {
+        f"{place}, linear": exposures(runs, place, repeats, "linear")[0] for place in BY_LABELS
+    }
+
+
+def _excess(
+    runs: Sequence[Run], control: Sequence[Run], place: str, repeats: int
+) -> tuple[Estimate, str] | None:
+    from fedkd.privacy.exposure import excess_over
+
+    planted, none = (
+        {
+            score: {
+                secret: (bits, cluster)
+                for secret, bits, cluster in exposures_by_secret(those, place, repeats, score)
+            }
+            for score in SCORES
+        }
+        for those in (runs, control)
+    )
+    return excess_over(planted, none)
 
 
 def _utility(run: Run) -> float:
@@ -420,10 +481,12 @@ def markdown(rows: Sequence[Row]) -> str:
     from fedkd.privacy.accounting import NEIGHBOURS, SEES_ALL
     from fedkd.privacy.exposure import NULL_MEAN
 
+    over = [place for place in BY_LABELS if any(place in row.excess for row in rows)]
     head = [
         "arm",
         rows[0].utility_name,
         *(f"exposure, {place}" for place in PLACES),
+        *(f"excess, {place}" for place in over),
         "reduction",
         "formal ε",
         "nominal ε",
@@ -434,6 +497,7 @@ def markdown(rows: Sequence[Row]) -> str:
             row.arm,
             number(row.utility, 1 if row.utility_name == "perplexity" else 3),
             *(number(row.exposure.get(place), 2) for place in PLACES),
+            *(number(row.excess.get(place), 2) for place in over),
             number(row.reduction, 0, 100, " %"),
             row.formal,
             "-" if row.nominal is None else f"{row.nominal:.3g}",
@@ -452,7 +516,9 @@ def markdown(rows: Sequence[Row]) -> str:
     notes = (
         f"Secrets repeated {level} time{'s' * (level > 1)}, {seeds} seed{'s' * (seeds > 1)}"
         f"{f' ({fewer})' if fewer else ''}; mean and 95 % interval. Exposure in bits, "
-        f"{NULL_MEAN:.2f} of a secret nobody has seen. "
+        f"{NULL_MEAN:.2f} of a secret nobody has seen, in teachers and students; of released and "
+        "fused labels that is not known, and excess is over the same arm with nothing planted, by "
+        "the stronger of two scores. "
         f"Reduction: share of the student's excess over that, against {PLAIN}. Nominal ε is of one "
         "token or item and is no guarantee. Audited ε is of one client: all copies of a secret at "
         f"once. Formal ε is against {SEES_ALL}, for neighbours that differ in one "

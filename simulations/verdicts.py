@@ -118,6 +118,8 @@ class Claim(Table):
     statement: str
     source: str
     """Paper, and where it says so: its abstract, or a review of it."""
+    about: str = ""
+    """What a verdict does not speak of, said with it."""
     suite: str
     """Which suite's runs judge it."""
     compare: Compare
@@ -331,7 +333,8 @@ def overall(claim: Claim, verdicts: Sequence[Verdict]) -> Verdict:
         if by[kind] and len(by[kind]) < len(verdicts)
     ]
     seeds = min((one.seeds for one in verdicts if one.verdict != "not run"), default=0)
-    return Verdict(claim.name, {}, said, None, seeds, ". ".join([counts, *named]))
+    about = filter(None, [claim.about.removesuffix(".")])
+    return Verdict(claim.name, {}, said, None, seeds, ". ".join([counts, *named, *about]))
 
 
 def _cell(one: Verdict) -> str:

@@ -146,18 +146,19 @@ def proved(
 
     Where the transfer set holds the secrets themselves, what is released depends on them even if no
     client has seen them: the exposures are then compared with ``clean`` ones, and only those of a
-    client's own release, as in the clean arm all clients have other data at once.
+    client's own release, as in the clean runs all clients have other data at once.
 
     Parameters
     ----------
     run : Run
         One of those that ``bits`` are from, for what it plants and sends.
     bits : mapping from place to sequence of float
-        Exposures of secrets with ``repeats`` copies; places are those of ``fedkd.results.PLACES``.
+        Exposures of secrets with ``repeats`` copies; places are those of ``fedkd.results.PLACES``,
+        and ``"released, linear"`` for those by the other score.
     repeats : int
         Copies of a secret.
     clean : mapping, optional
-        The same of runs in which no client has any secret.
+        The same of runs that differ in nothing but that no client has any secret.
 
     Returns
     -------
@@ -172,19 +173,21 @@ def proved(
         return {}
     own = "teacher" if any(line["step"] == "Share" for line in run.releases) else "released"
     shown = canaries["public"] == "exact"
-    told = [place for place in ([own] if shown else [own, "student"]) if bits.get(place)]
+    wanted = [own, f"{own}, linear", *(() if shown else ("student",))]
+    told = [place for place in wanted if bits.get(place)]
     share = 1 - (1 - CONFIDENCE) / max(len(told), 1)
-    if not shown:
-        space = canaries["log2_space"]
-        return {
-            place: attacks.audited_epsilon_from_exposure(bits[place], space, delta, share)
-            for place in told
-        }
-    return {
-        place: attacks.audited_epsilon(bits[place], base, delta, share)
-        for place in told
-        if (base := (clean or {}).get(place))
-    }
+    found: dict[str, float] = {}
+    for place in told:
+        if not shown:
+            space = canaries["log2_space"]
+            epsilon = attacks.audited_epsilon_from_exposure(bits[place], space, delta, share)
+        elif base := (clean or {}).get(place):
+            epsilon = attacks.audited_epsilon(bits[place], base, delta, share)
+        else:
+            continue
+        place = place.removesuffix(", linear")
+        found[place] = max(epsilon, found.get(place, 0.0))
+    return found
 
 
 class _Heard(Exception):

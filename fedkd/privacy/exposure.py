@@ -9,13 +9,19 @@ exponential law whose mean is not 0 but :data:`NULL_MEAN`.
 Here are functions over numbers. *Conditionals* are what they share: a list over the positions
 ``i = 0 … L-1`` of log-probabilities ``(A**i, A)``, in nats, of the next symbol after each of the
 ``A**i`` prefixes in lexicographic order. A sequence scores the sum of its own. They need not sum to
-one over the symbols: a language model has other words as well.
+one over the symbols: a language model has other words as well. A second score of a sequence is the
+sum of the probabilities themselves (:func:`probabilities`): it tells more where laws are flat or
+noisy and most prefixes are not known.
+
+That mean of the null holds where a secret is drawn independently of what scores it and ties are
+rare, as with a student. Of released labels it does not hold: prefixes that the public corpus does
+not have are given a uniform law, those that it has a peaked one.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
@@ -136,6 +142,11 @@ def student_scorer(
         return torch.cat(scores)
 
     return score
+
+
+def probabilities(conditionals: Conditionals) -> Conditionals:
+    """Conditionals that score a sequence by the sum of the probabilities of its symbols."""
+    return [law.exp() for law in conditionals]
 
 
 def independent_conditionals(log_probs: Tensor) -> Conditionals:
@@ -276,10 +287,11 @@ def released_scorer(
     *,
     among: Tensor | None = None,
     classes: int | None = None,
+    linear: bool = False,
 ) -> Scorer:
     """The same of any sequences: for spaces too large to go through.
 
-    Parameters are those of :func:`released_conditionals`.
+    Parameters are those of :func:`released_conditionals`; ``linear`` sums :func:`probabilities`.
     """
     levels = _released(found, log_probs, symbols, length, among, classes)
 
@@ -291,7 +303,7 @@ def released_scorer(
             if len(prefixes):
                 place = torch.searchsorted(prefixes, numbers).clamp_max(len(prefixes) - 1)
                 term = torch.where(prefixes[place] == numbers, laws[place, symbol], term)
-            terms.append(term)
+            terms.append(term.exp() if linear else term)
             numbers = numbers * len(symbols) + symbol
         return _summed(terms)
 
@@ -499,6 +511,38 @@ def excess(estimate: Estimate) -> Estimate:
         low=estimate.low - NULL_MEAN,
         high=estimate.high - NULL_MEAN,
     )
+
+
+def excess_over(
+    found: Mapping[str, Mapping[Any, tuple[float, Hashable]]],
+    control: Mapping[str, Mapping[Any, tuple[float, Hashable]]],
+    confidence: float = 0.95,
+) -> tuple[Estimate, str] | None:
+    """How much more exposed secrets are than where nobody has them, by the stronger score.
+
+    For places whose null is not known: the same secrets, in runs that differ in nothing but that
+    they are planted. The interval is that of :func:`interval` on differences, of each of the scores
+    at a confidence at which all hold together, so that the stronger one may be picked.
+
+    Parameters
+    ----------
+    found, control : mapping from score to mapping from secret to (exposure, cluster)
+        With the secrets planted, and without.
+
+    Returns
+    -------
+    tuple or None
+        The estimate, in bits, and the score; None where no secret is in both.
+    """
+    excesses = []
+    for score in found.keys() & control.keys():
+        both = [secret for secret in found[score] if secret in control[score]]
+        values = [found[score][secret][0] - control[score][secret][0] for secret in both]
+        clusters = [found[score][secret][1] for secret in both]
+        excesses.append((values, clusters, score))
+    share = 1 - (1 - confidence) / max(1, len(excesses))
+    estimates = [(interval(v, c, share), score) for v, c, score in sorted(excesses) if v]
+    return max(estimates, key=lambda one: one[0].mean, default=None)
 
 
 def reduction(

@@ -98,6 +98,7 @@ def by_labels(
     table: CanaryTable,
     among: Tensor | None = None,
     classes: int | None = None,
+    linear: bool = False,
 ) -> Tensor | None:
     """How exposed every secret is to somebody who has soft labels on the transfer set alone.
 
@@ -107,6 +108,9 @@ def by_labels(
         Probabilities.
     transfer : Tensor
         The transfer set's inputs.
+    linear : bool
+        Whether sequences are ranked by the sum of the probabilities of their symbols, in place of
+        their product: it finds more in labels that are flat or noisy, and less in others.
 
     Returns
     -------
@@ -117,7 +121,7 @@ def by_labels(
     if canaries.images is not None:
         if canaries.public != "exact":
             return None
-        return _by_laws(canaries, labels[-canaries.count * length :].double().log(), table)
+        return _by_laws(canaries, labels[-canaries.count * length :].double().log(), table, linear)
     found = exposure.places(transfer, canaries.context, canaries.symbols, length)
     if not len(found.items):
         return None
@@ -125,8 +129,9 @@ def by_labels(
     said = (found, labels.double().log(), canaries.symbols, length)
     if table.estimator == "exact":
         laws = exposure.released_conditionals(*said, among=among, classes=classes)
+        laws = exposure.probabilities(laws) if linear else laws
         return exposure.exact_exposure(laws, canaries.secrets)
-    scorer = exposure.released_scorer(*said, among=among, classes=classes)
+    scorer = exposure.released_scorer(*said, among=among, classes=classes, linear=linear)
     return _estimated(scorer, canaries, table)
 
 
@@ -152,11 +157,12 @@ def spans(canaries: Canaries, transfer: Tensor, items: int) -> Tensor:
     return found
 
 
-def _by_laws(canaries: Canaries, laws: Tensor, table: CanaryTable) -> Tensor:
+def _by_laws(canaries: Canaries, laws: Tensor, table: CanaryTable, linear: bool = False) -> Tensor:
     """Exposure of label sequences, from log-probabilities ``(S m, C)`` on their images."""
     found = []
     laws = laws.reshape(*canaries.secrets.shape, -1)
     for conditionals, secret in zip(label_conditionals(laws), canaries.secrets[:, None]):
+        conditionals = exposure.probabilities(conditionals) if linear else conditionals
         if table.estimator == "exact":
             found.append(exposure.exact_exposure(conditionals, secret))
         else:

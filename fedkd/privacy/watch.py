@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from numbers import Real
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -47,6 +47,13 @@ SENDING = (Predict, Represent, Share)
 """Steps that give something out."""
 SIDE = {"samples": "Samples", "metrics": "Metrics", "record": "Record"}
 """What a method may look at beside what is sent, and the step that it is in the ledger."""
+
+
+class ByLabels(NamedTuple):
+    """Exposure of every secret ``(S,)`` by labels, in bits, under two scores."""
+
+    exposure: Tensor
+    linear: Tensor
 
 
 class Watch:
@@ -306,7 +313,7 @@ class Watch:
         else:
             self._everybody("fused", {n: self._by_labels(given) for n, given in labels.items()})
 
-    def _everybody(self, place: str, found: Mapping[int, Tensor | None]) -> None:
+    def _everybody(self, place: str, found: Mapping[int, Tensor | ByLabels | None]) -> None:
         """Note what several clients have, on all secrets if it is the same, else on the others'."""
         assert self.canaries is not None
         first = next(iter(found.values()))
@@ -316,18 +323,15 @@ class Watch:
         for client, exposure in found.items():
             self._note(place, client, exposure, self._others(client))
 
-    def _by_labels(self, labels: Tensor) -> Tensor | None:
+    def _by_labels(self, labels: Tensor) -> ByLabels | None:
         assert self.canaries is not None
         if not bool(torch.isfinite(labels).all()):
             return None
-        return measure.by_labels(
-            self.canaries,
-            labels,
-            self.transfer,
-            self.experiment.canary,
-            self.public.among,
-            self.classes,
-        )
+        table, among = self.experiment.canary, self.public.among
+        given = (self.canaries, labels, self.transfer, table, among, self.classes)
+        exposure = measure.by_labels(*given)
+        linear = None if exposure is None else measure.by_labels(*given, linear=True)
+        return None if exposure is None or linear is None else ByLabels(exposure, linear)
 
     def _others(self, client: int) -> list[int]:
         assert self.canaries is not None
@@ -335,22 +339,26 @@ class Watch:
         return [secret for secret in range(self.canaries.count) if secret not in own]
 
     def _note(
-        self, place: str, observer: int | None, found: Tensor | None, secrets: Iterable[int]
+        self,
+        place: str,
+        observer: int | None,
+        found: Tensor | ByLabels | None,
+        secrets: Iterable[int],
     ) -> None:
         if found is None or self.canaries is None:
             return
+        scores = {"exposure": found} if isinstance(found, Tensor) else found._asdict()
         for secret in secrets:
-            self.exposures.append(
-                {
-                    "round": self._round,
-                    "place": place,
-                    "observer": observer,
-                    "secret": secret,
-                    "repeats": int(self.canaries.repeats[secret]),
-                    "holders": list(self.canaries.holders[secret]),
-                    "exposure": float(found[secret]),
-                }
-            )
+            line = {
+                "round": self._round,
+                "place": place,
+                "observer": observer,
+                "secret": secret,
+                "repeats": int(self.canaries.repeats[secret]),
+                "holders": list(self.canaries.holders[secret]),
+            }
+            bits = {name: float(each[secret]) for name, each in scores.items()}
+            self.exposures.append(line | bits)
 
 
 class _Observed(Reply):
@@ -394,8 +402,12 @@ def _asked(step: Predict) -> str:
     return repr((step.temperature, step.output, rows, step.key))
 
 
-def _equal(one: Tensor | None, other: Tensor | None) -> bool:
-    return one is not None and other is not None and torch.equal(one, other)
+def _equal(one: Tensor | ByLabels | None, other: Tensor | ByLabels | None) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, ByLabels) and isinstance(other, ByLabels):
+        return all(map(torch.equal, one, other))
+    return False
 
 
 def same(one: Tensor, other: Tensor) -> bool:

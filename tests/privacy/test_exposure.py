@@ -345,6 +345,66 @@ def test_excess_of_the_null_is_nothing():
     assert exposure.ceiling(MILLION, 1) == MILLION
 
 
+def noisy_laws(secret, known, rng):
+    """Uniform laws, but for the prefixes of the secret, which alone the public corpus has.
+
+    There they are flat, the secret's own symbol a little higher or not; then noise, as released.
+    """
+    laws, prefix = [torch.full((10**level, 10), -math.log(10)) for level in range(4)], 0
+    for law, symbol in zip(laws, secret.tolist(), strict=True):
+        given = np.full(10, 0.1)
+        given[symbol] += 0.1 * known
+        given = torch.from_numpy((given + 0.3 * rng.normal(size=10)).clip(1e-12))
+        law[prefix] = (given / given.sum()).log().clamp_min(exposure.LEAST).float()
+        prefix = prefix * 10 + symbol
+    return laws
+
+
+def test_in_noisy_labels_the_sum_of_probabilities_finds_what_their_product_does_not():
+    """By the product, what noise has been on is less likely than what is not known at all.
+
+    Neither null is that of a secret that has nothing to do with what scores it.
+    """
+    rng = np.random.default_rng(0)
+    secrets = torch.from_numpy(rng.integers(10, size=(100, 4)))
+    found = {True: {}, False: {}}
+    for known, scores in found.items():
+        for place, secret in enumerate(secrets):
+            laws = noisy_laws(secret, known, rng)
+            for score, one in (("exposure", laws), ("linear", exposure.probabilities(laws))):
+                bits = float(exposure.exact_exposure(one, secret[None]))
+                scores.setdefault(score, {})[place] = bits, place
+
+    def excess(*scores):
+        both = ({score: found[known][score] for score in scores} for known in (True, False))
+        return exposure.excess_over(*both)
+
+    nulls = {s: np.mean([bits for bits, _ in v.values()]) for s, v in found[False].items()}
+    assert nulls["linear"] > exposure.NULL_MEAN + 0.5
+    over, score = excess("exposure", "linear")
+    assert score == "linear"
+    assert over.low > 0
+    assert over.mean == excess("linear")[0].mean > excess("exposure")[0].mean + 0.2
+
+
+def test_an_excess_over_a_control_is_of_the_secrets_that_both_have():
+    planted = {"exposure": {1: (5.0, "a"), 2: (7.0, "b"), 3: (9.0, "c")}}
+    control = {"exposure": {1: (1.0, "a"), 2: (2.0, "b")}, "linear": {}}
+    over, score = exposure.excess_over(planted, control)
+    assert (over.mean, over.n, score) == (4.5, 2, "exposure")
+    assert over == exposure.interval([4.0, 5.0], ["a", "b"], 0.95)
+    both = {"exposure": {1: (5.0, "a"), 2: (7.0, "b")}}
+    two = both | {"linear": {1: (4.0, "a"), 2: (4.0, "b")}}
+    # The better of two: each interval is wider, so that both hold.
+    none = {"exposure": control["exposure"], "linear": {1: (3.0, "a"), 2: (3.0, "b")}}
+    assert exposure.excess_over(two, none) == (
+        exposure.interval([4.0, 5.0], ["a", "b"], 0.975),
+        "exposure",
+    )
+    assert exposure.excess_over(planted, {}) is None
+    assert exposure.excess_over({}, control) is None
+
+
 def test_an_arm_takes_nothing_from_itself_and_the_null_takes_all():
     plain = 5 + np.random.default_rng(0).normal(size=20)
     clusters = np.repeat(np.arange(5), 4).tolist()
@@ -467,6 +527,9 @@ def test_sequences_are_scored_without_going_through_the_space(corpus, length):
     sequences = everything(3, length)
     expected = exposure.totals(exposure.released_conditionals(*arguments))
     assert torch.equal(exposure.released_scorer(*arguments)(sequences), expected)
+    laws = exposure.probabilities(exposure.released_conditionals(*arguments))
+    scorer = exposure.released_scorer(*arguments, linear=True)
+    assert torch.equal(scorer(sequences), exposure.totals(laws))
 
 
 def test_a_large_space_is_scored_where_it_cannot_be_gone_through(corpus):

@@ -79,6 +79,24 @@ def saying(logits):
     return nn.Sequential(OrderedDict(head=Says(logits)))
 
 
+# --- by labels, under two scores ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("estimator", ["exact", "interpolation"])
+def test_both_scores_find_what_labels_are_sure_of(estimator, text):
+    experiment, data = text(EXACT, f"canary.estimator={estimator}")
+    found = [by_labels(experiment, data, knowing(data), linear=linear) for linear in (False, True)]
+    assert all(bool((bits >= found[0].min() - 3).all()) for bits in found)
+    assert not torch.equal(*found) or float(found[0].min()) > SPACE - 1
+
+
+def test_both_scores_of_labels_that_say_nothing_of_images_are_those_of_a_tie(images):
+    experiment, data = images(EXACT)
+    labels = torch.full((len(data.transfer().inputs), 10), 0.1)
+    for linear in (False, True):
+        assert by_labels(experiment, data, labels, linear=linear).eq(0).all()
+
+
 # --- digests --------------------------------------------------------------------------------
 
 

@@ -88,7 +88,7 @@ def test_exposures_are_told_by_place_and_repeats_and_the_highest_level_proves(fe
     proved = audited_epsilon_from_exposure([10.0] * 30, 10.0, 1e-5, 0.975)
     assert said == [
         "exposure in bits by repeats, null 1.44, teacher: 2.00 at 1, 10.00 at 8",
-        "exposure in bits by repeats, null 1.44, released: 2.00 at 1, 10.00 at 8",
+        "exposure in bits by repeats, null not known, released: 2.00 at 1, 10.00 at 8",
         "exposure in bits by repeats, null 1.44, student: 4.00 at 8",
         f"audited ε ≥ {proved:.2f} by exposure, released, 8 repeats (client: a secret is 8 of its "
         "records, and may move others)",

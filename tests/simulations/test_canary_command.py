@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import texts
 
@@ -501,6 +502,42 @@ def test_where_the_transfer_set_has_the_secrets_only_the_clean_arm_gives_a_bound
     found = rows_of(plain, clean)
     assert found["fkd"].audited == audited_epsilon(high, low, 1e-5) > 0.5
     assert found["clean"].audited is None
+
+
+LOW, HIGH = [n / 20 for n in range(40)], [6.0 + n / 100 for n in range(40)]
+
+
+def test_only_the_same_release_with_nothing_planted_is_a_control(tmp_path):
+    """Plain labels say nothing of what an arm's own release would show if nobody had secrets."""
+    tables = {"release": {"tau_max": 20}}
+    bits = {"released": HIGH, "fused": HIGH, "student": HIGH}
+    swing = made_up(tmp_path, "swing", bits, public="exact", tables=tables)
+    low = {"released": LOW, "fused": LOW, "student": LOW}
+    plain = made_up(tmp_path, "clean", low, public="exact", control=True)
+    twin = made_up(tmp_path, "clean-swing", low, public="exact", control=True, tables=tables)
+    alone, other, own = (rows_of(swing, *more)["swing"] for more in ([], [plain], [twin]))
+    for row in (alone, other):
+        assert (row.audited, row.excess) == (None, {})
+    assert own.audited == audited_epsilon(HIGH, LOW, 1e-5)
+    assert set(own.excess) == {"released", "fused"}
+    assert own.excess["released"].mean == pytest.approx(np.mean(HIGH) - np.mean(LOW))
+    assert rows_of(swing, twin)["clean-swing"].excess == {}
+    table = cells(list(rows_of(swing, twin).values()))
+    assert table["swing"]["excess, released"].startswith("5.22 [")
+    assert table["clean-swing"]["excess, released"] == "-"
+    assert "excess, released" not in cells([other])["swing"]
+
+
+def test_any_arm_has_a_twin_with_nothing_planted():
+    experiment = shipped("swing")
+    known, unfit = canary.arms(experiment)
+    (twin,) = canary.chosen(known, unfit, ["clean-swing"])
+    planted, none = (canary.varied(experiment, arm, 3) for arm in (known["swing"], twin))
+    both = (planted.model_dump(mode="json"), none.model_dump(mode="json"))
+    assert differing(*both) == {"name", "canary.control"}
+    assert {arm.name for arm in canary.chosen(known, unfit, None)} == set(known)
+    with pytest.raises(FedkdError, match="--arms 'clean-clean' is not known"):
+        canary.chosen(known, unfit, ["clean-clean"])
 
 
 def test_findings_say_when_teachers_have_memorised_nothing(tmp_path):

@@ -405,6 +405,24 @@ def test_every_shipped_claim_is_whole(name):
     assert "{folder}" in one.figure
 
 
+@pytest.mark.parametrize("name", [name for name in claims() if name.startswith("swing-")])
+def test_verdicts_of_swing_say_that_they_speak_of_the_student(name):
+    """A server that sees the labels can take their temperature back."""
+    one = claims()[name]
+    last = verdicts.overall(one, [verdicts.Verdict(name, {"data": "d"}, "supported", None, 5, "")])
+    assert last.detail == (
+        "1 supported. Of the student alone: a server that sees the labels loses nothing"
+    )
+
+
+@pytest.mark.parametrize("name", ["swing-budget", "swing-reduction", "swing-targeting"])
+def test_less_exposure_counts_only_at_a_like_utility(name):
+    tests = {test.value: test for test in claims()[name].tests}
+    assert (tests["utility"].rule, tests["utility"].margin, tests["utility"].relative) == (
+        *("not worse", 0.05, True),
+    )
+
+
 def test_claims_are_chosen_by_name_method_or_file(tmp_path):
     known = claims()
     name = next(iter(known))
