@@ -34,8 +34,8 @@ def interrupts_held_back() -> Iterator[list[int]]:
     """Let Ctrl-C, and what ends a run as it does, come after the block.
 
     What is half started could not be ended. What this process does about such signals is afterwards
-    what it was before: Ray would end it on SIGTERM, without a checkpoint. Gives the signals that are
-    held back; the block may add to them.
+    what it was before: Ray would end it on SIGTERM, without a checkpoint. Gives the signals that
+    are held back; the block may add to them.
     """
     held: list[int] = []
     if threading.current_thread() is not threading.main_thread():
