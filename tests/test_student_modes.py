@@ -217,14 +217,16 @@ def moved(before, after):
 
 @pytest.mark.parametrize("cohort", ["off", "on"])
 @pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
-def test_what_a_factory_froze_stays_frozen(cohort, optimiser, small):
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_what_a_factory_froze_stays_frozen(cohort, optimiser, decay, small):
     nasty.add(nasty.frozen_body)
-    changes = (f"training.optimiser={optimiser}", "training.weight_decay=0.1")
+    changes = (f"training.optimiser={optimiser}", f"training.weight_decay={decay}")
     host = Worker(small(OWN, f"engine.cohort={cohort}", *changes))
     initial = {client: dict(host.state(client)["own"]) for client in range(4)}
     before = {c: {n: t.clone() for n, t in own.items()} for c, own in initial.items()}
+    terms = (CrossEntropy(), Proximal(1.0)) if decay else (CrossEntropy(),)
     steps = (
-        Fit(terms=(CrossEntropy(), Proximal(1.0))),
+        Fit(terms=terms),
         Fit("transfer", (Soft(torch.full((80, 10), 0.1)),), key="distilled"),
         Share(),
     )
