@@ -188,13 +188,12 @@ def test_draws_are_the_same_on_flower_and_ray(engine, small, tmp_path):
     assert measured(elsewhere) == measured(inline)
 
 
-FAST = ("fedgkt", "knfu")
 NAMES = [name for name in sorted(registry.names("strategies")) if name != "swing"]  # text alone
 
 
 @pytest.mark.parametrize(
     "name",
-    [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in NAMES],
+    [name if name == "knfu" else pytest.param(name, marks=pytest.mark.slow) for name in NAMES],
 )
 def test_every_method_says_the_same_twice_with_a_student_that_draws(name, tmp_path, small):
     registry.register("students", "own")(nasty.dropout)
@@ -217,14 +216,16 @@ def moved(before, after):
 
 @pytest.mark.parametrize("cohort", ["off", "on"])
 @pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
-def test_what_a_factory_froze_stays_frozen(cohort, optimiser, small):
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_what_a_factory_froze_stays_frozen(cohort, optimiser, decay, small):
     nasty.add(nasty.frozen_body)
-    changes = (f"training.optimiser={optimiser}", "training.weight_decay=0.1")
+    changes = (f"training.optimiser={optimiser}", f"training.weight_decay={decay}")
     host = Worker(small(OWN, f"engine.cohort={cohort}", *changes))
     initial = {client: dict(host.state(client)["own"]) for client in range(4)}
     before = {c: {n: t.clone() for n, t in own.items()} for c, own in initial.items()}
+    terms = (CrossEntropy(), Proximal(1.0)) if decay else (CrossEntropy(),)
     steps = (
-        Fit(terms=(CrossEntropy(), Proximal(1.0))),
+        Fit(terms=terms),
         Fit("transfer", (Soft(torch.full((80, 10), 0.1)),), key="distilled"),
         Share(),
     )
@@ -530,7 +531,7 @@ def test_complex_buffers_keep_their_imaginary_part():
     assert build("own", (1, 8, 8), 10, StudentTable(), 0)[1].roots == 1 + 2j
 
 
-@pytest.mark.parametrize("name", ["knfu", "feddf"])
+@pytest.mark.parametrize("name", ["knfu", pytest.param("feddf", marks=pytest.mark.slow)])
 def test_torchs_default_type_changes_no_number(name, small, tmp_path):
     """Set by a script, by a factory, or not at all."""
     told = []

@@ -28,7 +28,7 @@ from fedkd.privacy.dpsgd import DPSGD, sees_private
 from fedkd.privacy.public import Public
 from fedkd.privacy.release import applies, charge, known_of, release
 from fedkd.random import generator, key, noise
-from fedkd.students.probe import Probe, exactly, made_up, probe, unkept
+from fedkd.students.probe import Probe, exactly, layers, made_up, probe, unkept
 from fedkd.training import (
     BatchOfOne,
     class_means,
@@ -406,7 +406,7 @@ class Worker:
             tokens=task.tokens,
         )
         shapes = {name: tensor.shape for name, tensor in _tensors(student).items()}
-        shown = repr(student), shapes
+        shown = layers(student), shapes
         loose = {name: value.clone() for name, value in unkept(student).items()}
         known, before = self._built.setdefault(architecture, (shown, loose))
         for name, value in loose.items():

@@ -186,6 +186,18 @@ def _generators(device: torch.device) -> tuple[object, ...]:
     return *found, words.tobytes(), position, random.getstate()
 
 
+def layers(student: nn.Module) -> list[tuple[str, str, str]]:
+    """Name and class of every module, with the settings of torch's own."""
+    return [
+        (
+            name,
+            type(module).__qualname__,
+            module.extra_repr() if type(module).__module__.startswith("torch.") else "",
+        )
+        for name, module in student.named_modules()
+    ]
+
+
 def unkept(student: nn.Module) -> dict[str, Tensor]:
     """Buffers that the ``state_dict`` does not have."""
     state = student.state_dict()

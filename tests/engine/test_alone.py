@@ -187,12 +187,16 @@ def test_a_parameter_that_is_replaced_is_one_line():
     assert "its forward replaces the parameter 2.weight" in reply.error
 
 
-def test_a_factory_that_gives_another_student_each_time_is_one_line():
-    widths = iter(range(8, 1000))
+@pytest.mark.parametrize("other", ["width", "layer", "setting"])
+def test_a_factory_that_gives_another_student_each_time_is_one_line(other):
+    calls = iter(range(1000))
 
     def factory():
-        width = next(widths)
-        return nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.Linear(width, 10))
+        call = next(calls)
+        width = 8 + call if other == "width" else 8
+        layer = nn.Dropout(0.1 * (call % 5)) if other == "setting" else nn.ReLU()
+        layer = nn.Tanh() if other == "layer" and call % 2 else layer
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, width), layer, nn.Linear(width, 10))
 
     nasty.add(factory)
     with pytest.raises(FedkdError, match="gives another student each time"):
