@@ -165,7 +165,7 @@ class Watch:
         table = self.experiment.release
         if not isinstance(step, Predict | Represent):
             return {"items": 1}
-        if not released(table.active, step):
+        if not (table.active and released(step)):
             rows = self.shapes.rows(step.on, client)
             return {"items": (0 if reply is None else reply.samples) if rows is None else rows}
         # A second answer at another temperature could cancel the first one's noise: it has noise
