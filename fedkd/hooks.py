@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import inspect
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -40,9 +40,8 @@ DEEPEST = 30
 """Lists and dictionaries that may lie in one another."""
 
 
-@contextmanager
-def blaming(where: str) -> Iterator[None]:
-    """Begin the line of any error in a hook with ``where``: its strategy, its name, its arguments.
+class blaming:
+    """A context in which the line of any error begins with ``where(*place)``.
 
     Raises
     ------
@@ -50,13 +49,26 @@ def blaming(where: str) -> Iterator[None]:
         What went wrong, in one line; of an exception, with its class and its place in the author's
         file.
     """
-    try:
+
+    def __init__(self, where: Callable[..., str], *place: Any) -> None:
+        self._where, self._place = where, place
+
+    def __enter__(self) -> None:
+        """Nothing is made before something goes wrong."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            return
+        where = self._where(*self._place)
+        if isinstance(error, FedkdError):
+            raise type(error)(f"{where}: {error}") from error
         with blamed(where):
-            yield
-    except FedkdError as error:
-        if str(error).startswith(where):
-            raise
-        raise type(error)(f"{where}: {error}") from error
+            raise error
 
 
 def check_hooks(strategy: Any) -> None:

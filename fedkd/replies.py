@@ -34,7 +34,7 @@ from fedkd.distillation.targets import check_probabilities
 from fedkd.errors import brief, summary_of
 from fedkd.privacy.dpsgd import sees_private
 from fedkd.privacy.release import claims_epsilon
-from fedkd.shapes import Shapes, architectures
+from fedkd.shapes import Shapes
 from fedkd.work import (
     Assignment,
     CrossEntropy,
@@ -94,17 +94,18 @@ class Contract:
         self.shapes = shapes
         # Where noise hides a record, a loss that it decides must not make its client leave.
         self._claims = claims_epsilon(shapes.experiment)
+        self._private = shapes.experiment.training.dp.noise_multiplier > 0
         self._forms: dict[Any, Form | Group] = {}
 
     def unfit(
-        self, assignment: Assignment, reply: Reply, kept: Mapping[str, str]
+        self, assignment: Assignment, reply: Reply, models: Mapping[str, str]
     ) -> tuple[str, str] | None:
         """The step whose outcome cannot be used, and why; None if the whole reply can.
 
         Parameters
         ----------
-        kept
-            Architectures of the students that the client was given before, by name.
+        models
+            Architectures of the client's students, by name.
 
         Returns
         -------
@@ -117,7 +118,6 @@ class Contract:
         values, metrics = dict(reply.values), dict(reply.metrics)
         if reason := self._of_the_engine(assignment, metrics):
             return "", reason
-        models = architectures(self.shapes.experiment, assignment.client, kept, assignment)
         for steps, trial in ((assignment.steps, False), (assignment.trial, True)):
             for step in steps:
                 if isinstance(step, Fit):
@@ -159,15 +159,14 @@ class Contract:
 
     def _of_the_engine(self, assignment: Assignment, metrics: dict[str, float]) -> str | None:
         """Take out of ``metrics`` what the engine adds to them; why it cannot be right."""
-        experiment, steps = self.shapes.experiment, assignment.steps
+        steps = assignment.steps
         if not 0 <= metrics.pop("seconds", 0.0) < math.inf:
             return "seconds are not a time"
         for name in [name for name in metrics if name.startswith(COHORT)]:
             known = any(name == cohort_name(step) for step in (*steps, *assignment.trial))
             if not known or metrics.pop(name) != 1:
                 return f"{name!r} is not of a step that was asked"
-        table = experiment.training.dp
-        if table.noise_multiplier and any(isinstance(s, Fit) and sees_private(s) for s in steps):
+        if self._private and any(isinstance(s, Fit) and sees_private(s) for s in steps):
             rate, count = (metrics.pop(name, math.nan) for name in DP)
             if not (0 <= rate <= 1 and count >= 0 and count % 1 == 0):
                 return f"{' and '.join(DP)} are not a sample rate and a number of steps"
@@ -223,7 +222,10 @@ def form_of(
     if isinstance(step, Share):
         blocks = shapes.student(model).part(tuple(step.part))
         return Group(
-            {name: Form((*shape,), dtype, _state) for name, (shape, dtype) in blocks.items()}
+            {
+                name: Form((*shape,), dtype, bounded if dtype.is_floating_point else _whole)
+                for name, (shape, dtype) in blocks.items()
+            }
         )
     if isinstance(step, Expose):
         return Form((shapes.secrets,), torch.float64, _exposures)
@@ -269,9 +271,7 @@ def probable(array: Tensor, name: str) -> str | None:
     return check_probabilities(array, name)
 
 
-def _state(array: Tensor, name: str) -> str | None:
-    if array.is_floating_point():
-        return bounded(array, name)
+def _whole(array: Tensor, name: str) -> str | None:
     return _counts(array, name) if array.dtype != torch.bool else None
 
 
@@ -331,13 +331,13 @@ def _misfit(value: Any, form: Form | Group, key: str) -> str | None:
         wrong = min(value.keys() ^ form.arrays.keys())
         return f"{key}: {wrong} {'was not asked for' if wrong in value else 'is missing'}"
     for name, wanted in form.arrays.items():
-        if reason := _array(value[name], wanted, f"{key}: {name}"):
-            return reason
+        if reason := _array(value[name], wanted, name):
+            return f"{key}: {reason}"
     return form.law(value, key) if form.law is not None else None
 
 
 def _array(array: Tensor, form: Form, name: str) -> str | None:
-    if array.dtype != form.dtype:
+    if array.dtype is not form.dtype:
         return f"{name} is {_short(array.dtype)} where {_short(form.dtype)} was asked"
     if array.shape != form.shape and (
         len(array.shape) != len(form.shape)

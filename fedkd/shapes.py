@@ -143,6 +143,7 @@ class Shapes:
         self.classes, self.secrets = task.classes, secrets
         self.released = task.classes if released is None else released
         self._students: dict[str, Student] = {}
+        self._rows: dict[int, tuple[int | None, ...]] = {}
 
     def samples(self, client: int) -> int | None:
         """Private training samples of ``client``; None where that is not known."""
@@ -153,6 +154,12 @@ class Shapes:
         if isinstance(on, Samples):
             return rows_of(on)
         return int(self.sizes.rows[on][client]) if on in self.sizes.rows else None
+
+    def all_rows(self, client: int) -> tuple[int | None, ...]:
+        """Rows of each named source."""
+        if client not in self._rows:
+            self._rows[client] = tuple(self.rows(on, client) for on in SOURCES)
+        return self._rows[client]
 
     def empty(self, on: str) -> bool:
         """Whether nobody has a sample of a named source."""
@@ -188,7 +195,10 @@ class Shapes:
 
 
 def architectures(
-    experiment: Experiment, client: int, kept: Mapping[str, str], assignment: Assignment | None
+    experiment: Experiment,
+    client: int,
+    kept: Mapping[str, str],
+    assignment: Assignment | None = None,
 ) -> dict[str, str]:
     """The architecture of each student of ``client``, by name, with those an assignment adds.
 

@@ -313,13 +313,9 @@ class Checker:
         FedkdError
             One line naming the step, the field, its value and what is allowed.
         """
-        rows = tuple(self.shapes.rows(on, client) for on in SOURCES)
+        rows = self.shapes.all_rows(client)
         for number, step in enumerate(steps, 1):
-            try:
-                # Steps that differ in an array have other hashes: an array's is its id.
-                known = hash((hook, step, rows, *models.items()))
-            except TypeError:  # a dictionary or a list is among its fields
-                known = None
+            known = self._hash(hook, step, rows, *models.items())
             if known is None or known not in self._known:
                 with about(f"step {number}"):
                     self._check(hook, step, client, models)
@@ -328,6 +324,17 @@ class Checker:
             if isinstance(step, Hold):
                 own = self.shapes.experiment.architecture(client)
                 models.setdefault(step.student, step.model or own)
+
+    def _hash(self, hook: str, step: Step, *of: Any) -> int | None:
+        """What steps that are checked alike have in common; None of a step that has no hash."""
+        try:
+            if type(step) is Load:
+                self._seen.add(step.parameters, "parameters")
+                return hash((hook, id(step.parameters), step.part, step.student, *of))
+            # Steps that differ in an array have other hashes: an array's is its id.
+            return hash((hook, step, *of))
+        except TypeError:  # a dictionary or a list is among its fields
+            return None
 
     def _check(self, hook: str, step: Step, client: int, models: dict[str, str]) -> None:
         kind, allowed = type(step), ALLOWED[hook]

@@ -246,7 +246,7 @@ class KnowledgeStrategy(Strategy):
         self._held: dict[int, dict[str, str]] = {}  # architectures of students beside the own
         self._fixed = {*vars(self), "_fixed", "_keeping"} - OWN_STATE
         self._keeping = Keeping(self._fixed)
-        with blaming(f"strategy {experiment.strategy.name!r}"):
+        with blaming(str, f"strategy {experiment.strategy.name!r}"):
             check_hooks(self)
         for hook in ("setup_server", "setup"):
             self._call(hook)
@@ -468,7 +468,7 @@ class KnowledgeStrategy(Strategy):
         trial: tuple[Step, ...] = self._tests() if due else ()
         if self._privacy.due(server_round):
             trial = (*trial, Expose())
-        with blaming(self._where("select", server_round)):
+        with blaming(self._where, "select", server_round):
             selected = as_selection(self.select(server_round), self.experiment.data.clients)
         staying, gone = self._drop_out(server_round, selected)
         if self.experiment.dropout:
@@ -476,7 +476,7 @@ class KnowledgeStrategy(Strategy):
         self._checker.begin()
         assignments = []
         for client in staying:
-            models = architectures(self.experiment, client, self._held.get(client, {}), None)
+            models: dict[str, str] = {}
             steps = self._steps("learn", server_round, client, models)
             measure = self._steps("measure", server_round, client, models) if due else ()
             assignments.append(
@@ -495,10 +495,10 @@ class KnowledgeStrategy(Strategy):
             return None, None
         shown = [self._privacy.shown(self._assigned[r.client], r) for r in fit.replies]
         fuse: Any = self.fuse  # for a method that returns something
-        with blaming(self._where("fuse", server_round)):
+        with blaming(self._where, "fuse", server_round):
             as_nothing(fuse(server_round, Replies(shown)))
         before = self._traced()
-        with blaming(self._where("record", server_round)):
+        with blaming(self._where, "record", server_round):
             recorded = as_line(self.record(server_round, fit, self._label_counts))
         if self._traced() != before:
             for client in fit.clients:
@@ -517,7 +517,7 @@ class KnowledgeStrategy(Strategy):
         fused: dict[int, torch.Tensor] = {}
         self._checker.begin()
         for client in range(self.experiment.data.clients):
-            models = architectures(self.experiment, client, self._held.get(client, {}), None)
+            models: dict[str, str] = {}
             steps: tuple[Step, ...] = ()
             if client in taking_part:
                 steps = self._steps("receive", server_round, client, models)
@@ -610,7 +610,7 @@ class KnowledgeStrategy(Strategy):
             self._line |= {"train_loss_mean": sum(losses) / len(losses)} if losses else {}
             self._line["seconds"] = time.perf_counter() - begin
             # Before the lines are written: what it looks at is one of them.
-            with blaming(self._where("stop", round)):
+            with blaming(self._where, "stop", round):
                 stopping = as_decision(self.stop(round))
             if on_round is not None:
                 clients = self._client_lines(round)
@@ -707,11 +707,10 @@ class KnowledgeStrategy(Strategy):
             return None
         (reply,) = replies
         assert isinstance(reply, Reply)
-        before = self._held.get(client, {})
-        problem = self._contract.unfit(assignment, reply, before)
-        models = architectures(self.experiment, client, before, assignment)
+        models = architectures(self.experiment, client, self._held.get(client, {}), assignment)
         if len(models) > 1:
             self._held[client] = {name: model for name, model in models.items() if name != "own"}
+        problem = self._contract.unfit(assignment, reply, models)
         if problem is None:
             self._account(reply)
             self._check_losses(assignment, reply)
@@ -769,16 +768,22 @@ class KnowledgeStrategy(Strategy):
         """Call ``setup`` or ``setup_server``, whose complaints are about the experiment."""
         with blamed(self._where(hook)):
             returned = getattr(self, hook)()
-        with blaming(self._where(hook)):
+        with blaming(self._where, hook):
             as_nothing(returned)
 
     def _steps(
         self, hook: str, round: int, client: int, models: dict[str, str]
     ) -> tuple[Step, ...]:
-        """The steps that a hook returns for a client whose students are of these architectures."""
-        with blaming(self._where(hook, round, client)):
+        """The steps that a hook returns for a client.
+
+        ``models`` gets the architectures of the client's students, those of the steps among them.
+        """
+        with blaming(self._where, hook, round, client):
             steps = as_steps(getattr(self, hook)(round, client))
             if steps:
+                models |= (
+                    architectures(self.experiment, client, self._held.get(client, {})) | models
+                )
                 self._checker.check(hook, steps, client, models)
         return steps
 
@@ -790,7 +795,7 @@ class KnowledgeStrategy(Strategy):
         steps: tuple[Step, ...],
         trial: tuple[Step, ...],
     ) -> Assignment:
-        with blaming(self._where(phase, round, client)):
+        with blaming(self._where, phase, round, client):
             check_keys((*steps, *trial))
             steps = self._privacy.stamped(client, round, phase, steps)
         return Assignment(client, round, phase, steps, trial)
@@ -798,7 +803,7 @@ class KnowledgeStrategy(Strategy):
     def _fused_labels(
         self, round: int, client: int, steps: tuple[Step, ...]
     ) -> torch.Tensor | None:
-        with blaming(self._where("fused_labels", round, client)):
+        with blaming(self._where, "fused_labels", round, client):
             labels = self.fused_labels(client, steps)
             rows = self._shapes.rows("transfer", client)
             if labels is None or rows is None:
@@ -806,7 +811,7 @@ class KnowledgeStrategy(Strategy):
             return as_labels(labels, (rows, self._shapes.released))
 
     def _check_kept(self, where: str, deeply: bool = False) -> None:
-        with blaming(f"strategy {self.experiment.strategy.name!r}, {where}"):
+        with blaming(str, f"strategy {self.experiment.strategy.name!r}, {where}"):
             self._keeping.check(vars(self), deeply)
 
     def _sizes(self, label_counts: torch.Tensor) -> Sizes:
