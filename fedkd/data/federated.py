@@ -183,11 +183,11 @@ class FederatedData:
 
     def fingerprint(self) -> str:
         """32 hex digits that depend on every sample, on who holds it, and on the statistics."""
-        found = hashlib.blake2b(digest_size=16)
+        hasher = hashlib.blake2b(digest_size=16)
 
         def add(tensor: Tensor) -> None:
-            found.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-            found.update(tensor.cpu().contiguous().numpy().data)
+            hasher.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+            hasher.update(tensor.cpu().contiguous().numpy().data)
 
         seen: set[int] = set()
         for rows in (*self._private, *self._validation, *self._own, self._common_rows):
@@ -198,7 +198,7 @@ class FederatedData:
             add(rows.rows)
         for tensor in (self._transfer_images, self._public_images, self._mean, self._std):
             add(tensor)
-        return found.hexdigest()
+        return hasher.hexdigest()
 
     def label_counts(self) -> Tensor:
         """Private training samples (of text: next tokens) of each client and class: ``(N, C)``."""
