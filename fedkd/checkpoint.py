@@ -116,11 +116,11 @@ class _Digested:
 
 def digest(file: Path) -> str:
     """32 hex digits that depend on every byte of a file."""
-    found = hashlib.blake2b(digest_size=16)
+    hasher = hashlib.blake2b(digest_size=16)
     with file.open("rb") as stream:
         while piece := stream.read(PIECE):
-            found.update(piece)
-    return found.hexdigest()
+            hasher.update(piece)
+    return hasher.hexdigest()
 
 
 def drop(folder: Path) -> None:
@@ -171,10 +171,10 @@ def files(folder: Path) -> list[Path]:
 
 
 def _newest_first(place: Path) -> list[Path]:
-    found = [
+    rounds = [
         (int(name[1]), file) for file in _entries(place) if (name := NAME.fullmatch(file.name))
     ]
-    return [file for _, file in sorted(found, reverse=True)]
+    return [file for _, file in sorted(rounds, reverse=True)]
 
 
 def _entries(place: Path) -> list[Path]:
@@ -195,15 +195,15 @@ def newest(
     experiment : str
         The digest of the run's ``experiment.toml``.
     """
-    found, damaged = None, dict[Path, str]()
+    readable, damaged = None, dict[Path, str]()
     for file in files(folder):
-        if found is not None and NAME.fullmatch(file.name):
+        if readable is not None and NAME.fullmatch(file.name):
             continue
         try:
-            found = _read(file, worker, experiment)
+            readable = _read(file, worker, experiment)
         except CheckpointError as error:
             damaged[file] = str(error)
-    return found, damaged
+    return readable, damaged
 
 
 def _check_digest(file: Path) -> int:
@@ -230,30 +230,30 @@ def _read(file: Path, worker: Worker, experiment: str) -> Checkpoint:
         line = str(error).split("\n")[0]
         raise CheckpointError(f"it cannot be unpacked: {line}") from error
     try:
-        found = Checkpoint(**saved)
+        loaded = Checkpoint(**saved)
     except TypeError as error:
         raise CheckpointError("its entries are not those of a checkpoint") from error
-    if found.experiment != experiment:
+    if loaded.experiment != experiment:
         raise CheckpointError("it is of another experiment")
-    if not _is_whole(found.round) or found.round != round:
-        raise CheckpointError(f"round = {found.round!r} is not allowed: {round} is its name")
+    if not _is_whole(loaded.round) or loaded.round != round:
+        raise CheckpointError(f"round = {loaded.round!r} is not allowed: {round} is its name")
     if round > worker.experiment.rounds:
         raise CheckpointError(f"round = {round} is beyond the last one")
-    if not isinstance(found.seconds, float) or not 0 <= found.seconds < math.inf:
-        raise CheckpointError(f"seconds = {found.seconds!r} is not allowed")
-    if not isinstance(found.strategy, dict) or not found.strategy.keys() >= OF_EVERY_METHOD:
+    if not isinstance(loaded.seconds, float) or not 0 <= loaded.seconds < math.inf:
+        raise CheckpointError(f"seconds = {loaded.seconds!r} is not allowed")
+    if not isinstance(loaded.strategy, dict) or not loaded.strategy.keys() >= OF_EVERY_METHOD:
         raise CheckpointError("strategy is not the state of a strategy")
-    _check_files(found)
-    _check_states(found.states, worker)
-    return found
+    _check_files(loaded)
+    _check_states(loaded.states, worker)
+    return loaded
 
 
 def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _check_files(found: Checkpoint) -> None:
-    known = found.files
+def _check_files(loaded: Checkpoint) -> None:
+    known = loaded.files
     for name in LINES:
         entry = known.get(name) if isinstance(known, dict) else None
         if (
@@ -262,9 +262,9 @@ def _check_files(found: Checkpoint) -> None:
             or not isinstance(entry.get("digest"), str)
         ):
             raise CheckpointError(f"it does not say how much was written to {name}")
-    if known[ROUNDS]["lines"] != found.round:
+    if known[ROUNDS]["lines"] != loaded.round:
         raise CheckpointError(
-            f"{known[ROUNDS]['lines']} rounds were written at round {found.round}"
+            f"{known[ROUNDS]['lines']} rounds were written at round {loaded.round}"
         )
 
 

@@ -65,15 +65,15 @@ def other_sources(before: Mapping[str, Any], experiment: Experiment) -> list[str
 def other_versions(before: Mapping[str, Any]) -> list[str]:
     """The packages that numbers depend on whose version is not the one in ``before``, in words."""
     packages = before.get("packages", {})
-    found = [
+    others = [
         f"{name} {now or 'source'} (it was {packages[name] or 'source'})"
         for name in NUMERICAL
         if name in packages and packages[name] != (now := _version(name))
     ]
     commit, now = ((table or {}).get("commit") for table in (before.get("git"), _git()))
     if commit and now and commit != now:
-        found.append(f"commit {now[:8]} (it was {commit[:8]})")
-    return found
+        others.append(f"commit {now[:8]} (it was {commit[:8]})")
+    return others
 
 
 def _source(group: str, name: str) -> str | None:

@@ -41,8 +41,8 @@ def writing(path: Path) -> Iterator[None]:
 
 def reason(error: Exception) -> str:
     """Why the system refused, in a few words."""
-    said = error.strerror if isinstance(error, OSError) else None
-    return said or " ".join(str(error).split()) or type(error).__name__
+    words = error.strerror if isinstance(error, OSError) else None
+    return words or " ".join(str(error).split()) or type(error).__name__
 
 
 def make(folder: Path) -> list[Path]:
@@ -208,15 +208,12 @@ def read_lines(file: Path, check: Check) -> tuple[list[Entry], Tally, bool]:
     whole, last = split(read(file) or b"")
     places = [at(file, number) for number in range(1, len(whole) + 2)]
     tables = [parsed(line, place) for line, place in zip(whole, places)]
-    torn = False
-    if last:
-        try:
-            tables.append(parsed(last, places[-1]))
-            whole.append(last)
-        except FedkdError:
-            torn = True
-    found = [check(table, place) for table, place in zip(tables, places)]
-    return found, Tally(NEWLINE.join([*whole, b""])), torn
+    torn = bool(last) and _cut_off(last)
+    if last and not torn:
+        tables.append(parsed(last, places[-1]))
+        whole.append(last)
+    entries = [check(table, place) for table, place in zip(tables, places)]
+    return entries, Tally(NEWLINE.join([*whole, b""])), torn
 
 
 def stamp(file: Path) -> tuple[int, int, int] | None:
@@ -232,6 +229,20 @@ def split(content: bytes) -> tuple[list[bytes], bytes]:
     """The whole lines of a file, and what comes after the last of them."""
     *whole, last = content.split(NEWLINE)
     return whole, last.strip()
+
+
+def whole_lines(content: bytes) -> int:
+    """How many lines there are, without one that was cut off."""
+    lines, last = split(content)
+    return len(lines) + bool(last and not _cut_off(last))
+
+
+def _cut_off(last: bytes) -> bool:
+    try:
+        parsed(last, "")
+    except FedkdError:
+        return True
+    return False
 
 
 def at(file: Path, line: int) -> str:

@@ -155,9 +155,9 @@ def _busy(folder: Path, file: Path) -> FedkdError:
 def _holder(file: Path) -> dict[str, Any]:
     """Who holds a lock, as far as its file says so."""
     with suppress(OSError, ValueError):
-        found = json.loads(file.read_bytes())
-        if isinstance(found, dict) and {"host", "pid", "since"} <= found.keys():
-            return found
+        holder = json.loads(file.read_bytes())
+        if isinstance(holder, dict) and {"host", "pid", "since"} <= holder.keys():
+            return holder
     return {}
 
 

@@ -250,8 +250,8 @@ def check_order(name: str, entries: Sequence[Entry], file: Path) -> None:
         if name in TOLD_APART_BY:
             key = tuple(entry.get(part) for part in TOLD_APART_BY[name])
             if key in seen:
-                told = ", ".join(f"{p} {v}" for p, v in zip(TOLD_APART_BY[name], key, strict=True))
-                raise FedkdError(f"{at(file, number)}: {told} is there twice")
+                names = ", ".join(f"{p} {v}" for p, v in zip(TOLD_APART_BY[name], key, strict=True))
+                raise FedkdError(f"{at(file, number)}: {names} is there twice")
             seen.add(key)
 
 

@@ -240,7 +240,10 @@ class Run:
             kept[name] = b"".join(line + disk.NEWLINE for line in lines if line)
             self._check_written(name, Tally(kept[name]), files[name], "the checkpoint")
         for name, content in kept.items():
-            if content != (disk.read(self.folder / name) or b""):
+            before = disk.read(self.folder / name) or b""
+            if disk.whole_lines(before) < len(before.splitlines()):
+                self._warn_cut_off(name, disk.whole_lines(before) + 1)
+            if content != before:
                 self._write(name, content)
             if not content:
                 (self.folder / name).unlink(missing_ok=True)
@@ -280,9 +283,9 @@ class Run:
         for name in KEPT:
             if (content := disk.read(self.folder / name)) is not None:
                 files[name] = Tally(content).to_json()
-        found = finite(summary)
-        files[SUMMARY] = _numbers(found).to_json()
-        self._write(SUMMARY, json.dumps(found | {"files": files}, indent=1))
+        numbers = finite(summary)
+        files[SUMMARY] = _numbers(numbers).to_json()
+        self._write(SUMMARY, json.dumps(numbers | {"files": files}, indent=1))
 
     def drop_checkpoint(self) -> None:
         """Remove the checkpoints: a finished run has nothing to go on with."""
@@ -326,7 +329,7 @@ class Run:
     @property
     def experiment(self) -> Experiment:
         """The experiment this folder holds; keys of another version are left out, with a word."""
-        found, unknown = self._once(EXPERIMENT, self._read_experiment)
+        experiment, unknown = self._once(EXPERIMENT, self._read_experiment)
         if unknown:
             warnings.warn(
                 f"{self.folder / EXPERIMENT} is of another version of fedkd: "
@@ -334,7 +337,7 @@ class Run:
                 FedkdWarning,
                 stacklevel=2,
             )
-        return found
+        return experiment
 
     def _once(self, name: str, read: Callable[[], Value]) -> Value:
         """What ``read`` makes of a file, as long as that is not written anew."""
@@ -356,8 +359,8 @@ class Run:
             unknown = records.without_unknown(Experiment, tables)
             return Experiment.from_dict(tables), unknown
         except (tomllib.TOMLDecodeError, RecursionError, ValueError, FedkdError) as error:
-            said = str(error).removeprefix(f"{file} ")
-            raise FedkdError(f"{file} cannot be read: {said}") from error
+            reason = str(error).removeprefix(f"{file} ")
+            raise FedkdError(f"{file} cannot be read: {reason}") from error
 
     @property
     def experiment_digest(self) -> str:
@@ -374,8 +377,8 @@ class Run:
 
     @property
     def rounds_done(self) -> int:
-        """How many lines ``rounds.jsonl`` has, whatever they hold."""
-        return Tally(disk.read(self.folder / ROUNDS) or b"").lines
+        """How many whole lines ``rounds.jsonl`` has, whatever they hold."""
+        return disk.whole_lines(disk.read(self.folder / ROUNDS) or b"")
 
     @property
     def clients(self) -> list[dict[str, Any]]:
@@ -434,21 +437,21 @@ class Run:
     @property
     def summary(self) -> dict[str, Any] | None:
         """The summary, or None while the run has not ended."""
-        found = self._summary()
-        return found and {key: value for key, value in found.items() if key != "files"}
+        summary = self._summary()
+        return summary and {key: value for key, value in summary.items() if key != "files"}
 
     def _summary(self) -> dict[str, Any] | None:
         """The summary with ``files``, what was written to each file; not to be changed."""
         return self._once(SUMMARY, self._read_summary)
 
     def _read_summary(self) -> dict[str, Any] | None:
-        found = disk.read_json(self.folder / SUMMARY, partial(records.check, SUMMARY))
-        if found is None:
+        summary = disk.read_json(self.folder / SUMMARY, partial(records.check, SUMMARY))
+        if summary is None:
             return None
-        if written := found.get("files", {}).get(SUMMARY):
-            numbers = {key: value for key, value in found.items() if key != "files"}
+        if written := summary.get("files", {}).get(SUMMARY):
+            numbers = {key: value for key, value in summary.items() if key != "files"}
             self._check_written(SUMMARY, _numbers(numbers), written, "its own entry")
-        return found
+        return summary
 
     def _files(self) -> dict[str, Any]:
         """What a run that has ended has written, by file; empty where that is not known."""
@@ -471,34 +474,34 @@ class Run:
     def _entries(self, name: str) -> tuple[list[dict[str, Any]], Tally]:
         """The lines of a file, each as it should be by itself and after those before it."""
         file = self.folder / name
-        found, tally, torn = disk.read_lines(file, partial(records.check, name))
+        entries, tally, torn = disk.read_lines(file, partial(records.check, name))
         if torn:
-            warnings.warn(
-                f"{disk.at(file, len(found) + 1)} was cut off and is left out",
-                FedkdWarning,
-                stacklevel=4,
-            )
-        records.check_order(name, found, file)
-        return found, tally
+            self._warn_cut_off(name, len(entries) + 1)
+        records.check_order(name, entries, file)
+        return entries, tally
+
+    def _warn_cut_off(self, name: str, line: int) -> None:
+        where = disk.at(self.folder / name, line)
+        warnings.warn(f"{where} was cut off and is left out", FedkdWarning, stacklevel=5)
 
     def _lines(self, name: str) -> list[dict[str, Any]]:
         """The lines of a file, as many and the same as the run has written."""
-        found, tally = self._entries(name)
+        entries, tally = self._entries(name)
         summary = self._summary()
         if written := (summary or {}).get("files", {}).get(name):
             self._check_written(name, tally, written, SUMMARY)
-            return found
+            return entries
         file, rounds = self.folder / name, self.rounds_done
         if name != ROUNDS:
-            records.check_rounds(found, rounds + (summary is None), file)
+            records.check_rounds(entries, rounds + (summary is None), file)
             # A round's own line comes last: without it, its details are as if they were not there.
-            return [line for line in found if line["round"] <= rounds]
-        if summary is not None and summary.get("rounds", len(found)) != len(found):
+            return [line for line in entries if line["round"] <= rounds]
+        if summary is not None and summary.get("rounds", len(entries)) != len(entries):
             raise FedkdError(
-                f"{disk.at(file, len(found) + 1)}: the run had {summary['rounds']} rounds, says "
-                f"{SUMMARY}, and there are {len(found)} lines"
+                f"{disk.at(file, len(entries) + 1)}: the run had {summary['rounds']} rounds, says "
+                f"{SUMMARY}, and there are {len(entries)} lines"
             )
-        return found
+        return entries
 
 
 def _numbers(summary: Mapping[str, Any]) -> Tally:
@@ -554,7 +557,7 @@ def readable(runs: Sequence[Run], named: bool = False) -> list[Run]:
     FedkdError
         The only run there is cannot be read, or, where runs are ``named`` by a person, none can.
     """
-    found, first = [], None
+    sound, first = [], None
     for run in runs:
         try:
             run.check()
@@ -564,10 +567,10 @@ def readable(runs: Sequence[Run], named: bool = False) -> list[Run]:
             first = first or error
             left_out(error)
         else:
-            found.append(run)
-    if named and first is not None and not found:
+            sound.append(run)
+    if named and first is not None and not sound:
         raise first
-    return found
+    return sound
 
 
 def left_out(error: FedkdError) -> None:

@@ -368,11 +368,11 @@ def _cell(labels: dict[str, Label], experiment: Experiment, place: Path, damaged
 
 def _damages(experiments: Sequence[Experiment], places: Sequence[Path]) -> list[str]:
     """Why each run that has finished cannot be read, or is another; it is said once a folder."""
-    found: dict[Path, str] = {}
+    damages: dict[Path, str] = {}
     for experiment, place in zip(experiments, places, strict=True):
-        if place not in found:
-            found[place] = _damage(experiment, place) if (place / SUMMARY).is_file() else ""
-    return [found[place] for place in places]
+        if place not in damages:
+            damages[place] = _damage(experiment, place) if (place / SUMMARY).is_file() else ""
+    return [damages[place] for place in places]
 
 
 def _damage(experiment: Experiment, place: Path) -> str:

@@ -403,7 +403,8 @@ def test_what_came_after_the_checkpoint_may_be_as_it_will(short, tmp_path, numbe
             file.truncate()
     (tmp_path / "run" / ".summary.json.new").write_text("{")
     (tmp_path / "run" / ".lock").write_text("{")
-    done = run(experiment, tmp_path / "run", resume=True)
+    with pytest.warns(FedkdWarning, match=r"rounds\.jsonl, line 3 was cut off and is left out"):
+        done = run(experiment, tmp_path / "run", resume=True)
     assert measured(done) == numbers
     assert not [file for file in done.folder.iterdir() if file.name.startswith(".")]
 
@@ -452,6 +453,28 @@ def test_a_signal_to_end_is_as_ctrl_c(short, numbers, tmp_path, number):
     resumed = run(short("checkpoint_every=100"), tmp_path / "run", resume=True, observer=told)
     assert told.first == 3
     assert measured(resumed) == numbers
+
+
+def test_ctrl_c_twice_leaves_nothing_half_written(short, tmp_path, monkeypatch):
+    def interrupted(saved, file):
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    class Interrupts(Observer):
+        def round_done(self, line):
+            if line["round"] == 2:
+                monkeypatch.setattr(torch, "save", interrupted)
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(short(), tmp_path / "run", observer=Interrupts())
+    assert sorted(path.name[:8] for path in (tmp_path / "run" / "checkpoint").iterdir()) == [
+        *("round-1-", "round-2-")
+    ]
+    with pytest.raises(KeyboardInterrupt):
+        run(short("checkpoint_every=100"), tmp_path / "other", observer=Interrupts())
+    assert not (tmp_path / "other" / "checkpoint").exists()
+    assert len(Run(tmp_path / "other").rounds) == 2
 
 
 def test_a_signal_that_is_ignored_stays_so(short, tmp_path):

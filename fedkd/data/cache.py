@@ -132,13 +132,13 @@ def _place(
 def _check(stream: BinaryIO, member: zipfile.ZipInfo) -> None:
     """Refuse a member whose content is not what was written."""
     _seek(stream, member)
-    found, left = 0, member.file_size
+    checksum, left = 0, member.file_size
     while left > 0:
         piece = stream.read(min(left, MAPPED))
         if not piece:
             raise EOFError(f"{member.filename} ends early")
-        found, left = zlib.crc32(piece, found), left - len(piece)
-    if found != member.CRC:
+        checksum, left = zlib.crc32(piece, checksum), left - len(piece)
+    if checksum != member.CRC:
         raise ValueError(f"{member.filename} is damaged")
 
 

@@ -157,7 +157,8 @@ def start(pairs=5):
     """Seconds of whole processes: the quick start's first round, and the same as a bare script."""
     paths = os.pathsep.join([str(HERE.parent.parent), os.environ.get("PYTHONPATH", "")])
     code = "from simulations.cli import main; main()"
-    fedkd = [sys.executable, "-c", code, "run", "quickstart", "--set", "rounds=1", "--quiet"]
+    words = ["run", "quickstart", "--set", "rounds=1", "--quiet", "--fresh"]
+    fedkd = [sys.executable, "-c", code, *words]
     shown = [sys.executable, "-c", code, "--help"]
     bare = [sys.executable, str(HERE / "bare_start.py")]
     with tempfile.TemporaryDirectory() as folder:

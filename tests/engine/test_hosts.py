@@ -14,6 +14,7 @@ from fedkd import FedkdError, Observer, Run, checkpoint, run
 from fedkd.engine import plan, pool
 from fedkd.engine.procs import Procs
 from fedkd.engine.worker import Worker
+from fedkd.interrupt import Interrupted
 from fedkd.work import Assignment, Evaluate, Fit, Predict
 
 LINUX = pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
@@ -260,6 +261,24 @@ def test_a_killed_actor_changes_no_number(small, tmp_path):
     actors = run(small(*overrides, *engine), tmp_path / "ray", observer=killer)
     assert everything(actors) == everything(inline)
     assert len(killer.lost) == 2
+
+
+@LINUX
+@pytest.mark.slow
+def test_sigterm_ends_a_run_on_ray_as_ctrl_c_does(small, tmp_path):
+    class Signals(Observer):
+        def round_done(self, line):
+            if line["round"] == 2:
+                signal.raise_signal(signal.SIGTERM)
+
+    before = ray_processes()
+    experiment = small("engine.name=ray", "engine.workers=2", "rounds=4", "checkpoint_every=100")
+    with pytest.raises(Interrupted):
+        run(experiment, tmp_path / "run", observer=Signals())
+    assert all(map(ended, ray_processes() - before))
+    whole = run(small("rounds=4"), tmp_path / "whole")
+    resumed = run(small("rounds=4"), tmp_path / "run", resume=True)
+    assert everything(resumed) == everything(whole)
 
 
 @LINUX
