@@ -199,24 +199,30 @@ class Note:
         return self.example if self.alike else f"e.g. {self.example}"
 
     @property
+    def brief(self) -> str:
+        """As ``text``, without the names where there are several: ``3 of 10 runs: …``."""
+        if len(self.names) == 1 or self.concerned == self.runs:
+            return self.text
+        return f"{self.concerned} of {self.runs} runs: {self.message}"
+
+    @property
     def text(self) -> str:
         """``knfu, 0.1 (3 of 5 runs): …``, or ``all 10 runs: …``."""
         if self.concerned == self.runs:
             who = f"all {self.runs} runs" if self.runs > 1 else "the run"
             return f"{who}: {self.message}"
-        names = [f"{name}{_share(*counts)}" for name, counts in self.names.items()]
-        who = "; ".join(names[:NAMED])
-        if len(self.names) > NAMED:
-            more = len(self.names) - NAMED
-            who = f"{self.concerned} of {self.runs} runs ({who}; and {more} more)"
+        more = len(self.names) - NAMED
+        if more > 0:
+            who = f"{'; '.join(list(self.names)[:NAMED])}; and {more} more"
+            who = f"{self.concerned} of {self.runs} runs ({who})"
+        else:
+            who = "; ".join(f"{name}{_share(*counts)}" for name, counts in self.names.items())
         return f"{who}: {self.message}"
 
 
 def _share(count: int, total: int) -> str:
     """How many of a name's runs, unless it has but one."""
-    if total == 1:
-        return ""
-    return f" (all {total} runs)" if count == total else f" ({count} of {total} runs)"
+    return f" ({count} of {total} runs)" if total > 1 else ""
 
 
 def gathered(runs: Iterable[tuple[str, Collection[Caveat]]]) -> list[Note]:

@@ -309,7 +309,7 @@ def noted(figure: Figure, named: Iterable[tuple[str, Sequence[Run]]]) -> Figure:
         span((one.rounds for one in experiments), "round"),
         span([len({one.seed for one in experiments})], "seed"),
     ]
-    notes = [note.text for note in gathered((name, caveats(run)) for name, run in pairs)]
+    notes = [note.brief for note in gathered((name, caveats(run)) for name, run in pairs)]
     return footnote(figure, ", ".join(facts), [plain(note) for note in notes])
 
 

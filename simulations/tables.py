@@ -530,9 +530,8 @@ def notes_markdown(notes: Iterable[str]) -> list[str]:
 def _markdown(entry: Entry | None) -> str:
     if entry is None:
         return "-"
-    shown_text = in_markdown(entry.text)
-    shown_text = f"**{shown_text}**" if entry.best else shown_text
-    return " ".join(filter(None, [shown_text, WORSE * entry.worse, entry.marks]))
+    written = f"**{entry.text}**" if entry.best else entry.text
+    return " ".join(filter(None, [written, WORSE * entry.worse, entry.marks]))
 
 
 def csv(table: Table) -> str:

@@ -168,7 +168,7 @@ def test_caveats_of_a_kind_are_one_note_that_names_whom_it_concerns():
     gone, few = Caveat(LEFT_OUT, "client 3"), Caveat(FEW_ROUNDS, "5 rounds")
     runs = [("knfu", [gone, few]), ("knfu", [few]), ("local", [few]), ("local", [few])]
     first, last = gathered(runs)
-    assert first.text == "knfu (1 of 2 runs): client 3"
+    assert first.text == first.brief == "knfu (1 of 2 runs): client 3"
     assert last.text == "all 4 runs: 5 rounds"
 
 
@@ -180,6 +180,7 @@ def test_texts_that_differ_are_shown_by_one_of_them():
 def test_many_names_are_counted():
     runs = [(str(n), [Caveat(LEFT_OUT, "gone")]) for n in range(5)] + [("5", [])]
     assert gathered(runs)[0].text == "5 of 6 runs (0; 1; 2; and 2 more): gone"
+    assert gathered(runs)[0].brief == "5 of 6 runs: gone"
 
 
 def test_warnings_that_differ_in_their_numbers_are_one_kind(tmp_path):

@@ -212,12 +212,12 @@ def test_what_runs_warn_of_stands_under_tables_and_claims_and_makes_none_the_bes
     page = report.page(copied)
     assert "it leaves <clients>" not in page
     text = words(page)
-    assert "† knfu (all 4 runs): it leaves <clients> to themselves" in text
+    assert "† knfu (4 of 4 runs): it leaves <clients> to themselves" in text
     assert "(does not count as best)" in text
     for row in re.findall(r"<tr><td>knfu</td>.*", page):
         assert 'class="best"' not in row
     claims = text[text.index("Fusion helps") : text.index("fedkd plot alpha")]
-    assert "knfu (all 4 runs): it leaves <clients> to themselves" in claims
+    assert "knfu (4 of 4 runs): it leaves <clients> to themselves" in claims
 
 
 @pytest.mark.usefixtures("_no_figures")
