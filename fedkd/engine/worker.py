@@ -26,6 +26,7 @@ from fedkd.privacy.dpsgd import DPSGD, sees_private
 from fedkd.privacy.public import Public
 from fedkd.privacy.release import release
 from fedkd.random import generator, key, noise
+from fedkd.students.outline import check_size
 from fedkd.training import class_means, evaluate, fit, item_labels, predict, represent, said
 from fedkd.work import (
     Assignment,
@@ -77,6 +78,7 @@ class Worker:
         self._kinds: dict[str, rule.Kind] = {}
         self._sizes = self.data.sizes().tolist()
         self._exposures: dict[int, Tensor] = {}  # of the student measured last
+        check_size(experiment, self.data.task)
         # A student that does not fit the data is found now, and not in some client's first round.
         for client in range(min(len(experiment.student.models), self.data.clients)):
             self.module(client, "own")
@@ -524,7 +526,7 @@ def device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=name)
+        torch.zeros(1, device=name).item()  # "meta" has no numbers
     except (RuntimeError, AssertionError) as error:
         reason = str(error).split("\n")[0]
         raise FedkdError(
