@@ -124,32 +124,20 @@ def _students_alike(key: str) -> Reason:
     """Every student is the same whatever ``student.norm`` or ``student.width`` is."""
 
     def reason(setting: Setting) -> str:
+        from fedkd.students.outline import outline
+
         table, task = setting.experiment.student, setting.task
         default = StudentTable.model_fields[key].default
         if task is None:
             return ""
         for name in sorted({*table.models}):
             plain = table.model_copy(update={key: default})
-            shapes = _shapes(name, table, task)
-            if not shapes or shapes != _shapes(name, plain, task):
+            made = outline(name, table, task)
+            if not made or made != outline(name, plain, task):
                 return ""
         return f"student.models = {shown(list(table.models))} are the same without it"
 
     return reason
-
-
-def _shapes(name: str, table: StudentTable, task: Task) -> list[tuple[str, tuple[int, ...]]]:
-    """The names of a student's layers, parameters and buffers; nothing where it cannot be told."""
-    import torch
-
-    architecture = registry.load("students", name)
-    try:
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            student = architecture(task.shape, task.classes, table.norm, table.width)
-        layers = [(f"{name} {type(layer).__name__}", ()) for name, layer in student.named_modules()]
-        return layers + [(name, tuple(held.shape)) for name, held in student.state_dict().items()]
-    except Exception:  # an architecture of somebody else's, which may not know this device
-        return []
 
 
 PLANTED = not_with("canary.secrets", 0)

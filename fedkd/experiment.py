@@ -30,7 +30,7 @@ MOST_TOKENS = 65_536
 MOST_TIMES_WIDER = 100
 MOST_UNITS = 65_536
 MOST_DRAWS = 1_000
-MOST_SECRETS = 10_000
+MOST_SECRETS = 1_000
 MOST_SYMBOLS = 100
 MOST_PROCESSES = 512
 MOST_SECONDS = 10_000_000
@@ -104,7 +104,7 @@ class DataTable(Table):
     """Number of clients N."""
     partition: str = "dirichlet"
     """A name of ``fedkd list partitions``."""
-    alpha: float = Field(0.5, gt=0)
+    alpha: float = Field(0.5, gt=0, le=MOST)
     """Dirichlet concentration (labels, or sizes with ``quantity-skew``): the smaller, the more
     unlike the clients."""
     sizes: Literal["equal", "natural"] = "equal"

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from fedkd.engine.worker import Worker
     from fedkd.privacy.public import Public
 
+MOST_THREADS = 2
+"""Torch threads to a core: more of them wait for one another for ever."""
+
 
 class Observer:
     """Told what happens while a run goes on; every method does nothing unless overridden."""
@@ -261,8 +264,15 @@ def check(experiment: Experiment) -> None:
         One line naming the key, its value and what is allowed.
     """
     from fedkd.data import partitions
+    from fedkd.engine import plan
     from fedkd.privacy.dpsgd import check_norm
 
+    threads, cores = experiment.engine.threads, plan.cores()
+    if threads > MOST_THREADS * cores:
+        raise FedkdError(
+            f"engine.threads = {threads} is too many for {cores} cores: at most {MOST_THREADS} to "
+            "a core are allowed"
+        )
     partitions.named(experiment.data.partition)
     for model in experiment.student.models:
         registry.load("students", model)

@@ -7,6 +7,7 @@ wrong input answer at once.
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import warnings
@@ -759,6 +760,8 @@ def compare(
     """
     from simulations.compare import table
 
+    if target is not None and math.isnan(target):
+        raise FedkdError("--target nan is not allowed: a share of 1 to 100 %")
     print(table(readable([Run(folder) for folder in runs], named=True), target))
 
 

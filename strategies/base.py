@@ -271,7 +271,7 @@ class KnowledgeStrategy(Strategy):
     def select(self, round: int) -> list[int]:
         """Clients that take part: ceil(participation N) of them, drawn without replacement."""
         clients = self.experiment.data.clients
-        count = math.ceil(self.experiment.participation * clients - 1e-9)
+        count = max(1, math.ceil(self.experiment.participation * clients - 1e-9))
         draw = generator(self.experiment.seed, "participation", round)
         return sorted(torch.randperm(clients, generator=draw)[:count].tolist())
 

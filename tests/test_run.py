@@ -648,6 +648,10 @@ def test_parameters_that_are_not_finite_are_left_out(small, tmp_path):
         ("strategy.objective=mse_logits", r"strategy\.objective = 'mse_logits' is not allowed"),
         ("strategy.objective=kll", r"objective = 'kll' is not known"),
         ("engine.device=tpu9", r"engine\.device = 'tpu9' is not here"),
+        ("engine.device=meta", r"engine\.device = 'meta' is not here"),
+        ("engine.device=", r"engine\.device = '' is not here"),
+        ("engine.threads=512", r"engine\.threads = 512 is too many for \d+ cores"),
+        ("student.width=100 student.models=cnn3", r"student\.width = 100 is too large: .* GB"),
         ("student.models=['resnet18'] student.norm=group data.dataset=npz:tiny.npz", r"4x4|4 x 4"),
         ("student.models=['cnn3'] data.dataset=npz:tiny.npz", r"cnn3.*8"),
         ("student.models=['resnet18']", r"norm"),
@@ -660,6 +664,11 @@ def test_wrong_input_is_one_line_before_anything_runs(override, line, small, tmp
         run(experiment, tmp_path / "run")
     assert "\n" not in str(failure.value)
     assert not (tmp_path / "run" / "rounds.jsonl").exists()
+
+
+def test_a_share_of_clients_that_is_almost_none_is_one_client(small, tmp_path):
+    experiment = small("participation=1e-300", "rounds=1", "strategy.name=fedavg")
+    assert len(run(experiment, tmp_path / "run").rounds[0]["participants"]) == 1
 
 
 def test_fit_is_the_loop_that_runs_learn(small, monkeypatch, tmp_path):

@@ -28,6 +28,7 @@ from fedkd.privacy.dpsgd import DPSGD, sees_private
 from fedkd.privacy.public import Public
 from fedkd.privacy.release import applies, charge, known_of, release
 from fedkd.random import generator, key, noise
+from fedkd.students.outline import check_size
 from fedkd.students.probe import Probe, exactly, layers, made_up, probe, unkept
 from fedkd.training import (
     BatchOfOne,
@@ -116,6 +117,7 @@ class Worker:
         self._exposures: dict[int, Tensor] = {}  # of the student measured last
         self._at_work = "start"
         self._charges: dict[tuple[float, int, int], dict[str, Any]] = {}  # of the last release
+        check_size(experiment, self.data.task)
         # A student that does not fit the data is found now, and not in some client's first round.
         for client in range(min(len(experiment.student.models), self.data.clients)):
             student = self.module(client, "own")

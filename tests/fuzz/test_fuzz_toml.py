@@ -49,7 +49,7 @@ def accepted(text, overrides=()):
     return experiment
 
 
-@examples(60, 9000)
+@examples(60, 20_000)
 def test_bytes_of_an_experiment(count, tmp_path):
     file = tmp_path / "mine.toml"
 
@@ -62,7 +62,7 @@ def test_bytes_of_an_experiment(count, tmp_path):
     fuzz(law, st.one_of(mutated(valid), st.binary(max_size=60)), count, known)
 
 
-@examples(60, 9000)
+@examples(60, 20_000)
 def test_tables_made_up(count, tmp_path):
     def law(changes):
         tables = {}
@@ -86,7 +86,7 @@ def written(tables):
         return ""
 
 
-@examples(100, 9000)
+@examples(100, 20_000)
 def test_overrides(count, tmp_path):
     def law(overrides):
         holds(lambda: accepted(SMALL, overrides), tmp_path)
@@ -110,7 +110,7 @@ def odd_values():
     )
 
 
-@examples(15, 2500)
+@examples(15, 600)
 def test_suites(count, tmp_path):
     (tmp_path / "quickstart.toml").write_text(SMALL)
     file = tmp_path / "grid.toml"
@@ -127,7 +127,7 @@ def test_suites(count, tmp_path):
 AXES = "\n".join(f"a{axis} = {list(range(100))}" for axis in range(10))
 
 
-@examples(15, 2000)
+@examples(15, 600)
 def test_claims(count, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("grid.toml").write_text(SUITE)
@@ -165,7 +165,7 @@ EDGES = st.sampled_from(
 
 
 @pytest.mark.parametrize("strategy", ["knfu", "fedavg", "swing"])
-@examples(2, 60)
+@examples(2, 40)
 def test_runs_with_numbers_at_the_edge(count, strategy, tmp_path):
     def law(changes):
         words = [f"--set={key}={value}" for key, value in changes]

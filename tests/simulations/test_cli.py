@@ -285,6 +285,7 @@ def test_control_characters_of_input_do_not_reach_the_terminal(fedkd):
         ("compare", ""),
         ("compare", "."),
         ("compare", "x" * 5000),
+        ("compare", "x", "--target", "nan"),
         ("audit", ""),
         ("audit", "x.toml"),
         ("audit", ".", "--shadows", "1000000000"),
@@ -508,7 +509,7 @@ def test_ctrl_c_is_one_line_in_every_command(fedkd, monkeypatch):
     monkeypatch.setattr(cli.Run, "open", interrupt)
     monkeypatch.setattr(cli, "_draw", interrupt)
     monkeypatch.setattr("simulations.suite.read", interrupt)
-    for words in ("list strategies", "compare x", "plot curves x", "report x", "audit x"):
+    for words in ("list strategies", "plot curves x", "report x", "audit x"):
         code, out, err = fedkd(*words.split())
         assert (code, out, err.count("\n")) == (130, "", 1)
         assert err.startswith("fedkd: interrupted")
