@@ -98,7 +98,7 @@ def learning(*steps):
         ((step for step in [Fit()]), r"returned the generator"),
         ([[Fit()]], r"returned a list of 1 among the steps"),
     ],
-    ids=str,
+    ids=lambda value: value[9:30] if isinstance(value, str) else type(value).__name__,
 )
 def test_hooks_return_a_list_of_steps(hook, returned, line, complaint):
     found = complaint(**{hook: lambda self, round, client: returned})
