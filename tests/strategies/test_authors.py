@@ -135,7 +135,7 @@ def test_a_hook_is_a_method(complaint):
 @pytest.mark.parametrize(
     "returned",
     [[], None, [0, 0], [4], [-1], [0.0], [True], ["0"], {0, 1}, torch.arange(2), [np.int64(0)], 2],
-    ids=str,
+    ids=lambda value: value[:40] if isinstance(value, str) else type(value).__name__,
 )
 def test_a_selection_is_numbers_of_clients_each_once(returned, complaint):
     found = complaint(select=lambda self, round: returned)
@@ -553,7 +553,7 @@ def test_what_release_does_not_cover_does_not_leave(hook, step, complaint):
         Predict(temperature=3.0),
         Predict(student="twin"),
     ],
-    ids=str,
+    ids=lambda value: value[:40] if isinstance(value, str) else type(value).__name__,
 )
 def test_whatever_predict_says_on_the_transfer_set_is_released_and_in_the_ledger(step, workers):
     worker, ledger, said = workers(*RELEASE), [], []
@@ -621,7 +621,7 @@ def test_the_ledger_counts_the_rows_that_were_sent(on, items, workers):
         (StrategyOptions(), r"self\.kept holds a StrategyOptions"),
         (torch.ones(2, requires_grad=True) * 2, r"self\.kept holds a tensor with the graph"),
     ],
-    ids=str,
+    ids=lambda value: value[:40] if isinstance(value, str) else type(value).__name__,
 )
 def test_what_no_checkpoint_can_hold_is_refused_in_round_1(when, value, line, complaint):
     def keep(self, *given):
