@@ -58,7 +58,7 @@ def made_up(shape: tuple[int, ...], classes: int, tokens: bool, device: torch.de
     draw = torch.Generator().manual_seed(0)
     if tokens:
         return torch.randint(1, classes, (SAMPLES, *shape), generator=draw).to(device)
-    return torch.randn(SAMPLES, *shape, generator=draw).to(device)
+    return torch.randn(SAMPLES, *shape, generator=draw, dtype=torch.float32).to(device)
 
 
 def probe(student: nn.Sequential, inputs: Tensor) -> Probe:
