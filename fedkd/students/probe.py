@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -181,7 +181,7 @@ def _generators(device: torch.device) -> tuple[object, ...]:
     found: list[object] = [torch.default_generator.get_state().numpy().tobytes()]
     if device.type == "cuda":
         found.append(torch.cuda.get_rng_state(device).numpy().tobytes())
-    _, words, position, *_ = np.random.get_state()
+    _, words, position, *_ = cast(tuple[Any, ...], np.random.get_state())
     return *found, words.tobytes(), position, random.getstate()
 
 
