@@ -104,18 +104,18 @@ class global_draws:
 def _python_draws(seed: int) -> Iterator[None]:
     """The part of :func:`global_draws` that numpy and Python take."""
     import numpy as np
+    from numpy.random.mtrand import get_bit_generator, set_bit_generator
 
-    legacy: Any = np.random
-    own, pythons = legacy.get_bit_generator(), random.getstate()
+    own, pythons = get_bit_generator(), random.getstate()
     # Ten times as fast as to copy 624 words there and back, or to seed a new generator.
     ours = _SPARE.pop() if _SPARE else np.random.MT19937(0)
     try:
-        legacy.set_bit_generator(ours)
+        set_bit_generator(ours)
         np.random.seed(seed & 0xFFFFFFFF)
         random.seed(seed)
         yield
     finally:
-        legacy.set_bit_generator(own)
+        set_bit_generator(own)
         random.setstate(pythons)
         _SPARE.append(ours)
 

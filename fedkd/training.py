@@ -773,9 +773,11 @@ def set_modes(student: nn.Sequential, learning: Iterable[str]) -> None:
     Those are frozen: their dropout is off, and their statistics stay as they are. A block without
     parameters, as dropout or normalisation without weights, trains with the student.
     """
-    learns = {name.split(".", 1)[0] for name in learning}
-    for name, block in named_blocks(student):
-        block.train(name in learns or not any(True for _ in block.parameters()))
+    names = {*learning}
+    learns = {id(parameter) for name, parameter in student.named_parameters() if name in names}
+    for _, block in named_blocks(student):
+        own = {id(parameter) for parameter in block.parameters()}
+        block.train(not own or not own.isdisjoint(learns))
 
 
 def student_draws(

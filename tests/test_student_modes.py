@@ -452,6 +452,18 @@ def test_a_layer_that_stands_in_two_places_is_passed_twice(samples):
     assert held.abs().max() <= 1
 
 
+def test_a_layer_with_weights_that_stands_in_two_places_trains_in_both(samples):
+    class Mode(nn.Linear):
+        def forward(self, inputs):
+            seen.append(self.training)
+            return super().forward(inputs)
+
+    layer, seen = Mode(6, 6), []
+    learned(nn.Sequential(layer, nn.ReLU(), layer, nn.Linear(6, 4)), samples)
+    assert seen
+    assert all(seen)
+
+
 def test_a_representation_is_not_written_to_by_the_block_above(samples):
     plain, in_place = made(nn.ReLU), made(lambda: nn.ReLU(inplace=True))
     one, other = (represent(model, samples.inputs, "0")[0] for model in (plain, in_place))

@@ -292,7 +292,7 @@ def _apart(student: nn.Sequential, inputs: Tensor, training: bool) -> str:
     draw = torch.Generator().manual_seed(0)
 
     def noise(like: Tensor) -> Tensor:
-        return torch.randn(like.shape, generator=draw).to(like.device)
+        return torch.randn(like.shape, generator=draw, dtype=like.dtype).to(like.device)
 
     names = [name for name, _ in named_blocks(student)]
     learning = [name for name, p in student.named_parameters() if p.requires_grad and training]

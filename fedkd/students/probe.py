@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -58,7 +58,7 @@ def made_up(shape: tuple[int, ...], classes: int, tokens: bool, device: torch.de
     draw = torch.Generator().manual_seed(0)
     if tokens:
         return torch.randint(1, classes, (SAMPLES, *shape), generator=draw).to(device)
-    return torch.randn(SAMPLES, *shape, generator=draw).to(device)
+    return torch.randn(SAMPLES, *shape, generator=draw, dtype=torch.float32).to(device)
 
 
 def probe(student: nn.Sequential, inputs: Tensor) -> Probe:
@@ -181,8 +181,7 @@ def _generators(device: torch.device) -> tuple[object, ...]:
     found: list[object] = [torch.default_generator.get_state().numpy().tobytes()]
     if device.type == "cuda":
         found.append(torch.cuda.get_rng_state(device).numpy().tobytes())
-    state: Any = np.random.get_state()
-    words, position = state[1:3]
+    _, words, position, *_ = cast(tuple[Any, ...], np.random.get_state())
     return *found, words.tobytes(), position, random.getstate()
 
 
