@@ -84,7 +84,8 @@ class DataTable(Table):
     min_samples: int = Field(2, ge=1)
     """Fewest training samples a client may be left with."""
     validation_fraction: float = Field(0.0, ge=0, lt=1)
-    """Share of a client's training samples held out for validation."""
+    """Share of a client's training samples held out for validation: measured as ``validation_*``
+    beside ``own_*``, to choose by; a method may draw from them as ``"validation"``."""
     augment: bool = False
     """Random crops, and horizontal flips of colour images, on training batches."""
     test: TestSets = TestSets()

@@ -216,6 +216,19 @@ class Keeping:
             self._checked[name] = type(value)
 
 
+def check_state(state: Any) -> None:
+    """Refuse a state that no checkpoint can hold, as a method with a ``state()`` of its own has.
+
+    Raises
+    ------
+    FedkdError
+        One line naming the entry, what it holds, and what is allowed.
+    """
+    if type(state) is not dict:
+        raise FedkdError(f"returned {brief(state)}; allowed: a dictionary")
+    _check_kept(state, "what it returned", 0)
+
+
 def _check_kept(value: Any, place: str, depth: int) -> None:
     kind = type(value)
     if kind in (int, float, bool, str, type(None)):

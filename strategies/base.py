@@ -45,6 +45,7 @@ from fedkd.hooks import (
     as_steps,
     blaming,
     check_hooks,
+    check_state,
 )
 from fedkd.privacy.public import Public
 from fedkd.privacy.release import over_classes
@@ -260,13 +261,16 @@ class KnowledgeStrategy(Strategy):
             check_hooks(self)
         for hook in ("setup_server", "setup"):
             self._call(hook)
-        self._check_kept("setup()")
+        with blaming(self._where, "setup"):
+            self._keeping.check(vars(self))
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in GIVEN and name in vars(self):
-            raise FedkdError(
-                f"self.{name} is what the strategy was given, and {brief(value)} cannot take its "
-                "place; give that another name"
+        given = name in GIVEN and name in vars(self)
+        if given or callable(getattr(KnowledgeStrategy, name, None)):
+            what = "what the strategy was given" if given else "a method of every strategy"
+            raise AttributeError(
+                f"self.{name} is {what}, and {brief(value)} cannot take its place; give that "
+                "another name"
             )
         super().__setattr__(name, value)
 
@@ -426,7 +430,8 @@ class KnowledgeStrategy(Strategy):
         FedkdError
             A method keeps what no checkpoint can hold.
         """
-        self._check_kept("kept at the end of a round", deeply=True)
+        with blaming(self._where, "state"):
+            self._keeping.check(vars(self), deeply=True)
         kept = {name: value for name, value in vars(self).items() if name not in self._fixed}
         kept |= {"_warned": sorted(self._warned), "_privacy": self._privacy.state()}
         return kept | {"_server": self.server.state()}
@@ -566,6 +571,7 @@ class KnowledgeStrategy(Strategy):
             A client reports wrong input; or no reply of a round is fit to be fused.
         """
         result, nothing, config = Result(), ArrayRecord(), ConfigRecord()
+        name = self.experiment.strategy.name
         self._nodes = self._identify(grid, timeout)
         for round in range(first_round, (num_rounds or self.experiment.rounds) + 1):
             begin = time.perf_counter()
@@ -589,7 +595,11 @@ class KnowledgeStrategy(Strategy):
             if on_round is not None:
                 clients = self._client_lines(round)
                 on_round(self._line, {"clients": clients, **self._privacy.lines()})
-            self._check_kept(f"kept at the end of round {round}", deeply=round == first_round)
+            with blaming(str, f"strategy {name!r}, kept at the end of round {round}"):
+                self._keeping.check(vars(self), deeply=round == first_round)
+            if round == first_round:
+                with blaming(self._where, "state"):
+                    check_state(self.state())
             with blaming(self._where, "stop", round):
                 if as_decision(self.stop(round)):
                     break
@@ -768,10 +778,6 @@ class KnowledgeStrategy(Strategy):
             if labels is None or rows is None:
                 return labels
             return as_labels(labels, (rows, self._shapes.released))
-
-    def _check_kept(self, where: str, deeply: bool = False) -> None:
-        with blaming(str, f"strategy {self.experiment.strategy.name!r}, {where}"):
-            self._keeping.check(vars(self), deeply)
 
     def _sizes(self, label_counts: torch.Tensor) -> Sizes:
         """What can be told of the sizes from what every strategy is given."""

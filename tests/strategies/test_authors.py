@@ -661,7 +661,23 @@ def test_what_the_base_class_needs_is_not_replaced(name, complaint):
         setattr(self, name, torch.ones(2))
 
     found = complaint(fuse=fuse)
-    assert re.search(rf"fuse\(round=1\): self\.{name} is what the strategy was given", found)
+    assert re.search(rf"fuse\(round=1\) failed: .*self\.{name} is what the strategy was", found)
+
+
+@pytest.mark.parametrize("name", ["record", "measure", "fuse", "initial_student", "state"])
+def test_a_method_is_not_replaced_by_a_value(name, complaint):
+    def setup(self):
+        setattr(self, name, 0.5)
+
+    assert f"self.{name} is a method of every strategy, and 0.5 cannot" in complaint(setup=setup)
+
+
+def test_a_state_of_ones_own_is_looked_at_in_round_1(complaint):
+    def state(self):
+        return {"mine": nn.ReLU()}
+
+    found = complaint(state=state)
+    assert "state(): what it returned['mine'] holds a ReLU" in found
 
 
 def test_what_may_be_kept_comes_back_from_a_checkpoint(tmp_path, workers):

@@ -255,6 +255,9 @@ ENVELOPE = {
     "another kind": lambda reply: [
         RecordDict({"work": ConfigRecord({"kind": "Assignment", "client": 1})})
     ],
+    "an endless list": lambda reply: [
+        RecordDict({"work": ConfigRecord({"kind": "Reply", "client": 1, "values.length": 10**12})})
+    ],
     "an error message": lambda reply: [Error(code=0, reason="the node is gone")],
 }
 
