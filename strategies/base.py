@@ -678,12 +678,11 @@ class KnowledgeStrategy(Strategy):
             if isinstance(reply, Reply):
                 sent = {k: v for k, v in reply.values.items() if not k.startswith(MEASURED)}
                 self._line["bytes_up"] += nbytes(sent)
-        unfit = _unlike_one_reply(client, replies)
-        if unfit:
-            failed = any(isinstance(reply, Reply) and reply.failure for reply in replies)
+        if unfit := _unlike_one_reply(client, replies):
+            failed = not replies or any(map(_failed, replies))
             if failed and self.experiment.engine.failures == "stop":
                 raise FedkdError(f"client {client}: {unfit}")
-            if not failed:
+            if not any(map(_failed, replies)):  # whose work is undone: nothing has left it
                 self._privacy.enter(assignment, None, sent=bool(replies))
             self._leave_out(client, stage, unfit)
             return None
@@ -833,6 +832,10 @@ def _unlike_one_reply(client: int, replies: Sequence[Reply | Unreadable]) -> str
     if reply.client != client:
         return f"its reply says that it is of client {reply.client}"
     return reply.failure
+
+
+def _failed(reply: Reply | Unreadable) -> bool:
+    return reply.failed if isinstance(reply, Unreadable) else bool(reply.failure)
 
 
 def _tested(metrics: dict[str, float]) -> dict[str, float]:

@@ -265,6 +265,17 @@ STEPS = {
     "a step among the terms": ([Fit(terms=(Predict(),))], "Fit: terms = a tuple of 1"),
     "targets of NumPy": (on_transfer(Soft(NUMPY)), "Soft: targets = a numpy ndarray of shape"),
     "targets that are no floats": (on_transfer(Soft(TARGETS.long())), "Soft: targets = a torch T"),
+    "targets of bfloat16": (on_transfer(Soft(TARGETS.bfloat16())), "Soft: targets = a torch Ten"),
+    "targets without memory": (on_transfer(Soft(TARGETS.to("meta"))), "Soft: targets = a torch T"),
+    "sparse parameters": (
+        [Load({"head.bias": torch.ones(10).to_sparse()})],
+        "Load: parameters = a dict of 1",
+    ),
+    "a weight of NumPy": (
+        on_transfer(soft(weight=np.float64(1))),
+        "Soft: weight = a numpy float64",
+    ),
+    "a key of NumPy": ([Predict(key=np.str_("a"))], "Predict: key = a numpy str_"),
     "targets as a list": (on_transfer(Soft([[0.1] * 10])), "Soft: targets = a list of 1"),
     "targets without classes": (on_transfer(Soft(TARGETS[:, 0])), "Soft: targets = a torch T"),
     "temperature 0": (on_transfer(soft(temperature=0)), "Soft: temperature = 0 .*above 0"),

@@ -507,6 +507,13 @@ def test_a_round_without_one_usable_reply_ends_the_run_in_a_line(tmp_path):
     assert left.summary is None
 
 
+@pytest.mark.parametrize("fault", ["an error message", "no reply"])
+def test_work_that_failed_ends_the_run_where_failures_stop_it(fault, tmp_path):
+    at = {(1, "train"): {CULPRIT: ENVELOPE[fault]}}
+    with pytest.raises(FedkdError, match=r"^client 1: no (readable )?reply"):
+        spoiled_run(tiny("fedavg", "engine.failures=stop"), tmp_path / "run", at)
+
+
 def test_an_empty_round_that_is_skipped_leaves_the_servers_knowledge_as_it_was(tmp_path):
     at = {(2, "train"): dict.fromkeys((0, 1, 2), gone)}
     experiment = tiny("fedavg", "rounds=2", "on_empty_round=skip", EVERY)
