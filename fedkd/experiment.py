@@ -119,7 +119,8 @@ class DataTable(Table):
     min_samples: int = Field(2, ge=1)
     """Fewest training samples a client may be left with."""
     validation_fraction: float = Field(0.0, ge=0, lt=1)
-    """Share of a client's training samples held out for validation."""
+    """Share of a client's training samples held out for validation: measured as ``validation_*``
+    beside ``own_*``, to choose by; a method may draw from them as ``"validation"``."""
     statistics: Literal["auto", "constants", "public", "private"] = "auto"
     """Mean and standard deviation that samples are normalised by: those that the data set
     publishes (of pictures that publish none: 0.5 and 0.5); those of the transfer set; those of

@@ -8,7 +8,7 @@ fedkd expects, or says in one line what is wrong with it. What the steps themsel
 from __future__ import annotations
 
 import inspect
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Mapping
 from types import TracebackType
 from typing import Any
@@ -122,11 +122,12 @@ def as_selection(value: Any, clients: int) -> list[int]:
     allowed = f"allowed: a list of whole numbers from 0 to {clients - 1}, each once, one at least"
     if not isinstance(value, list | tuple | range) or not len(value):
         raise FedkdError(f"returned {brief(value)}; {allowed}")
-    for place, client in enumerate(value):
+    for client in value:
         if type(client) is not int or not 0 <= client < clients:
             raise FedkdError(f"returned {brief(client)} among the clients; {allowed}")
-        if client in value[:place]:
-            raise FedkdError(f"returned client {client} twice; {allowed}")
+    if len({*value}) < len(value):
+        twice = next(client for client, count in Counter(value).items() if count > 1)
+        raise FedkdError(f"returned client {twice} twice; {allowed}")
     return list(value)
 
 
@@ -214,6 +215,19 @@ class Keeping:
                 continue
             _check_kept(value, f"self.{name}", 0)
             self._checked[name] = type(value)
+
+
+def check_state(state: Any) -> None:
+    """Refuse a state that no checkpoint can hold, as a method with a ``state()`` of its own has.
+
+    Raises
+    ------
+    FedkdError
+        One line naming the entry, what it holds, and what is allowed.
+    """
+    if type(state) is not dict:
+        raise FedkdError(f"returned {brief(state)}; allowed: a dictionary")
+    _check_kept(state, "what it returned", 0)
 
 
 def _check_kept(value: Any, place: str, depth: int) -> None:

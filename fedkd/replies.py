@@ -82,9 +82,13 @@ class Group(NamedTuple):
 
 
 class Unreadable(NamedTuple):
-    """Stands for a reply that cannot be read, for this reason."""
+    """Stands for a reply that cannot be read, for this reason.
+
+    ``failed``: the client says that its work could not be done.
+    """
 
     reason: str
+    failed: bool = False
 
 
 class Contract:
@@ -379,7 +383,8 @@ def cohort_name(step: Step) -> str:
 def read(message: Message) -> Reply | Unreadable:
     """The reply that ``message`` holds, its parts of the right types; or why there is none."""
     if message.has_error():
-        return Unreadable(f"no readable reply: {' '.join(str(message.error.reason).split())}")
+        reason = " ".join(str(message.error.reason).split())
+        return Unreadable(f"no readable reply: {reason}", failed=True)
     try:
         reply = decode(message.content)
     except Exception as error:  # whatever a client sends is no reason to stop

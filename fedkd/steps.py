@@ -66,6 +66,11 @@ RESERVED = {"seconds", "round", "client", "stage", *DP}
 """Names of metrics that are not a step's."""
 UNWRITABLE = {"keys", "kind", "length", "floats"}
 """Keys that messages give a meaning of their own."""
+DTYPES = {
+    *(torch.float16, torch.float32, torch.float64, torch.bool),
+    *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+}
+"""What the tensors of a message may be of."""
 KEY_OF = {
     "transfer": "data.transfer.size",
     "common": "data.test.common",
@@ -82,23 +87,33 @@ class Allowed(NamedTuple):
     description: str
 
 
+# Types are exact: what only behaves like a number or a string does not go into a message.
 def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and type(value) is not bool and math.isfinite(value)
+    return type(value) in (int, float) and abs(value) < 2**63 and math.isfinite(value)
 
 
 def _names(value: Any) -> bool:
-    return isinstance(value, tuple | list) and all(isinstance(name, str) for name in value)
+    return isinstance(value, tuple | list) and all(type(name) is str for name in value)
+
+
+def _array(value: Any) -> bool:
+    return (
+        isinstance(value, Tensor)
+        and value.dtype in DTYPES
+        and value.layout == torch.strided
+        and value.device.type != "meta"
+    )
 
 
 def _arrays(value: Any) -> bool:
     return isinstance(value, dict) and all(
-        isinstance(name, str) and isinstance(array, Tensor) for name, array in value.items()
+        type(name) is str and _array(array) for name, array in value.items()
     )
 
 
 def _one_of(*values: str) -> Allowed:
     return Allowed(
-        lambda value: isinstance(value, str) and value in values, " or ".join(map(repr, values))
+        lambda value: type(value) is str and value in values, " or ".join(map(repr, values))
     )
 
 
@@ -115,18 +130,20 @@ def _of(kinds: tuple[type, ...]) -> str:
 NUMBER = Allowed(_number, "a finite number")
 POSITIVE = Allowed(lambda value: _number(value) and value > 0, "a number above 0")
 AT_LEAST_0 = Allowed(lambda value: _number(value) and value >= 0, "a number of at least 0")
-COUNT = Allowed(lambda value: type(value) is int and value >= 0, "a whole number of at least 0")
+COUNT = Allowed(
+    lambda value: type(value) is int and 0 <= value < 2**63, "a whole number of at least 0"
+)
 FLAG = Allowed(lambda value: type(value) is bool, "True or False")
-NAME = Allowed(lambda value: isinstance(value, str) and value != "", "a name")
+NAME = Allowed(lambda value: type(value) is str and value != "", "a name")
 NAMES = Allowed(_names, "a tuple of names of blocks")
 SOURCE = Allowed(
-    lambda value: isinstance(value, str) or type(value) is Samples,
+    lambda value: type(value) is str or type(value) is Samples,
     f"{', '.join(map(repr, SOURCES))}, or Samples(...)",
 )
-NAMED_SOURCE = Allowed(lambda value: isinstance(value, str), ", ".join(map(repr, SOURCES)))
+NAMED_SOURCE = Allowed(lambda value: type(value) is str, ", ".join(map(repr, SOURCES)))
 PARAMETERS = Allowed(_arrays, "a dictionary of tensors by name")
 TARGETS = Allowed(
-    lambda value: isinstance(value, Tensor) and value.is_floating_point() and value.dim() == 2,
+    lambda value: _array(value) and value.is_floating_point() and value.dim() == 2,
     "a tensor of floats with two dimensions",
 )
 PER = _one_of("sample", "class")
@@ -153,16 +170,16 @@ WEIGHTS = Allowed(
     "a tensor of finite numbers (K,)",
 )
 CANDIDATES = Allowed(
-    lambda value: isinstance(value, Tensor) and value.dtype == torch.int64 and value.dim() == 2,
+    lambda value: _array(value) and value.dtype == torch.int64 and value.dim() == 2,
     "a tensor of int64 (K, k)",
 )
 
 FIELDS: dict[type, dict[str, Allowed]] = {
     Samples: {
-        "inputs": Allowed(lambda value: isinstance(value, Tensor), "a tensor (K, ...)"),
+        "inputs": Allowed(_array, "a tensor (K, ...)"),
         "labels": _or_none(
             Allowed(
-                lambda value: isinstance(value, Tensor) and value.dtype == torch.int64,
+                lambda value: _array(value) and value.dtype == torch.int64,
                 "a tensor of int64 (K,)",
             )
         ),
@@ -171,7 +188,7 @@ FIELDS: dict[type, dict[str, Allowed]] = {
     CrossEntropy: {"weight": NUMBER, "on": _or_none(NAMED_SOURCE), "through": HEAD},
     Soft: {
         "targets": Allowed(
-            lambda value: isinstance(value, str) or TARGETS.test(value),
+            lambda value: type(value) is str or TARGETS.test(value),
             f"{TARGETS.description}, or the name of a student",
         ),
         "objective": NAME,
@@ -223,10 +240,10 @@ FIELDS: dict[type, dict[str, Allowed]] = {
     },
     Hold: {
         "student": Allowed(
-            lambda value: isinstance(value, str) and value not in ("", "own") and ":" not in value,
+            lambda value: type(value) is str and value not in ("", "own") and ":" not in value,
             "a name without a colon, other than 'own': a name has no colon",
         ),
-        "model": Allowed(lambda value: isinstance(value, str), "the name of a student, or ''"),
+        "model": Allowed(lambda value: type(value) is str, "the name of a student, or ''"),
     },
     Load: {
         "parameters": Allowed(

@@ -473,6 +473,8 @@ def _unflatten(scalars: dict[str, Any], arrays: dict[str, Any], path: str) -> An
         return kind(**{part: _unflatten(scalars, arrays, inside(part)) for part in _parts(kind)})
     if inside("length") in scalars:
         count = scalars[inside("length")]
+        if count > len(scalars) + len(arrays):
+            raise ValueError(f"{path} has a length of {count}, and fewer entries")
         return tuple(_unflatten(scalars, arrays, inside(index)) for index in range(count))
     if inside("keys") in scalars:
         names = scalars[inside("keys")]

@@ -44,6 +44,7 @@ from fedkd.hooks import (
     as_steps,
     blaming,
     check_hooks,
+    check_state,
 )
 from fedkd.privacy.public import Public
 from fedkd.privacy.release import over_classes
@@ -250,13 +251,16 @@ class KnowledgeStrategy(Strategy):
             check_hooks(self)
         for hook in ("setup_server", "setup"):
             self._call(hook)
-        self._check_kept("setup()")
+        with blaming(self._where, "setup"):
+            self._keeping.check(vars(self))
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in GIVEN and name in vars(self):
-            raise FedkdError(
-                f"self.{name} is what the strategy was given, and {brief(value)} cannot take its "
-                "place; give that another name"
+        given = name in GIVEN and name in vars(self)
+        if given or callable(getattr(KnowledgeStrategy, name, None)):
+            what = "what the strategy was given" if given else "a method of every strategy"
+            raise AttributeError(
+                f"self.{name} is {what}, and {brief(value)} cannot take its place; give that "
+                "another name"
             )
         super().__setattr__(name, value)
 
@@ -445,7 +449,8 @@ class KnowledgeStrategy(Strategy):
         FedkdError
             A method keeps what no checkpoint can hold.
         """
-        self._check_kept("kept at the end of a round", deeply=True)
+        with blaming(self._where, "state"):
+            self._keeping.check(vars(self), deeply=True)
         kept = {name: value for name, value in vars(self).items() if name not in self._fixed}
         kept["_privacy"] = self._privacy.state()
         return kept | {"_server": self.server.state()}
@@ -589,6 +594,7 @@ class KnowledgeStrategy(Strategy):
             A client reports wrong input; or no reply of a round is fit to be fused.
         """
         result, nothing, config = Result(), ArrayRecord(), ConfigRecord()
+        name = self.experiment.strategy.name
         self._nodes = self._identify(grid, timeout)
         for round in range(first_round, (num_rounds or self.experiment.rounds) + 1):
             begin = time.perf_counter()
@@ -615,7 +621,11 @@ class KnowledgeStrategy(Strategy):
             if on_round is not None:
                 clients = self._client_lines(round)
                 on_round(self._line, {"clients": clients, **self._privacy.lines()})
-            self._check_kept(f"kept at the end of round {round}", deeply=round == first_round)
+            with blaming(str, f"strategy {name!r}, kept at the end of round {round}"):
+                self._keeping.check(vars(self), deeply=round == first_round)
+            if round == first_round:
+                with blaming(self._where, "state"):
+                    check_state(self.state())
             if stopping:
                 break
         return result
@@ -695,12 +705,11 @@ class KnowledgeStrategy(Strategy):
                     self.warn_once(warning, warning)
                 sent = {k: v for k, v in reply.values.items() if not k.startswith(MEASURED)}
                 self._line["bytes_up"] += nbytes(sent)
-        unfit = _unlike_one_reply(client, replies)
-        if unfit:
-            failed = any(isinstance(reply, Reply) and reply.failure for reply in replies)
+        if unfit := _unlike_one_reply(client, replies):
+            failed = not replies or any(map(_failed, replies))
             if failed and self.experiment.engine.failures == "stop":
                 raise FedkdError(f"client {client}: {unfit}")
-            if not failed:
+            if not any(map(_failed, replies)):  # whose work is undone: nothing has left it
                 self._privacy.enter(assignment, None, sent=bool(replies))
             self._privacy.failed(client, unfit)
             self._leave_out(client, stage, unfit)
@@ -810,10 +819,6 @@ class KnowledgeStrategy(Strategy):
                 return labels
             return as_labels(labels, (rows, self._shapes.released))
 
-    def _check_kept(self, where: str, deeply: bool = False) -> None:
-        with blaming(str, f"strategy {self.experiment.strategy.name!r}, {where}"):
-            self._keeping.check(vars(self), deeply)
-
     def _sizes(self, label_counts: torch.Tensor) -> Sizes:
         """What can be told of the sizes from what every strategy is given."""
         rows, clients = {}, self.experiment.data.clients
@@ -878,6 +883,10 @@ def _trace(value: Any) -> Any:
     if isinstance(value, list | tuple | set):
         return [_trace(item) for item in value]
     return repr(value)
+
+
+def _failed(reply: Reply | Unreadable) -> bool:
+    return reply.failed if isinstance(reply, Unreadable) else bool(reply.failure)
 
 
 def _tested(metrics: dict[str, float]) -> dict[str, float]:

@@ -265,6 +265,17 @@ STEPS = {
     "a step among the terms": ([Fit(terms=(Predict(),))], "Fit: terms = a tuple of 1"),
     "targets of NumPy": (on_transfer(Soft(NUMPY)), "Soft: targets = a numpy ndarray of shape"),
     "targets that are no floats": (on_transfer(Soft(TARGETS.long())), "Soft: targets = a torch T"),
+    "targets of bfloat16": (on_transfer(Soft(TARGETS.bfloat16())), "Soft: targets = a torch Ten"),
+    "targets without memory": (on_transfer(Soft(TARGETS.to("meta"))), "Soft: targets = a torch T"),
+    "sparse parameters": (
+        [Load({"head.bias": torch.ones(10).to_sparse()})],
+        "Load: parameters = a dict of 1",
+    ),
+    "a weight of NumPy": (
+        on_transfer(soft(weight=np.float64(1))),
+        "Soft: weight = a numpy float64",
+    ),
+    "a key of NumPy": ([Predict(key=np.str_("a"))], "Predict: key = a numpy str_"),
     "targets as a list": (on_transfer(Soft([[0.1] * 10])), "Soft: targets = a list of 1"),
     "targets without classes": (on_transfer(Soft(TARGETS[:, 0])), "Soft: targets = a torch T"),
     "temperature 0": (on_transfer(soft(temperature=0)), "Soft: temperature = 0 .*above 0"),
@@ -661,7 +672,23 @@ def test_what_the_base_class_needs_is_not_replaced(name, complaint):
         setattr(self, name, torch.ones(2))
 
     found = complaint(fuse=fuse)
-    assert re.search(rf"fuse\(round=1\): self\.{name} is what the strategy was given", found)
+    assert re.search(rf"fuse\(round=1\) failed: .*self\.{name} is what the strategy was", found)
+
+
+@pytest.mark.parametrize("name", ["record", "measure", "fuse", "initial_student", "state"])
+def test_a_method_is_not_replaced_by_a_value(name, complaint):
+    def setup(self):
+        setattr(self, name, 0.5)
+
+    assert f"self.{name} is a method of every strategy, and 0.5 cannot" in complaint(setup=setup)
+
+
+def test_a_state_of_ones_own_is_looked_at_in_round_1(complaint):
+    def state(self):
+        return {"mine": nn.ReLU()}
+
+    found = complaint(state=state)
+    assert "state(): what it returned['mine'] holds a ReLU" in found
 
 
 def test_what_may_be_kept_comes_back_from_a_checkpoint(tmp_path, workers):

@@ -153,6 +153,35 @@ def test_a_client_that_changed_while_nobody_measured_is_measured_again(small, tm
 
 
 @pytest.mark.parametrize(
+    "name",
+    [n if n in ("fedavg", "fedgkt") else pytest.param(n, marks=pytest.mark.slow) for n in ALL],
+)
+def test_validation_samples_are_measured_at_both_stages_and_beside_the_others(
+    name, small, tmp_path
+):
+    validated = "data.validation_fraction=0.3"
+    done = run(small(f"strategy.name={name}", validated), tmp_path / "run")
+    for line in done.rounds:
+        for stage in (line, line["local"]):
+            assert 0 <= stage["validation_accuracy_mean"] <= 1
+            assert stage["validation_loss_mean"] > 0
+    found = [c for c in done.clients if c["round"] == 2 and "validation_accuracy" in c]
+    assert {c["client"] for c in found} == {0, 1, 2, 3}
+    last = {c["client"]: c["validation_accuracy"] for c in found}
+    mean = sum(last.values()) / 4
+    assert done.summary["validation_accuracy_mean"] == pytest.approx(mean)
+    assert "validation_accuracy_mean_local" in done.summary
+    # 60 training samples less 18 for validation, and none of them is tested by.
+    assert [client["train"] for client in done.partition["clients"]] == [42] * 4
+
+
+def test_without_validation_samples_there_is_no_such_measurement(small, tmp_path):
+    done = run(small("rounds=1"), tmp_path / "run")
+    names = {*done.rounds[0], *done.summary, *(name for line in done.clients for name in line)}
+    assert not any(name.startswith("validation") for name in names)
+
+
+@pytest.mark.parametrize(
     ("steps", "reason"),
     [
         ([Fit("transfer")], "no labels"),

@@ -255,6 +255,9 @@ ENVELOPE = {
     "another kind": lambda reply: [
         RecordDict({"work": ConfigRecord({"kind": "Assignment", "client": 1})})
     ],
+    "an endless list": lambda reply: [
+        RecordDict({"work": ConfigRecord({"kind": "Reply", "client": 1, "values.length": 10**12})})
+    ],
     "an error message": lambda reply: [Error(code=0, reason="the node is gone")],
 }
 
@@ -502,6 +505,13 @@ def test_a_round_without_one_usable_reply_ends_the_run_in_a_line(tmp_path):
     left = Run.open(tmp_path / "run")
     assert [line["round"] for line in left.rounds] == [1]
     assert left.summary is None
+
+
+@pytest.mark.parametrize("fault", ["an error message", "no reply"])
+def test_work_that_failed_ends_the_run_where_failures_stop_it(fault, tmp_path):
+    at = {(1, "train"): {CULPRIT: ENVELOPE[fault]}}
+    with pytest.raises(FedkdError, match=r"^client 1: no (readable )?reply"):
+        spoiled_run(tiny("fedavg", "engine.failures=stop"), tmp_path / "run", at)
 
 
 def test_an_empty_round_that_is_skipped_leaves_the_servers_knowledge_as_it_was(tmp_path):
