@@ -92,13 +92,13 @@ class WorkerTraceback(Exception):
 class _Work:
     """What a worker has to do in a phase: frames and clients of its pieces, the first under way.
 
-    ``told`` clients of the first piece have been reported as done; ``at_work`` are doing their
+    ``reported`` clients of the first piece are done; ``at_work`` are doing their
     work since ``since``. ``losses`` counts for each client how often the worker was lost at its
     work, ``unexplained`` holds who was at work at losses without a known cause.
     """
 
     pieces: list[tuple[bytes, set[int]]]
-    told: int = 0
+    reported: int = 0
     at_work: tuple[int, ...] | None = None
     since: float = 0.0
     care: Care = field(default_factory=Care)
@@ -219,9 +219,9 @@ class Pool(Host):
         """Take in what a worker says: the replies of a piece that is done."""
         work = todo[worker]
         done = event.done if isinstance(event, Progress) else len(work.clients)
-        for _ in range(work.told, done):
+        for _ in range(work.reported, done):
             answered()
-        work.told = max(work.told, done)
+        work.reported = max(work.reported, done)
         if isinstance(event, Progress):
             if event.at_work is not None:
                 self._ready.add(worker)
@@ -232,7 +232,7 @@ class Pool(Host):
         for client, state in changed.items():
             self._keep(client, state)
         work.pieces.pop(0)
-        work.told = 0
+        work.reported = 0
         owned = {reply.client: _owned(reply) for reply in replies}
         self._begin(worker, todo)
         return owned

@@ -18,6 +18,7 @@ from fedkd.engine.host import interrupts_held_back
 from fedkd.engine.payload import Payload
 from fedkd.engine.pool import Done, Event, Lost, Pool
 from fedkd.engine.worker import Care, State
+from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
 
 CHILD = "from fedkd.engine.child import main; main()"
@@ -77,9 +78,15 @@ class Procs(Pool):
     def _start(self, worker: int) -> None:
         if (before := self._members[worker]) is not None:
             before.end()
-        with interrupts_held_back():
-            folder = self._folder.name if self._folder else ""
-            self._members[worker] = _Member(self.experiment, folder)
+        folder = self._folder.name if self._folder else ""
+        try:
+            with interrupts_held_back():
+                self._members[worker] = _Member(self.experiment, folder)
+        except OSError as error:
+            raise FedkdError(
+                f"engine.name = 'procs': worker {worker} of {len(self.shares)} cannot be started "
+                f"({error}); lower engine.workers"
+            ) from error
 
     def _kill(self, worker: int) -> None:
         self._member(worker).process.kill()
@@ -154,10 +161,15 @@ class _Member:
                 stdout=2,  # what a student prints is no result
                 process_group=0,  # Ctrl-C is for this process, which then ends the workers
             )
+        except OSError:
+            self.release()
+            self.connection.close()
+            raise
         finally:
             theirs.close()
             os.close(life)
-        self.connection.send(experiment.to_toml())
+        with suppress(OSError):  # it is gone already, which is seen later
+            self.connection.send(experiment.to_toml())
 
     connection: Connection
 

@@ -367,6 +367,19 @@ def test_what_ends_all_processes_of_a_job_is_for_the_one_that_began_them(small, 
     assert not warnings
 
 
+@LINUX
+def test_a_worker_that_cannot_be_started_is_one_line(small, monkeypatch):
+    def refuse(*arguments, **keywords):
+        raise OSError("Cannot allocate memory")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    said = (
+        r"^engine\.name = 'procs': worker 0 of 1 cannot be started \(Cannot allocate memory\); low"
+    )
+    with pytest.raises(FedkdError, match=said):
+        Procs(small(), [range(CLIENTS)])
+
+
 # --- nothing is left ------------------------------------------------------------------------------
 
 
