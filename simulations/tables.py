@@ -197,13 +197,13 @@ def table(
             entry = replace(entry, p=one.p, worse=one.worse)
         marks, warnings = marked[key]
         entries[key] = replace(entry, best=key in bests, marks=marks, warnings=warnings)
-    seeds = sorted({entry.seeds for entry in entries.values()})
+    seeds = sorted({entry.seeds for entry in entries.values()} - {0})
     if len(seeds) > 1:
         entries = {key: _with_seeds(entry) for key, entry in entries.items()}
     reference_name = differences if isinstance(differences, str) else THE_BEST * differences
     unit = "points" if differences and unit == "%" else unit
     caption = [
-        subject(frame, value, unit, across, [count for count in seeds if count]),
+        subject(frame, value, unit, across, seeds),
         _of_entries(spread, max(seeds), reference_name),
         f"Best of a column: the {'largest' if best == 'max' else 'smallest'} mean." * bool(bests),
         _of_tests(list(compared.values()), reference_name, test, unit, digits) if best else "",
@@ -272,7 +272,7 @@ def _number(value: str, number: Any) -> float:
             return float(number)
     except (TypeError, ValueError, OverflowError):
         pass
-    raise FedkdError(f"{value} = {number!r} is not a number: a table needs one")
+    raise FedkdError(f"{value} = {repr(number)[:60]} is not a number: a table needs one")
 
 
 def _headings(labels: Sequence[Labels]) -> list[str]:
@@ -463,8 +463,9 @@ def _of_tests(
         f"{WORSE}: worse than {other} by {NAMES[test]} over seeds (Holm over the column, "
         f"p < {LEVEL:g})."
     ]
-    if test == "t" and not reference:
-        ends = [f"{find(one.smallest for one in able):.{digits}f}" for find in (min, max)]
+    largest = max(one.smallest for one in able)
+    if test == "t" and not reference and largest > 0:
+        ends = [f"{one:.{digits}f}" for one in (min(one.smallest for one in able), largest)]
         unit = {"%": " points"}.get(unit, f" {unit}" if unit else "")
         size = ends[0] if ends[0] == ends[1] else f"{ends[0]} to {ends[1]}"
         by = " (by entry)" if ends[0] != ends[1] else ""
