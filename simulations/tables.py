@@ -391,7 +391,7 @@ def _noted(
     runs: Mapping[Key, _Runs], axes: Sequence[str]
 ) -> tuple[tuple[str, ...], dict[Key, tuple[str, tuple[str, ...]]]]:
     """Notes with their marks; and of each entry its marks and what its runs warn of."""
-    names = {key: _title(axes, (*key[0], *key[1])) for key in runs}
+    names = {key: titled(axes, (*key[0], *key[1])) for key in runs}
     notes = gathered((names[key], its) for key, entry in runs.items() for its in entry.caveats)
     lines, marks = marked(notes, never=" (does not count as best)")
     found = {}
@@ -421,7 +421,7 @@ def marked(notes: Iterable[Note], never: str = "") -> tuple[tuple[str, ...], dic
     return tuple(lines), marks
 
 
-def _title(axes: Sequence[str], labels: Labels) -> str:
+def titled(axes: Sequence[str], labels: Labels) -> str:
     """``knfu, alpha 0.1``: labels in a line, with what a number is of."""
     return ", ".join(
         f"{axis.split('.')[-1]} {_short(label)}" if _is_number(label) else _short(label)
