@@ -14,7 +14,7 @@ from fedkd.errors import FedkdError
 from fedkd.escaping import code, plain
 from fedkd.escaping import markdown as in_markdown
 from simulations.suite import Suite, frame, read, run_suite
-from simulations.tables import marked, notes_markdown
+from simulations.tables import marked, notes_markdown, titled
 from simulations.verdicts import Claim, Verdict, judge_suite, warnings
 from simulations.watch import Screen, told
 
@@ -92,7 +92,9 @@ def answers(claims: Mapping[str, Claim], suites: Mapping[str, Suite]) -> list[An
                 frames[claim.suite] = frame(suite)
             runs = frames[claim.suite]
             verdicts = judge_suite(claim, suite, runs)
-            notes, _ = marked(gathered(warnings(claim, suite, runs)))
+            axis = (claim.compare.axis,)
+            warned = warnings(claim, suite, runs)
+            notes, _ = marked(gathered((titled(axis, (label,)), its) for label, its in warned))
             found.append(Answer(claim, suite, verdicts, notes=notes))
         except FedkdError as error:
             found.append(Answer(claim, suite, [], str(error)))

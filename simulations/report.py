@@ -143,7 +143,8 @@ def _notes(suite: Suite, found: DataFrame) -> Sequence[str]:
     if not len(found):
         return ()
     axis = _compared(suite)
-    return tables.marked(gathered(zip(found[axis].map(str), found["warnings"])))[0]
+    pairs = zip(found[axis], found["warnings"])
+    return tables.marked(gathered((tables.titled([axis], (x,)), its) for x, its in pairs))[0]
 
 
 # --- panels: which cells stand together -----------------------------------------------------------

@@ -198,13 +198,13 @@ def table(
             entry = replace(entry, p=one.p, worse=one.worse)
         marks, warnings = marked[key]
         entries[key] = replace(entry, best=key in bests, marks=marks, warnings=warnings)
-    seeds = sorted({entry.seeds for entry in entries.values()})
+    seeds = sorted({entry.seeds for entry in entries.values()} - {0})
     if len(seeds) > 1:
         entries = {key: _with_seeds(entry) for key, entry in entries.items()}
     reference_name = differences if isinstance(differences, str) else THE_BEST * differences
     unit = "points" if differences and unit == "%" else unit
     caption = [
-        subject(frame, value, unit, across, [count for count in seeds if count]),
+        subject(frame, value, unit, across, seeds),
         _of_entries(spread, max(seeds), reference_name),
         f"Best of a column: the {'largest' if best == 'max' else 'smallest'} mean." * bool(bests),
         _of_tests(list(compared.values()), reference_name, test, unit, digits) if best else "",
@@ -273,7 +273,7 @@ def _number(value: str, number: Any) -> float:
             return float(number)
     except (TypeError, ValueError, OverflowError):
         pass
-    raise FedkdError(f"{value} = {number!r} is not a number: a table needs one")
+    raise FedkdError(f"{value} = {repr(number)[:60]} is not a number: a table needs one")
 
 
 def _headings(labels: Sequence[Labels]) -> list[str]:
@@ -392,7 +392,7 @@ def _noted(
     runs: Mapping[Key, _Runs], axes: Sequence[str]
 ) -> tuple[tuple[str, ...], dict[Key, tuple[str, tuple[str, ...]]]]:
     """Notes with their marks; and of each entry its marks and what its runs warn of."""
-    names = {key: _title(axes, (*key[0], *key[1])) for key in runs}
+    names = {key: titled(axes, (*key[0], *key[1])) for key in runs}
     notes = gathered((names[key], its) for key, entry in runs.items() for its in entry.caveats)
     lines, marks = marked(notes, never=" (does not count as best)")
     found = {}
@@ -422,7 +422,7 @@ def marked(notes: Iterable[Note], never: str = "") -> tuple[tuple[str, ...], dic
     return tuple(lines), marks
 
 
-def _title(axes: Sequence[str], labels: Labels) -> str:
+def titled(axes: Sequence[str], labels: Labels) -> str:
     """``knfu, alpha 0.1``: labels in a line, with what a number is of."""
     return ", ".join(
         f"{axis.split('.')[-1]} {_short(label)}" if _is_number(label) else _short(label)
@@ -464,8 +464,9 @@ def _of_tests(
         f"{WORSE}: worse than {other} by {NAMES[test]} over seeds (Holm over the column, "
         f"p < {LEVEL:g})."
     ]
-    if test == "t" and not reference:
-        ends = [f"{find(one.smallest for one in able):.{digits}f}" for find in (min, max)]
+    largest = max(one.smallest for one in able)
+    if test == "t" and not reference and largest > 0:
+        ends = [f"{one:.{digits}f}" for one in (min(one.smallest for one in able), largest)]
         unit = {"%": " points"}.get(unit, f" {unit}" if unit else "")
         size = ends[0] if ends[0] == ends[1] else f"{ends[0]} to {ends[1]}"
         by = " (by entry)" if ends[0] != ends[1] else ""

@@ -274,15 +274,13 @@ def judge_suite(claim: Claim, suite: Suite, runs: DataFrame | None = None) -> li
     return _judged(claim, cells, _rows(frame(suite) if runs is None else runs), missing)
 
 
-def warnings(claim: Claim, suite: Suite, runs: DataFrame) -> list[tuple[str, tuple[Caveat, ...]]]:
+def warnings(claim: Claim, suite: Suite, runs: DataFrame) -> list[tuple[Label, tuple[Caveat, ...]]]:
     """Of each run that judges a claim, its label on the compared axis and its caveats."""
     axis, named = claim.compare.axis, (claim.compare.of, *claim.compare.with_)
     rows = [row for row in _only(claim, _rows(runs)) if named == (None,) or row[axis] in named]
     cells = [dict(where) for where in _cells(claim, [cell.labels for cell in suite.cells])]
     return [
-        (str(row[axis]), row["warnings"])
-        for row in rows
-        if any(_fits(row, labels) for labels in cells)
+        (row[axis], row["warnings"]) for row in rows if any(_fits(row, labels) for labels in cells)
     ]
 
 
