@@ -226,7 +226,8 @@ class ReleaseTable(Table):
     draws: int = Field(1, ge=1, le=MOST_DRAWS)
     """Labels drawn for each item (``sample``)."""
     cache: bool = True
-    """Whether noise is drawn once for each item and state of the student; else at every release."""
+    """Whether noise is drawn once for an answer that everybody knows to be the same (no step has
+    trained, loaded or begun the student since); else at every release."""
     delta: float = Field(1e-5, gt=0, lt=1)
     """Delta that epsilon is stated at."""
 

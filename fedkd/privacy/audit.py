@@ -65,11 +65,11 @@ class Membership:
 
     ``auc`` and, by false positive rate, ``tpr`` have 95 % intervals, over clients and their records
     (:func:`fedkd.privacy.attacks.detection`); ``refused`` are false positive rates at which too few
-    false positives are expected, and how many. ``epsilon`` is a
-    lower bound on an epsilon at ``delta``, from the first shadow alone (Steinke et al. 2023), its
-    records scored by how much surer that shadow is of them than the others are on the mean. Copies
-    of a record are in or out together: it is about ``group`` records of a client at once, the most
-    copies that there are. ``how`` says what was attacked.
+    false positives are expected, and how many. ``epsilon`` is a lower bound on an epsilon at
+    ``delta``, from the first shadow alone (Steinke et al. 2023), its records scored by how much
+    surer that shadow is of them than the others are on the mean. Copies of a record are in or out
+    together: it is about ``group`` records of a client at once, the most copies that there are.
+    ``how`` says what was attacked.
     """
 
     how: str

@@ -11,9 +11,9 @@ with C = ``max_grad_norm`` and sigma = ``noise_multiplier``; a gradient that is 
 proximal term, see no private sample: their gradients are added to g as they are.
 
 What is private is the student, and all that is made of it without another look at the samples, as
-soft labels on the transfer set are. Representations of private samples, means over their classes
-and their number are no such thing: they are releases of their own. Losses and accuracies are
-measured by the simulator; no method sends them and no epsilon covers them.
+soft labels on the transfer set are. Representations of private samples and means over their classes
+are no such thing: they are releases of their own. Losses and accuracies are measured by the
+simulator; no epsilon covers them, and a method that acts on one has that in the ledger.
 """
 
 from __future__ import annotations

@@ -464,8 +464,8 @@ def test_a_record_that_is_replaced_moves_twice_as_far():
     assert found == pytest.approx(gaussian_epsilon(2 * 3 / 4, DELTA), abs=1e-3)
     huge = [PrivateSteps(0.01, 0.5, 10_000)]
     assert training_epsilon(huge, DELTA, replaced=True) == gaussian_epsilon(2e4, DELTA)
-    group = training_epsilon([STEPS], DELTA, 3, replaced=True)
-    assert group >= training_epsilon([STEPS], DELTA, 3) > training_epsilon([STEPS], DELTA)
+    group = training_epsilon(steps, DELTA, 3, replaced=True)
+    assert group == gaussian_epsilon(3 * 2 * 3 / 4, DELTA)
     assert training_epsilon([], DELTA, replaced=True) == 0
 
 

@@ -142,12 +142,12 @@ def test_intervals_hold_what_they_are_about(effect):
     truth = [auc(joined(ratios), joined(inside))]
     truth += [tpr_at(joined(ratios), joined(inside), fpr).value for fpr in (0.02, 0.1)]
     held = []
-    for _ in range(80):
-        found = detection(*attacked(draw, effect), [0.02, 0.1], draws=120)
+    for _ in range(60):
+        found = detection(*attacked(draw, effect), [0.02, 0.1], draws=100)
         rates = [found.auc, *found.tpr.values()]
         held.append([rate.low <= true <= rate.high for rate, true in zip(rates, truth)])
-    # 95 % are wanted: below 88 % by chance once in a hundred.
-    assert (np.mean(held, 0) > 0.88).all()
+    # 95 % are wanted: below 86 % by chance once in three hundred.
+    assert (np.mean(held, 0) > 0.86).all()
 
 
 # --- membership -----------------------------------------------------------------------------
