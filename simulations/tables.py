@@ -177,8 +177,8 @@ def table(
     named = _row(differences, left, heads) if isinstance(differences, str) else None
     if differences is True and best is None:
         raise FedkdError(f"differences in {value} are to the best, or to a row: say which")
-    bests, references = set(), set()
-    compared: dict[Any, Any] = {}
+    bests, references = set[Key](), set[Key]()
+    compared: dict[Key, _Comparison] = {}
     for column in top:
         there = {key: its for key, its in runs.items() if key[1] == column}
         if (first := _best(there, best)) is not None:

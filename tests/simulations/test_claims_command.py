@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 from lines import SUITE
 
-from fedkd import FedkdError
+from fedkd import FedkdError, Run
 from simulations import answers, results_page, suite, verdicts
 from simulations.suite import suites
 from simulations.verdicts import claims
@@ -60,6 +60,25 @@ def test_claims_run_what_is_missing_and_say_where_data_is(claim, fedkd):
     assert "to run" not in err
     assert "### helps" in out
     assert re.search(r"^\| overall \| \*\*undecided\*\* \|", out, re.MULTILINE)
+
+
+def test_what_runs_warn_of_stands_under_the_claims_that_they_judge(claim, fedkd):
+    assert fedkd("claims", claim, "--jobs", "1")[0] == 0
+    for cell in suite.read(claim.replace("helps", "small")).cells:
+        if cell.finished and cell.labels["method"] == "local":
+            Run(cell.folder).warn("client 3 has no test samples")
+    for form in ("text", "markdown"):
+        out = fedkd("claims", claim, "--no-run", "--format", form)[1]
+        assert "local (4 of 4 runs): client 3 has no test samples" in out
+
+
+def test_a_claims_own_text_is_shown_as_it_is(claim, fedkd):
+    text = Path(claim).read_text().replace("Fusion helps.", "\\u001b[31m a|b `x`")
+    Path(claim).write_text(text.replace("curves {folder}", "curves {x} {folder}"))
+    out = fedkd("claims", claim, "--no-run")[1]
+    assert "\x1b" not in out
+    assert "figure: fedkd plot curves {x} runs/small-quick" in out
+    assert r"a\|b \`x\`" in fedkd("claims", claim, "--no-run", "--format", "markdown")[1]
 
 
 def test_without_runs_nothing_is_decided(claim, fedkd):
