@@ -11,7 +11,6 @@ from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
 from fedkd.results import PLACES, Run, exposures
 
-
 SEES = {
     "teacher": "a server that sees the parameters",
     "released": "a server that sees the labels",
