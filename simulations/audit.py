@@ -12,6 +12,13 @@ from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
 from fedkd.results import PLACES, Run, exposures
 
+SEES = {
+    "teacher": "a server that sees the parameters",
+    "released": "a server that sees the labels",
+    "student": "whoever has the student",
+}
+"""Who looks at each place that proves an epsilon."""
+
 
 def main(run: Run, shadows: int, data_dir: Path | None) -> None:
     """Print what was found about ``run``, a line each, and write it into its folder.
@@ -52,7 +59,8 @@ def _guaranteed(run: Run) -> dict[str, Any]:
     print(f"formal ε: {formal.text()}; adversary: {formal.adversary}")
     if formal.epsilon is not None:
         print(f"neighbours: {formal.neighbours}")
-    shown = "-" if formal.nominal is None else f"{formal.nominal:.3g}"
+    seen = "(client; adversary: a server that sees that answer alone)"
+    shown = "-" if formal.nominal is None else f"{formal.nominal:.3g} {seen}"
     print(f"nominal ε of one token or item, not a guarantee: {shown}")
     return {"formal": asdict(formal)}
 
@@ -84,7 +92,10 @@ def _exposed(run: Run) -> dict[str, Any]:
     size, alone = audit.secret_in_records(run, levels[-1])
     unit = f"client: a secret is {size} of its records{'' if alone else ', and may move others'}"
     for place, epsilon in proved.items():
-        print(f"audited ε ≥ {epsilon:.2f} by exposure, {place}, {levels[-1]} repeats ({unit})")
+        print(
+            f"audited ε ≥ {epsilon:.2f} by exposure, {place}, {levels[-1]} repeats ({unit}); "
+            f"adversary: {SEES[place]}"
+        )
     return {"exposure": found, "audited": proved}
 
 

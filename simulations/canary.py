@@ -520,8 +520,9 @@ def markdown(rows: Sequence[Row]) -> str:
         "fused labels that is not known, and excess is over the same arm with nothing planted, by "
         "the stronger of two scores. "
         f"Reduction: share of the student's excess over that, against {PLAIN}. Nominal ε is of one "
-        "token or item and is no guarantee. Audited ε is of one client: all copies of a secret at "
-        f"once. Formal ε is against {SEES_ALL}, for neighbours that differ in one "
+        "token or item of a client and is no guarantee. Audited ε is of one client: all copies of "
+        "a secret at once; it is by what the server sees, or by the student. "
+        f"Formal ε is against {SEES_ALL}, for neighbours that differ in one "
         f"{' or one '.join(NEIGHBOURS.values())}."
     )
     return f"{said}\n\n{notes}"

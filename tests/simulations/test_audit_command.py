@@ -58,7 +58,8 @@ def test_the_ledger_alone_needs_neither_data_nor_an_attack(fedkd, finished, monk
         f"formal ε: {epsilon:.3g} (delta 1e-05, client); adversary: a server that sees every "
         "answer of every client",
         f"neighbours: {NEIGHBOURS['client']}",
-        "nominal ε of one token or item, not a guarantee: 0.7",
+        "nominal ε of one token or item, not a guarantee: 0.7 (client; adversary: a server that "
+        "sees that answer alone)",
         "mine",
     ]
     assert set(run.audit) == {"formal"}
@@ -91,9 +92,9 @@ def test_exposures_are_told_by_place_and_repeats_and_the_highest_level_proves(fe
         "exposure in bits by repeats, null not known, released: 2.00 at 1, 10.00 at 8",
         "exposure in bits by repeats, null 1.44, student: 4.00 at 8",
         f"audited ε ≥ {proved:.2f} by exposure, released, 8 repeats (client: a secret is 8 of its "
-        "records, and may move others)",
+        "records, and may move others); adversary: a server that sees the labels",
         "audited ε ≥ 0.00 by exposure, student, 8 repeats (client: a secret is 8 of its records, "
-        "and may move others)",
+        "and may move others); adversary: whoever has the student",
     ]
     assert set(run.audit["exposure"]) == {"teacher", "released", "student"}
     assert run.audit["exposure"]["released"]["1"]["mean"] == 2
