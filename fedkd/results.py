@@ -201,7 +201,10 @@ class Run:
         if message in self.warnings:
             return False
         line = {"round": round, "message": message} | ({"about": about} if about else {})
+        summary = self.summary
         self._append({WARNINGS: [line]})
+        if summary is not None:  # which says how much was written to each file
+            self.write_summary(summary)
         return True
 
     def _append(self, files: Mapping[str, Iterable[Line]]) -> None:

@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from fedkd.engine.worker import Worker
     from fedkd.privacy.public import Public
 
-MOST_THREADS = 2
-"""Torch threads to a core: more of them wait for one another for ever."""
+
+MOST_THREADS = 32
+"""Torch threads to a core: far more of them wait for one another for ever."""
 
 
 class Observer:

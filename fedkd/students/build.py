@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.jit import ScriptModule
 
-from fedkd.errors import FedkdError, nearest
+from fedkd.errors import FedkdError, nearest, summary_of
 from fedkd.experiment import StudentTable
 from fedkd.random import global_draws
 from fedkd.registry import load, names
@@ -29,7 +27,6 @@ HOOKS = (
     *("_load_state_dict_pre_hooks", "_load_state_dict_post_hooks"),
 )
 """Where a module keeps its hooks."""
-_LIBRARIES = (str(Path(torch.__file__).parent), str(Path(__file__).parent.parent))
 
 
 def takes_tokens(architecture: Architecture) -> Architecture:
@@ -93,7 +90,9 @@ def build(
         except FedkdError:
             raise
         except Exception as error:
-            raise FedkdError(f"student.models = {name!r} cannot be made: {place(error)}") from error
+            raise FedkdError(
+                f"student.models = {name!r} cannot be made: {summary_of(error)}"
+            ) from error
         if not isinstance(student, nn.Sequential) or len(student) < 2:
             raise FedkdError(
                 f"student.models = {name!r} must give a torch.nn.Sequential of at least two named "
@@ -179,15 +178,6 @@ def torch_only(student: nn.Module) -> bool:
         or any(getattr(module, hooks) for hooks in HOOKS)
         for module in student.modules()
     )
-
-
-def place(error: Exception) -> str:
-    """What went wrong in a user's code, and where, in one line."""
-    frames = traceback.extract_tb(error.__traceback__)
-    outside = [frame for frame in frames if not frame.filename.startswith(_LIBRARIES)]
-    where = f" ({outside[-1].filename}, line {outside[-1].lineno})" if outside else ""
-    message = str(error).strip().split("\n")[0]
-    return f"{type(error).__name__}: {message}{where}"
 
 
 def blocks(student: nn.Sequential) -> tuple[str, ...]:
@@ -325,7 +315,7 @@ def _check_logits(
     except Exception as error:
         raise FedkdError(
             f"student.models = {name!r} does not take a batch of inputs of shape "
-            f"{tuple(shape)}: {place(error)}"
+            f"{tuple(shape)}: {summary_of(error)}"
         ) from error
     student.train()
     wanted = (2, *shape, classes) if tokens else (2, classes)

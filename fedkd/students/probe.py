@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedkd.errors import summary_of
 from fedkd.random import global_draws
-from fedkd.students.build import named_blocks, place
+from fedkd.students.build import named_blocks
 
 SAMPLES = 4
 RELATIVE = 1e-4
@@ -74,7 +75,7 @@ def probe(student: nn.Sequential, inputs: Tensor) -> Probe:
                 training, written = _traits(student.train(), inputs, held)
                 answers, more = _traits(student.eval(), inputs, held)
         except Exception as error:
-            return Probe(error=place(error))
+            return Probe(error=summary_of(error))
         now = {name: id(parameter) for name, parameter in student.named_parameters()}
         replaced = [name for name in parameters if now.get(name) != parameters[name]]
         state = student.state_dict()
