@@ -53,6 +53,14 @@ def made(folder, accuracies=(), left_out=(), ended=True, **keys):
     return run
 
 
+def rewrite(run, lines):
+    """Put other rounds into a run, as one from before its summary said what was written."""
+    text, summary = "".join(json.dumps(line) + "\n" for line in lines), run.summary
+    (run.folder / "rounds.jsonl").write_text(text)
+    whole = summary | {"rounds": len(lines)}
+    (run.folder / "summary.json").write_text(json.dumps(whole))
+
+
 def kinds(run):
     return [caveat.kind for caveat in caveats(run)]
 
@@ -86,7 +94,7 @@ def test_a_warning_about_another_method_is_of_a_kind_of_its_own_and_comes_first(
 def test_warnings_of_runs_from_before_they_had_a_file_are_found_in_their_lines(tmp_path):
     run = made(tmp_path)
     line = {"round": 1, "warnings": ["lower beta = 10"], "local": {}}
-    (tmp_path / "rounds.jsonl").write_text(json.dumps(line) + "\n")
+    rewrite(run, [line])
     assert "lower beta = 10" in [str(caveat) for caveat in caveats(run)]
 
 
@@ -157,7 +165,7 @@ def test_with_few_rounds_nothing_is_said_of_convergence_but_that(tmp_path):
 def test_accuracies_after_fusion_count_where_those_after_training_are_flat(tmp_path):
     run = made(tmp_path, np.linspace(0.2, 0.8, 12))
     lines = [line | {"local": {"own_accuracy_mean": 0.5}} for line in run.rounds]
-    (tmp_path / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rewrite(run, lines)
     assert "after fusion rose from" in caveats(run)[0].text
 
 
