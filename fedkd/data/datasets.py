@@ -307,7 +307,7 @@ def cinic10(folder: Path | None, download: bool) -> Dataset:
         from fedkd.data.files import class_folders, images
 
         for part in ("train", "test"):
-            if {found.name for found in class_folders(place / part)} != set(CINIC10):
+            if {folder.name for folder in class_folders(place / part)} != set(CINIC10):
                 raise broken(
                     "cinic10", place, f"{part}/ must hold the folders {', '.join(CINIC10)}"
                 )

@@ -256,19 +256,19 @@ class FederatedData:
         """
         if not self._fingerprint:
             statistics = self.statistics
-            found = hashlib.blake2b(digest_size=16)
+            digest = hashlib.blake2b(digest_size=16)
             numbers = [f"{number:.6g}" for number in (*statistics.mean, *statistics.std)]
-            found.update(repr((self.task, statistics.source, numbers, self._decoded)).encode())
+            digest.update(repr((self.task, statistics.source, numbers, self._decoded)).encode())
             checksums: dict[int, str] = {}
             places = [*self._private, *self._validation, *self._own, self._common_rows]
             for place in places:
                 store = place.store
                 if id(store) not in checksums:
                     checksums[id(store)] = f"{_kept(store.images)} {_checksum(store.labels)}"
-                found.update(f"{checksums[id(store)]} {_checksum(place.rows)}\n".encode())
+                digest.update(f"{checksums[id(store)]} {_checksum(place.rows)}\n".encode())
             for images in (self._transfer_images, self._public_images):
-                found.update(_kept(images).encode())
-            self._fingerprint = found.hexdigest()
+                digest.update(_kept(images).encode())
+            self._fingerprint = digest.hexdigest()
         return self._fingerprint
 
     def described(self) -> dict[str, Any]:
@@ -277,11 +277,11 @@ class FederatedData:
         ``effective_classes`` is e to the mean entropy of clients' label distributions: the number
         of classes a client would have if it had as many samples of each.
         """
-        found: dict[str, Any] = {"statistics": self.statistics.to_json()}
+        described: dict[str, Any] = {"statistics": self.statistics.to_json()}
         if not self.task.tokens:
             mean = entropies(self.label_counts().numpy()).mean()
-            found["effective_classes"] = float(np.exp(mean))
-        return found
+            described["effective_classes"] = float(np.exp(mean))
+        return described
 
 
 def load(experiment: Experiment) -> FederatedData:
@@ -349,7 +349,7 @@ def load(experiment: Experiment) -> FederatedData:
         own_rows = _matched(own_store, common, [labels[rows] for rows in private], table, seed)
 
     _check_disjoint(len(labels), withheld, common if dataset.test is None else common[:0], parts)
-    warnings += shortfalls.found(
+    warnings += shortfalls.unmet(
         table,
         [labels[rows] for rows in private],
         [len(rows) for rows in validation],

@@ -10,7 +10,7 @@ import numpy as np
 
 from fedkd.data.datasets import PIECE, Dataset, Part
 from fedkd.data.normalisation import apart, span
-from fedkd.data.pictures import SUFFIXES, Header, header, pixels
+from fedkd.data.pictures import SUFFIXES, Header, pixels, read_header
 from fedkd.data.reading import (
     check_room,
     files_under,
@@ -159,7 +159,7 @@ def _published(
     file: Path, arrays: dict[str, np.ndarray], channels: int
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation that the file gives, both or neither."""
-    found = []
+    published = []
     for key, other in (("x_mean", "x_std"), ("x_std", "x_mean")):
         if key not in arrays:
             if other in arrays:
@@ -171,8 +171,8 @@ def _published(
         numbers = np.broadcast_to(given.astype(np.float64), (channels,))
         if not np.isfinite(numbers).all() or (key == "x_std" and not (numbers > 0).all()):
             raise _wrong(file, key, "allowed: finite numbers, and x_std above 0")
-        found.append(tuple(numbers.tolist()))
-    mean, std = found
+        published.append(tuple(numbers.tolist()))
+    mean, std = published
     return mean, std
 
 
@@ -443,10 +443,12 @@ def _decoded(
     folder: Path, parts: list[dict[str, list[Path]]], names: tuple[str, ...]
 ) -> tuple[list[Part], tuple[str, ...]]:
     """All images of each part, which must share their size, and warnings."""
-    headers = {file: header(file) for part in parts for files in part.values() for file in files}
-    grey = all(found.grey for found in headers.values())
-    deep = any(found.deep for found in headers.values())
-    narrowed = [file for file, found in headers.items() if found.narrowed]
+    headers = {
+        file: read_header(file) for part in parts for files in part.values() for file in files
+    }
+    grey = all(header.grey for header in headers.values())
+    deep = any(header.deep for header in headers.values())
+    narrowed = [file for file, header in headers.items() if header.narrowed]
     try:
         _check_memory(headers, (1 if grey else 3) * (4 if deep else 1))
     except ValueError as error:
@@ -481,7 +483,7 @@ def _decoded(
 
 
 def _check_memory(headers: dict[Path, Header], bytes_a_pixel: int) -> None:
-    unpacked = sum(found.width * found.height for found in headers.values()) * bytes_a_pixel
+    unpacked = sum(header.width * header.height for header in headers.values()) * bytes_a_pixel
     check_room(unpacked, sum(file.stat().st_size for file in headers))
 
 

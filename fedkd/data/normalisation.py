@@ -107,12 +107,12 @@ def choose(table: DataTable, dataset: Dataset, transfer: Tensor) -> tuple[Statis
         origin = f"the transfer set: {len(transfer)} samples of {table.transfer.source!r}"
         return _computed("public", origin, transfer)
     origin = f"the training part of {dataset.name!r}: {len(dataset.train)} samples, clients' own"
-    found, warnings = _computed("private", origin, dataset.train.images)
+    private, warnings = _computed("private", origin, dataset.train.images)
     released = (
         "data.statistics = 'private': inputs are normalised by the mean and standard deviation of "
         "clients' own samples, which everybody then knows; no epsilon covers this release"
     )
-    return found, [released, *warnings]
+    return private, [released, *warnings]
 
 
 def _computed(
@@ -131,7 +131,7 @@ def _computed(
     return Statistics(source, origin, mean, std), warnings
 
 
-def standardised(images: Tensor, found: Statistics) -> Tensor:
+def standardised(images: Tensor, by: Statistics) -> Tensor:
     """Float images or features as float32 ``(x - mean) / std``, computed in float64.
 
     Raises
@@ -139,8 +139,8 @@ def standardised(images: Tensor, found: Statistics) -> Tensor:
     FedkdError
         A sample is too far from the mean to be a float32.
     """
-    mean = torch.tensor(found.mean, dtype=torch.float64)
-    std = torch.tensor(found.std, dtype=torch.float64)
+    mean = torch.tensor(by.mean, dtype=torch.float64)
+    std = torch.tensor(by.std, dtype=torch.float64)
     inputs = torch.empty(images.shape, dtype=torch.float32)
     step = max(1, PIECE * len(images) // max(1, images.numel()))
     for target, piece in zip(inputs.split(step), images.split(step), strict=True):
@@ -148,7 +148,7 @@ def standardised(images: Tensor, found: Statistics) -> Tensor:
         if not bool(target.isfinite().all()):
             raise FedkdError(
                 f"data.statistics: a sample is over 1e38 standard deviations from the mean of "
-                f"{found.origin}; take them from samples that are like it"
+                f"{by.origin}; take them from samples that are like it"
             )
     return inputs
 

@@ -51,7 +51,7 @@ class Header:
     height: int
 
 
-def header(file: Path) -> Header:
+def read_header(file: Path) -> Header:
     """The header of an image file.
 
     Raises

@@ -53,9 +53,9 @@ def _left(group: Path, version1: bool) -> int:
         else ("memory.max", "memory.current")
     )
     try:
-        told = _numbers(group / "memory.stat")
+        kinds = _numbers(group / "memory.stat")
         whole = "total_" if version1 else ""
-        cached = told[f"{whole}inactive_file"] + told[f"{whole}active_file"]
+        cached = kinds[f"{whole}inactive_file"] + kinds[f"{whole}active_file"]
         return max(0, int((group / most).read_text()) - int((group / used).read_text()) + cached)
     except (OSError, ValueError, KeyError):
         return 2**62
@@ -243,12 +243,12 @@ def parsed(written: str, line: int | None = None) -> Any:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    unique = dict(pairs)
+    if len(unique) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
         raise ValueError(f"the key {shortened(twice)} twice in one object")
-    return found
+    return unique
 
 
 def shortened(value: object, most: int = 60) -> str:

@@ -15,7 +15,7 @@ FLATTER = 1.2
 DRAWS = 500
 
 
-def found(
+def unmet(
     table: DataTable,
     labels: Sequence[np.ndarray],
     validation: Sequence[int],

@@ -173,10 +173,10 @@ def _leaf_users(file: Path) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
         return broken("femnist", file, reason)
 
     try:
-        found = parsed(decoded(content(file, factor=JSON_IN_MEMORY)))
+        document = parsed(decoded(content(file, factor=JSON_IN_MEMORY)))
     except (OSError, ValueError) as error:
         raise wrong(error) from error
-    table = found if isinstance(found, dict) else {}
+    table = document if isinstance(document, dict) else {}
     users, held, counts = (table.get(key) for key in ("users", "user_data", "num_samples"))
     if not isinstance(users, list) or not isinstance(held, dict):
         raise wrong("it must hold users and user_data with x (lists of 784 numbers) and y")
@@ -198,8 +198,8 @@ def _leaf_users(file: Path) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
             sizes = " and ".join(str(len(one)) if isinstance(one, list) else "no" for one in (x, y))
             raise wrong(f"user {user!r} has {sizes} entries in x and y; allowed: as many of each")
         if counts is not None and counts[place] != len(y):
-            said = shortened(counts[place])
-            raise wrong(f"user {user!r} has {len(y)} samples, and num_samples says {said}")
+            count = shortened(counts[place])
+            raise wrong(f"user {user!r} has {len(y)} samples, and num_samples says {count}")
         most = len(CHARACTERS) - 1
         for label in y:
             number = isinstance(label, int | float) and not isinstance(label, bool)

@@ -109,11 +109,11 @@ def guarantee(lines: Iterable[Mapping[str, Any]], experiment: Experiment) -> For
     Statistics of clients' own samples, by which all inputs are then normalised, are a release that
     has no noise: there is no guarantee with them.
     """
-    found = _guarantee(lines, experiment)
+    formal = _guarantee(lines, experiment)
     if experiment.data.statistics == "private":
         why = "none: data.statistics = 'private': clients' mean and standard deviation are known"
-        return replace(found, epsilon=None, rho=None, client=None, why=why)
-    return found
+        return replace(formal, epsilon=None, rho=None, client=None, why=why)
+    return formal
 
 
 def _guarantee(lines: Iterable[Mapping[str, Any]], experiment: Experiment) -> Formal:
