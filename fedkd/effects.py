@@ -203,7 +203,8 @@ MACHINERY: dict[str, Reason] = {
 """The same of keys that no number depends on."""
 
 ALWAYS = {
-    *("name", "seed", "rounds", "participation"),
+    *("name", "seed", "rounds", "participation", "on_empty_round"),
+    *("data.statistics", "training.part"),
     *("data.dataset", "data.data_dir", "data.download", "data.clients", "data.partition"),
     *("data.samples_per_client", "data.min_samples", "data.validation_fraction"),
     *("data.test.fraction", "data.test.common", "data.transfer.size", "student.init"),

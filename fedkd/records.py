@@ -39,7 +39,8 @@ STRICT = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 class LeftOut(TypedDict):
     """A client whose reply was left out of a round."""
 
-    client: Count
+    client: Annotated[int, Field(strict=True, ge=-1)]
+    """-1 of a reply that is of nobody."""
     step: str
     reason: str
 

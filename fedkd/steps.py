@@ -69,6 +69,7 @@ UNWRITABLE = {"keys", "kind", "length", "floats"}
 DTYPES = {
     *(torch.float16, torch.float32, torch.float64, torch.bool),
     *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+    *(torch.complex64, torch.complex128),
 }
 """What the tensors of a message may be of."""
 KEY_OF = {

@@ -838,11 +838,11 @@ def canary(
     EXPERIMENT plants canaries. Its own release is one arm; the others take it apart, or put
     something else in its place. Finished runs are not repeated.
     """
-    from simulations import canary as study
-
     extra = [f"data.data_dir={json.dumps(str(data_dir))}"] if data_dir else []
     chosen = read_experiment(experiment, [*(overrides or []), *extra])
     _check_names(chosen)
+    from simulations import canary as study
+
     try:
         arms_named = _listed(arms, "--arms", "fkd,swing")
         study.main(chosen, arms_named, _seeds(seeds, chosen), repeats, jobs, out)

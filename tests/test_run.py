@@ -303,15 +303,15 @@ def test_a_checkpoint_that_does_not_fit_the_method_is_one_line(short, killed, mo
     assert len(Run(killed).rounds) == 3
 
 
-def test_a_state_that_is_the_outcome_of_a_computation_is_kept_too(short, tmp_path, monkeypatch):
+def test_a_tensor_that_two_names_have_is_one_in_a_checkpoint(short, tmp_path, monkeypatch):
     fuse = registry.load("strategies", "uniform").fuse
 
-    def with_gradient(self, round, replies):
+    def twice(self, round, replies):
         fuse(self, round, replies)
-        self.made = torch.ones(2, requires_grad=True) * 2
+        self.made = torch.ones(2) * 2
         self.same = self.made
 
-    monkeypatch.setattr(registry.load("strategies", "uniform"), "fuse", with_gradient)
+    monkeypatch.setattr(registry.load("strategies", "uniform"), "fuse", twice)
     with pytest.raises(Killed):
         run(short(), tmp_path / "run", observer=KilledAfter(3))
     state = torch.load(checkpoints(tmp_path / "run")[0], weights_only=True)["strategy"]

@@ -214,12 +214,10 @@ asking = st.builds(
 
 @st.composite
 def steps(draw):
-    """Steps of one phase, no two of which have one key; most often nothing unguarded is sent."""
+    """Steps of one phase, no two of which have one key."""
     some = [Hold("twin")]
     each = st.one_of(asking, asking, st.sampled_from(QUIET))
     some += draw(st.lists(each, min_size=1, max_size=4))
-    if draw(st.integers(0, 15)) == 9:
-        some.append(draw(st.sampled_from(UNGUARDED)))
     keys = set()
     kept = []
     for step in some[draw(st.integers(0, 1)) if keys else 0 :]:
@@ -298,9 +296,7 @@ def test_whether_training_changed_anything_is_not_told_by_an_answer():
         assert len(torch.stack(sent).unique(dim=0)) == 4
 
 
-@pytest.mark.parametrize(
-    "change", [Fit(epochs=0, min_steps=1), Load({}), Hold("own"), Fit(epochs=0.01)]
-)
+@pytest.mark.parametrize("change", [Fit(epochs=0, min_steps=1), Fit(epochs=0.01)])
 def test_after_a_step_that_may_change_a_student_its_answer_is_new(change):
     _, lines, _ = played(same_in_all_rounds(change, Predict(), rounds=3), *GAUSSIAN)
     assert all(line["fresh"] for line in lines)
@@ -314,10 +310,8 @@ def test_a_step_that_everybody_knows_to_change_nothing_leaves_an_answer_as_it_is
 
 
 def test_what_is_said_of_one_temperature_is_done_at_it():
-    """A tensor, a text or nothing is one line; any real number is the number that it is."""
-    _, lines, _ = played([({0}, (Predict(temperature=np.float32(0.1)),), ())], *GAUSSIAN)
-    assert lines[0]["temperature_min"] == float(np.float32(0.1))
-    for wrong in (torch.ones(5), "2", True, 0.0, -1.0, math.nan, math.inf):
+    """What is no number above 0 is one line."""
+    for wrong in (np.float32(0.1), torch.ones(5), "2", True, 0.0, -1.0, math.nan, math.inf):
         with pytest.raises(FedkdError, match=r"Predict: temperature = .* is not allowed") as error:
             played([({0}, (Predict(temperature=wrong),), ())], *GAUSSIAN)
         assert "\n" not in str(error.value)
@@ -349,11 +343,9 @@ def test_rows_sent_along_are_the_same_rows_only_if_all_their_bits_are():
 
 
 @pytest.mark.parametrize("beside", UNGUARDED, ids=lambda step: step.key)
-def test_what_no_noise_is_for_leaves_no_guarantee(beside):
-    _, lines, experiment = played([({0, 1}, (Predict(), beside), ())], *GAUSSIAN)
-    formal = guarantee(lines, experiment)
-    assert formal.epsilon is None
-    assert formal.why.startswith("none: ")
+def test_what_no_noise_is_for_does_not_leave(beside):
+    with pytest.raises(FedkdError, match="would leave the client unreleased"):
+        played([({0, 1}, (Predict(), beside), ())], *GAUSSIAN)
 
 
 def test_a_resumed_run_knows_which_answers_it_has_given(small, tmp_path):
@@ -471,7 +463,7 @@ def test_a_method_that_keeps_to_what_is_sent_has_one(noise):
 def test_what_is_measured_does_not_reach_fusion():
     class Measuring(Asked):
         def measure(self, round, client):
-            return [Predict("private", key="measure_labels"), Predict(key="raw")]
+            return [Predict("private", key="measure_labels")]
 
     seen = []
 
@@ -494,7 +486,7 @@ def test_what_is_tried_out_has_no_key_of_what_is_sent():
         def measure(self, round, client):
             return [Predict()]
 
-    with pytest.raises(FedkdError, match="has the key 'soft_labels' of what is sent"):
+    with pytest.raises(FedkdError, match="key = 'soft_labels' is not allowed"):
         played(ONCE, *GAUSSIAN, "evaluate_every=1", method=Swapping)
 
 

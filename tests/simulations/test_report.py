@@ -10,7 +10,7 @@ import subprocess
 from dataclasses import replace
 
 import pytest
-from lines import SUITE
+from lines import SUITE, forget_files
 
 from fedkd import FedkdError, Run
 from fedkd.caveats import LOCAL_TRAINING
@@ -208,6 +208,7 @@ def test_what_runs_warn_of_stands_under_tables_and_claims_and_makes_none_the_bes
     for cell in copied.cells:
         if cell.finished and cell.labels["method"] == "knfu":
             (cell.folder / "warnings.jsonl").unlink(missing_ok=True)
+            forget_files(cell.folder)
             Run(cell.folder).warn("it leaves <clients> to themselves", 2, LOCAL_TRAINING)
     page = report.page(copied)
     assert "it leaves <clients>" not in page

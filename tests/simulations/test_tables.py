@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+from lines import forget_files
 from pandas import DataFrame, concat
 
 from fedkd.caveats import FEW_ROUNDS, LEFT_OUT, LOCAL_TRAINING, Caveat
@@ -582,6 +583,7 @@ def test_what_a_strategy_recorded_can_be_shown(runs, fedkd, tmp_path):
         for round in (1, 2):
             recorded = {"contributors": 3.0 * round, "weights": [[1.0]]}
             Run(folder).append_round({"round": round, "strategy": recorded, "local": {}})
+        forget_files(folder)
     words = ("table", runs, "--columns", "data.alpha", "--value")
     out = fedkd(*words, "record.contributors")[1]
     assert out.count("6.000 ± 0.000") == 4
