@@ -62,6 +62,8 @@ COHORT = "cohort "
 PARTS = {"client": int, "samples": int, "values": dict, "metrics": dict, "error": str} | {
     "failure": str
 }
+WHOLE = {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
+"""What counters and masks of a student are of."""
 Law = Callable[[Tensor, str], str | None]
 """Why an array, of this name, cannot be what it is to be; None if it can."""
 
@@ -227,7 +229,7 @@ def form_of(
         blocks = shapes.student(model).part(tuple(step.part))
         return Group(
             {
-                name: Form((*shape,), dtype, bounded if dtype.is_floating_point else _whole)
+                name: Form((*shape,), dtype, _whole if dtype in WHOLE else bounded)
                 for name, (shape, dtype) in blocks.items()
             }
         )

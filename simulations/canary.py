@@ -34,7 +34,6 @@ from fedkd.results import (
 )
 from fedkd.run import check
 from simulations.jobs import Job, grouped, most, outcomes
-from simulations.tables import marked
 
 if TYPE_CHECKING:
     from fedkd.privacy.exposure import Estimate
@@ -530,6 +529,8 @@ def markdown(rows: Sequence[Row]) -> str:
 
 def notes(groups: dict[str, list[Run]]) -> Sequence[str]:
     """What the runs of each arm warn of, a line a kind."""
+    from simulations.tables import marked
+
     return marked(gathered((arm, caveats(run)) for arm, runs in groups.items() for run in runs))[0]
 
 

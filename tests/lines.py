@@ -101,4 +101,7 @@ def forget_files(folder):
     """Make a run's summary one from before it said what was written to each file."""
     file = Path(folder) / "summary.json"
     summary = json.loads(file.read_text())
-    file.write_text(json.dumps({key: value for key, value in summary.items() if key != "files"}))
+    del summary["files"]
+    rounds = file.with_name("rounds.jsonl")
+    there = len(rounds.read_text().splitlines()) if rounds.is_file() else 0
+    file.write_text(json.dumps(summary | {"rounds": there}))

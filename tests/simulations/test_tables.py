@@ -585,7 +585,8 @@ def test_what_a_strategy_recorded_can_be_shown(runs, fedkd, tmp_path):
             Run(folder).append_round({"round": round, "strategy": recorded, "local": {}})
         forget_files(folder)
     words = ("table", runs, "--columns", "data.alpha", "--value")
-    out = fedkd(*words, "record.contributors")[1]
+    code, out, err = fedkd(*words, "record.contributors")
+    assert not code, err
     assert out.count("6.000 ± 0.000") == 4
     assert "*" not in out
     assert "as last recorded by the strategy" in out
