@@ -127,6 +127,7 @@ def draw(runs: Sequence[Run]) -> Figure:
 
     Means over secrets and seeds in the last measured round, with 95 % intervals. The dashed line is
     the mean of secrets that nobody has seen, the dotted one log2 of the number of possible secrets.
+    That mean is of teachers and students; of released and fused labels it is another.
 
     Raises
     ------
