@@ -138,9 +138,9 @@ def check(experiment: Experiment) -> None:
         registry.load("students", model)
     check_norm(experiment.student, experiment.training.dp)
     name = experiment.strategy.name
-    method = registry.load("strategies", name)
-    with blamed(f"strategy.name = {name!r}: its check"):
-        method.check(experiment)
+    strategy = registry.load("strategies", name)
+    with blamed(f"strategy {name!r}, check()"):
+        strategy.check(experiment)
 
 
 def serve(

@@ -81,7 +81,7 @@ def test_an_exception_in_the_check_of_a_strategy_is_one_line_with_its_place(smal
         def check(cls, experiment):
             raise KeyError("beta")
 
-    line = r"^strategy.name = 'mine': its check failed: KeyError: 'beta' \(test_registry.py:\d+\)$"
+    line = r"^strategy 'mine', check\(\) failed: KeyError: 'beta' \(test_registry.py:\d+\)$"
     with pytest.raises(FedkdError, match=line):
         run(small("strategy.name=mine"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
