@@ -13,6 +13,7 @@ PACKAGES = ("fedkd", "strategies", "simulations", "plots")
 """fedkd's own packages, side by side in one folder."""
 LONGEST = 400
 """Characters of an exception's message that a line repeats."""
+LONGEST_LINE = 1_500
 LONGEST_VALUE = 120
 """Characters of a value that a line repeats."""
 
@@ -20,8 +21,13 @@ LONGEST_VALUE = 120
 class FedkdError(Exception):
     """Wrong input, said in one line: names the key, the value and what is allowed.
 
-    The command line prints the line and ends with exit code 2, without a traceback.
+    The command line prints the line and ends with exit code 2, without a traceback. What it repeats
+    of files and of other people's messages is brought to one line of a bearable length.
     """
+
+    def __init__(self, line: str) -> None:
+        line = " ".join(str(line).splitlines())
+        super().__init__(line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]}…")
 
 
 class MissingData(FedkdError):

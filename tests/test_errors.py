@@ -2,10 +2,11 @@
 
 import importlib
 import json
+import pickle
 
 import pytest
 
-from fedkd.errors import FedkdError, blamed, place_of, summary_of
+from fedkd.errors import FedkdError, MissingData, blamed, place_of, summary_of
 
 
 def raised(call, *arguments):
@@ -101,3 +102,11 @@ def test_code_that_exits_is_blamed_too():
 
 def test_an_endless_message_is_cut():
     assert len(summary_of(ValueError("x" * 10_000))) < 500
+
+
+def test_whatever_it_repeats_an_error_is_one_line_of_a_bearable_length():
+    assert str(FedkdError("two\nlines\u2028or three")) == "two lines or three"
+    assert len(str(FedkdError("x" * 100_000))) < 2000
+    assert str(FedkdError("a  b")) == "a  b"
+    error = pickle.loads(pickle.dumps(MissingData("not there")))
+    assert (type(error), str(error)) == (MissingData, "not there")

@@ -18,7 +18,8 @@ from hypothesis import HealthCheck, example, given, settings
 from fedkd.errors import FedkdError
 from simulations import cli
 
-SECONDS = 20
+SECONDS = 20  # of computing, as the machine may have other things to do
+WAITING = 600
 MEMORY = 2 * 2**30
 LONGEST_LINE = 2000
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
@@ -76,7 +77,6 @@ def ends_well(folder, *words):
     assert "Traceback" not in said
     assert "out of memory" not in said
     if code == 2:
-        assert out.getvalue() == ""
         lines = [line for line in said.split("\n") if not line.startswith("fedkd: warning: ")]
         assert lines[0].startswith("fedkd: "), said
         assert lines[1:] == [""], said
@@ -99,13 +99,17 @@ def _bounded(folder):
     cache = os.environ.get("FEDKD_CACHE")
     _allowed[:] = [Path(folder).resolve(), *([Path(cache).resolve()] if cache else [])]
     _written.clear()
-    before = signal.signal(signal.SIGALRM, _too_long)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    clocks = {signal.SIGPROF: (signal.ITIMER_PROF, SECONDS)}
+    clocks[signal.SIGALRM] = (signal.ITIMER_REAL, WAITING)
+    before = {number: signal.signal(number, _too_long) for number in clocks}
+    for clock, seconds in clocks.values():
+        signal.setitimer(clock, seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        for number, (clock, _) in clocks.items():
+            signal.setitimer(clock, 0)
+            signal.signal(number, before[number])
         _allowed.clear()
     assert not _written, f"written elsewhere: {_written}"
 
@@ -115,7 +119,7 @@ class TooLongError(BaseException):
 
 
 def _too_long(signum, frame):
-    raise TooLongError(f"more than {SECONDS} seconds")
+    raise TooLongError(f"more than {SECONDS} seconds of computing, or {WAITING} of waiting")
 
 
 def _watch(event, arguments):

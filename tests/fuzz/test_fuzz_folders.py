@@ -70,9 +70,10 @@ def spoil(folder, name, content):
         file.write_bytes(content)
 
 
-@examples(25, 700)
+@examples(25, 200)
 def test_what_reads_folders(count, runs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("plots.style.save", lambda figure, stem: [])  # drawing it takes seconds
 
     def law(drawn):
         (name, content), words = drawn
@@ -98,7 +99,7 @@ def known(readers):
     ]
 
 
-@examples(6, 200)
+@examples(6, 100)
 def test_going_on_from_a_checkpoint(count, runs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
