@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedkd import registry
-from fedkd.caveats import caveats, gathered
+from fedkd.caveats import caveats, gathered, marked
 from fedkd.errors import FedkdError, nearest
 from fedkd.escaping import markdown as in_markdown
 from fedkd.experiment import Experiment, changed
 from fedkd.results import PLACES, Run, exposures, finite, utility, utility_name
 from fedkd.run import check
 from simulations.jobs import Job, grouped, most, outcomes
-from simulations.tables import marked
 
 if TYPE_CHECKING:
     from fedkd.privacy.exposure import Estimate
