@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fedkd.escaping import plain
 from fedkd.results import Run
 
 LOCAL_TRAINING, UNIFORM_FUSION = "local training", "uniform fusion"
@@ -29,6 +30,8 @@ RISE = 0.01
 STANDARD_ERRORS = 2.0
 NAMED = 3
 """Rows or clients that a line names; the others it counts."""
+MARKS = "†‡§¶"
+"""Of notes, in their order; doubled where there are more."""
 
 
 @dataclass(frozen=True)
@@ -248,6 +251,25 @@ def gathered(runs: Iterable[tuple[str, Collection[Caveat]]]) -> list[Note]:
             )
         )
     return notes
+
+
+def marked(notes: Iterable[Note], never: str = "") -> tuple[tuple[str, ...], dict[str, str]]:
+    """Notes as lines that begin with their marks, and the marks of each name that they are about.
+
+    ``never`` is what is said besides of methods that come to no more than another.
+    How many rounds there are is told without a mark.
+    """
+    lines, marks = [], dict[str, str]()
+    rank = 0
+    for note in notes:
+        mark, after = "", never if note.kind in ANOTHER_METHOD else ""
+        if note.kind not in (ENDED_EARLY, FEW_ROUNDS):
+            mark = MARKS[rank % len(MARKS)] * (1 + rank // len(MARKS))
+            rank += 1
+        lines.append(plain(f"{mark} {note.text}{after}".strip()))
+        for name in note.names:
+            marks[name] = marks.get(name, "") + mark
+    return tuple(lines), marks
 
 
 def span(values: Iterable[Any], noun: str) -> str:

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedkd.caveats import gathered
+from fedkd.caveats import gathered, marked
 from fedkd.errors import FedkdError
 from fedkd.escaping import code, plain
 from fedkd.escaping import markdown as in_markdown
 from simulations.suite import Suite, frame, read, run_suite
-from simulations.tables import marked, notes_markdown, titled
+from simulations.tables import notes_markdown, titled
 from simulations.verdicts import Claim, Verdict, judge_suite, warnings
 from simulations.watch import Screen, told
 

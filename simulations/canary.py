@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedkd import folder as disk
 from fedkd import lock, registry
-from fedkd.caveats import caveats, gathered
+from fedkd.caveats import caveats, gathered, marked
 from fedkd.errors import FedkdError, nearest
 from fedkd.escaping import markdown as in_markdown
 from fedkd.experiment import Experiment, changed
@@ -529,8 +529,6 @@ def markdown(rows: Sequence[Row]) -> str:
 
 def notes(groups: dict[str, list[Run]]) -> Sequence[str]:
     """What the runs of each arm warn of, a line a kind."""
-    from simulations.tables import marked
-
     return marked(gathered((arm, caveats(run)) for arm, runs in groups.items() for run in runs))[0]
 
 

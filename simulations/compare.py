@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fedkd.caveats import caveats, gathered, span
+from fedkd.caveats import caveats, gathered, marked, span
 from fedkd.errors import FedkdError
 from fedkd.escaping import markdown
 from fedkd.results import Run, by_seed, labels, reached
-from simulations.tables import marked, mean_and_spread, notes_markdown, ruled
+from simulations.tables import mean_and_spread, notes_markdown, ruled
 
 ACCURACIES = {
     "own, fused": "own_accuracy_mean",

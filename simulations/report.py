@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedkd.caveats import gathered
+from fedkd.caveats import gathered, marked
 from fedkd.errors import FedkdError
 from fedkd.escaping import plain
 from fedkd.experiment import Experiment
@@ -144,7 +144,7 @@ def _notes(suite: Suite, found: DataFrame) -> Sequence[str]:
         return ()
     axis = _compared(suite)
     pairs = zip(found[axis], found["warnings"])
-    return tables.marked(gathered((tables.titled([axis], (x,)), its) for x, its in pairs))[0]
+    return marked(gathered((tables.titled([axis], (x,)), its) for x, its in pairs))[0]
 
 
 # --- panels: which cells stand together -----------------------------------------------------------

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from fedkd.caveats import ANOTHER_METHOD, ENDED_EARLY, FEW_ROUNDS, Caveat, Note, gathered
+from fedkd.caveats import ANOTHER_METHOD, Caveat, gathered, marked
 from fedkd.errors import FedkdError, nearest
 from fedkd.escaping import csv_cell, plain
 from fedkd.escaping import latex as in_latex
@@ -40,8 +40,6 @@ if TYPE_CHECKING:
 
 Spread = Literal["std", "bootstrap"]
 WORSE = "↓"
-MARKS = "†‡§¶"
-"""Of notes, in their order; doubled where there are more."""
 THE_BEST = "the best of the column"
 NAMES = {"t": "a paired t test", "wilcoxon": "Wilcoxon's signed-rank test"}
 
@@ -401,25 +399,6 @@ def _noted(
         texts = tuple(f"{note.concerned} of {note.runs} runs: {note.message}" for note in own)
         found[key] = (marks.get(names[key], ""), texts)
     return lines, found
-
-
-def marked(notes: Iterable[Note], never: str = "") -> tuple[tuple[str, ...], dict[str, str]]:
-    """Notes as lines that begin with their marks, and the marks of each name that they are about.
-
-    ``never`` is what is said besides of methods that come to no more than another.
-    How many rounds there are is told without a mark.
-    """
-    lines, marks = [], dict[str, str]()
-    rank = 0
-    for note in notes:
-        mark, after = "", never if note.kind in ANOTHER_METHOD else ""
-        if note.kind not in (ENDED_EARLY, FEW_ROUNDS):
-            mark = MARKS[rank % len(MARKS)] * (1 + rank // len(MARKS))
-            rank += 1
-        lines.append(plain(f"{mark} {note.text}{after}".strip()))
-        for name in note.names:
-            marks[name] = marks.get(name, "") + mark
-    return tuple(lines), marks
 
 
 def titled(axes: Sequence[str], labels: Labels) -> str:
