@@ -272,12 +272,16 @@ def test_sigterm_ends_a_run_on_ray_as_ctrl_c_does(small, tmp_path):
                 signal.raise_signal(signal.SIGTERM)
 
     before = ray_processes()
-    experiment = small("engine.name=ray", "engine.workers=2", "rounds=4", "checkpoint_every=100")
+    keys = ("rounds=4", "checkpoint_every=100", "engine.cohort=off")
     with pytest.raises(Interrupted):
-        run(experiment, tmp_path / "run", observer=Signals())
+        run(
+            small(*keys, "engine.name=ray", "engine.workers=2"),
+            tmp_path / "run",
+            observer=Signals(),
+        )
     assert all(map(ended, ray_processes() - before))
-    whole = run(small("rounds=4"), tmp_path / "whole")
-    resumed = run(small("rounds=4"), tmp_path / "run", resume=True)
+    whole = run(small(*keys), tmp_path / "whole")
+    resumed = run(small(*keys), tmp_path / "run", resume=True)
     assert everything(resumed) == everything(whole)
 
 
