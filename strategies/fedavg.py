@@ -119,7 +119,7 @@ class FedAvg(KnowledgeStrategy):
         """
         parameters = dict(self.initial_student().named_parameters())
         names = {name for name, parameter in parameters.items() if not parameter.requires_grad}
-        for name in self.parameters.keys() - parameters.keys():
+        for name in (name for name in self.parameters if name not in parameters):
             before = self.parameters[name]
             counter = not before.is_floating_point()
             if not counter and any(not torch.equal(before, client[name]) for client in given):

@@ -489,6 +489,20 @@ def test_a_student_that_would_not_be_trained_as_it_is_ends_in_one_line(factory, 
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_layer_that_students_have_in_common_is_refused_unless_it_is_frozen(frozen, small):
+    body = nn.Linear(64, 64)
+    body.requires_grad_(not frozen)
+    nasty.add(lambda: nn.Sequential(nn.Flatten(), body, nn.Linear(64, 10)))
+    if frozen:
+        before = body.weight.clone()
+        run(small(OWN, "strategy.name=fedavg"), "run")
+        assert torch.equal(body.weight, before)
+        return
+    with pytest.raises(FedkdError, match=r"its 1\.weight is that of the student it gave before"):
+        run(small(OWN, "strategy.name=fedavg"), "run")
+
+
 def with_hook():
     student = nasty.between()
     student.register_forward_hook(lambda module, inputs, output: 2 * output)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -104,6 +106,7 @@ def build(
         raise FedkdError(f"student.models = {name!r} is not allowed: {problem}")
     if type(student) is not nn.Sequential:
         student = nn.Sequential(OrderedDict(named_blocks(student)))
+    _check_new(name, student)
     vars(student)[TORCH_ONLY] = torch_only(student)
     return student.to(memory_format=torch.channels_last)
 
@@ -160,6 +163,28 @@ def unfit(student: nn.Sequential) -> str | None:
     if not any(parameter.requires_grad for parameter in parameters.values()):
         return "nothing in it learns: it has no parameter with requires_grad"
     return None
+
+
+def _check_new(name: str, student: nn.Sequential) -> None:
+    """Refuse parameters that learn and are those of a student that was made before."""
+    for parameter, tensor in student.named_parameters():
+        if tensor.requires_grad:
+            before = _learning.get(id(tensor))
+            if before is not None and before() is tensor:
+                raise FedkdError(
+                    f"student.models = {name!r} is not allowed: its {parameter} is that of the "
+                    "student it gave before; give each a copy.deepcopy of what they have in common"
+                )
+            _learning[id(tensor)] = weakref.ref(tensor, partial(_forget, id(tensor)))
+
+
+def _forget(identity: int, gone: weakref.ref[Tensor]) -> None:
+    if _learning.get(identity) is gone:
+        del _learning[identity]
+
+
+_learning: dict[int, weakref.ref[Tensor]] = {}
+"""Parameters that learn, of all students that there are, by identity."""
 
 
 def _same_memory(entry: object, tensor: Tensor) -> bool:
