@@ -75,7 +75,7 @@ class KnFu(KnowledgeStrategy):
         self.fused: dict[int, Tensor] = {}
         self.epds: dict[int, Tensor] = {}
         self.weights = torch.zeros(0, 0)
-        self.always = {"uniform": True, "identity": True}
+        self.always = {"alone": True, "uniform": True, "identity": True}
 
     @classmethod
     def check(cls, experiment: Experiment) -> None:
@@ -146,12 +146,22 @@ class KnFu(KnowledgeStrategy):
     def _watch(self, round: int, clients: int) -> None:
         """Warn where fusion is, from the first round on, no more than one of its two limits."""
         contributors, own = self._amounts()
+        self.always["alone"] &= clients == 1
         self.always["uniform"] &= contributors > 0.95 * clients
         self.always["identity"] &= own > 0.95
-        if clients == 1 or round < min(WATCHED_ROUNDS, self.experiment.rounds):
+        if round < min(WATCHED_ROUNDS, self.experiment.rounds):
             return
         data, beta = self.experiment.data, self.options.beta
         alike = data.partition == "iid" or (data.partition == "dirichlet" and data.alpha >= 10)
+        if self.always["alone"]:
+            self.warn_once(
+                LOCAL_TRAINING,
+                "KnFu has one client a round, whose knowledge it fuses with nobody's, so it equals "
+                "local training plus self-distillation; raise participation = "
+                f"{self.experiment.participation:g} or data.clients = {data.clients}",
+            )
+        if clients == 1:
+            return
         if self.always["uniform"] and not alike and beta > 0:
             self.warn_once(
                 UNIFORM_FUSION,
