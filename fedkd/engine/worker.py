@@ -372,6 +372,11 @@ class Worker:
                     f"student {architecture!r} changes {found.keeps}, which its state_dict does "
                     "not have: it begins anew in each piece of work; what is to be kept is a buffer"
                 )
+            elif found.answers.mixes:
+                self._warnings.append(
+                    f"student {architecture!r} answers a sample by the others of its batch too: "
+                    "its numbers depend on how many samples are measured or asked for at a time"
+                )
         return self._probes[architecture]
 
     def alone(self, architecture: str) -> rule.Alone:

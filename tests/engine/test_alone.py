@@ -125,6 +125,16 @@ def test_what_a_student_keeps_elsewhere_is_a_warning_and_goes_to_no_other_client
     assert apart([last], [replies[2]]) == 0  # as if there were no others
 
 
+def test_answers_that_hang_on_who_is_asked_together_are_a_warning():
+    nasty.add(nasty.STUDENTS["centred"])
+    replies, _ = performed("off")
+    (warning,) = replies[0].warnings
+    assert warning.startswith("student 'own' answers a sample by the others of its batch too")
+    nasty.add(nasty.STUDENTS["batch norm"])  # in training alone
+    replies, _ = performed("off")
+    assert not replies[0].warnings
+
+
 def test_activations_put_aside_are_no_warning():
     nasty.add(nasty.STUDENTS["remembering"])
     replies, _ = performed("on")
