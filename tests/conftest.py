@@ -25,6 +25,12 @@ def samples():
 
 
 @pytest.fixture(autouse=True, scope="session")
+def _one_thread():
+    """As a worker has; tests themselves run in several processes."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
 def _cache(tmp_path_factory):
     """What is remembered between runs is remembered for these tests alone."""
     with pytest.MonkeyPatch.context() as patch:

@@ -3,18 +3,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from fedkd.experiment import Experiment
 
 
 @pytest.fixture(autouse=True)
-def _no_kept_arrays_one_thread(monkeypatch):
+def _no_kept_arrays(monkeypatch):
     monkeypatch.setenv("FEDKD_CACHE", "")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

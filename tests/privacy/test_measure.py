@@ -26,7 +26,6 @@ SPACE = math.log2(100)  # two digits, or two labels of ten classes
 def text(tmp_path_factory):
     """A function that makes a small experiment on text with canaries, and its data."""
     place = tmp_path_factory.mktemp("texts")
-    torch.set_num_threads(1)  # as a worker has
 
     def make(*overrides):
         experiment = texts.small(place, *LINES, *overrides)

@@ -25,7 +25,6 @@ SENDERS = ["dsfl", "fedmd", "knfu", "ktpfl", "swing", "uniform"]
 def text(tmp_path_factory):
     """A function that makes a small experiment on text."""
     place = tmp_path_factory.mktemp("texts")
-    torch.set_num_threads(1)  # as a worker has
     return lambda *overrides: texts.small(place, *overrides)
 
 

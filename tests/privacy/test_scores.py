@@ -19,7 +19,6 @@ PLANTED = ("canary.secrets=2", "canary.repeats=[4]", "canary.public=exact")
 def scored(tmp_path_factory):
     """A function that gives the data of a small experiment on text, and its scores."""
     place = tmp_path_factory.mktemp("texts")
-    torch.set_num_threads(1)  # as a worker has
 
     def make(how, *overrides):
         wanted = (*PLANTED, "release.tau_max=9", f"release.scores={how}", *overrides)

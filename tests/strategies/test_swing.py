@@ -45,7 +45,6 @@ def table():
 @pytest.fixture
 def learnt(table):
     """What the student says of every item after it has learned from released teachers."""
-    torch.set_num_threads(1)  # as a worker has
 
     def learn(teachers, *overrides, epochs=400, lr=0.1, optimiser="adam"):
         experiment = Experiment.from_toml(

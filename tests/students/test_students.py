@@ -32,7 +32,6 @@ def norms(name):
 
 @pytest.fixture(autouse=True)
 def _zoo(monkeypatch):
-    torch.set_num_threads(1)
     for name in ZOO:
         monkeypatch.setitem(registry._added, ("students", name), getattr(zoo, name))
 
