@@ -3,7 +3,10 @@
 import json
 import os
 import select
+from collections.abc import Iterable
 from pathlib import Path
+
+import pytest
 
 from fedkd import Observer
 
@@ -105,3 +108,8 @@ def forget_files(folder):
     rounds = file.with_name("rounds.jsonl")
     there = len(rounds.read_text().splitlines()) if rounds.is_file() else 0
     file.write_text(json.dumps(summary | {"rounds": there}))
+
+
+def sampled(names: Iterable[str], *quick: str):
+    """All ``names`` as parameters of a test; those that are not ``quick`` are slow."""
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]

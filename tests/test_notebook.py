@@ -12,6 +12,7 @@ TEXT = (Path(__file__).parent.parent / "docs" / "notebook.md").read_text()
 CODE = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 
 
+@pytest.mark.slow
 def test_the_code_of_the_page_runs_as_it_stands(tmp_path, capsys):
     names = {}
     for number, block in enumerate(CODE):

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lines import SMALL, Killed, KilledAfter, Told, measured
+from lines import SMALL, Killed, KilledAfter, Told, measured, sampled
 from torch import nn
 
 from fedkd import Experiment, FedkdError, Observer, Run, checkpoint, interrupt, registry, run
@@ -23,7 +23,7 @@ from fedkd.interrupt import Interrupted
 from fedkd.training import fit
 
 
-@pytest.mark.parametrize("name", registry.names("strategies"))
+@pytest.mark.parametrize("name", sampled(registry.names("strategies"), "fedgkt", "fml", "knfu"))
 @pytest.mark.parametrize("how", ["killed after round 3", "interrupted at the end of round 3"])
 def test_a_run_that_was_ended_ends_with_the_numbers_it_would_have_had(
     name, how, small, tmp_path, monkeypatch

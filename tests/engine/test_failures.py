@@ -249,6 +249,7 @@ def elsewhere(engine, experiment, shares, warnings):
     return Actors(experiment, shares, warnings.append)
 
 
+@pytest.mark.slow
 @LINUX
 def test_a_client_that_costs_its_worker_twice_is_left_out_and_no_other(small, healthy):
     warnings, counts = [], []

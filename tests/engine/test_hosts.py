@@ -68,6 +68,7 @@ def everything(done):
     return measured(done), done.releases, done.exposures, done.partition
 
 
+@pytest.mark.slow
 @LINUX
 def test_killed_workers_change_no_number_of_a_run_that_began_elsewhere(small, tmp_path):
     """Begun inline and killed, resumed in worker processes, which are killed in mid-round."""
@@ -127,6 +128,7 @@ def underway(tmp_path, small):
         process.kill()
 
 
+@pytest.mark.slow
 @LINUX
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_leaves_a_readable_folder_and_no_process(underway, tmp_path, number):

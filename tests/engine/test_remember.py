@@ -243,6 +243,7 @@ def test_the_same_step_in_another_round_or_phase_or_again_is_another_training(sm
     assert trained == {"plain": 4}
 
 
+@pytest.mark.slow
 def test_methods_with_terms_of_their_own_are_as_ever(small, tmp_path, trained):
     for name in ("fedprox", "fml", "ditto", "feddistill"):
         overrides = [f"strategy.name={name}", "rounds=2"]

@@ -60,7 +60,8 @@ def test_what_is_written_is_what_runs_go_by():
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"cuda": {"dense": {"fit": "x"}}}'])
-def test_a_broken_file_is_one_line_that_says_what_mends_it(text, tmp_path):
+def test_a_broken_file_is_one_line_that_says_what_mends_it(text, tmp_path, monkeypatch):
+    monkeypatch.setattr(tune, "seconds", lambda *_: 1.0)
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / rule.TUNED).write_text(text)
     with pytest.raises(FedkdError, match="run fedkd tune again"):
@@ -71,7 +72,8 @@ def test_a_broken_file_is_one_line_that_says_what_mends_it(text, tmp_path):
     assert rule.limits()["cuda"] == rule.LIMITS["cuda"]
 
 
-def test_the_command_prints_and_writes(capsys, tmp_path):
+def test_the_command_prints_and_writes(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(tune, "seconds", lambda *_: 1.0)
     with pytest.raises(SystemExit) as ended:
         main(["tune"])
     assert not ended.value.code

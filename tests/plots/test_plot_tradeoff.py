@@ -226,6 +226,7 @@ def test_every_arm_has_a_name_that_overlaps_no_other_and_no_other_marker(tmp_pat
     assert not any(box.contains(*point) for box in boxes for point in where)
 
 
+@pytest.mark.slow
 def test_names_stay_inside_the_axes_and_far_ones_are_tied_to_their_points(tmp_path):
     figure = draw(many(tmp_path))
     figure.draw_without_rendering()

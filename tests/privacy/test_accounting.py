@@ -514,6 +514,7 @@ def test_how_many_records_a_client_has_is_not_hidden():
     assert batches == {64: 2, 65: 3}
 
 
+@pytest.mark.slow
 def test_the_training_of_a_whole_group_of_records():
     steps = [PrivateSteps(4.0, 0.05, 50)]
     found = [training_epsilon(steps, DELTA, group) for group in (1, 2, 4)]

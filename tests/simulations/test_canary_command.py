@@ -197,6 +197,7 @@ def tiny(tmp_path):
 ARMS = ("canary", "tiny.toml", "--arms", "clean,fkd,swing", "--jobs", "1", "--out", "all")
 
 
+@pytest.mark.slow
 def test_every_arm_of_a_tiny_experiment_runs(fedkd, tiny, tmp_path):
     code, out, err = fedkd("canary", "tiny.toml", "--jobs", "1", "--out", "all")
     assert code == 0, err

@@ -168,6 +168,7 @@ def test_more_comparisons_widen_each_interval():
     assert judge(claim(others=("b", "b")), runs)[0].effect.low < alone.low
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rule", "margin", "others"),
     [("better", 0.0, "b"), ("better", 0.0, "bcde"), ("not worse", 0.02, "b"), ("level", 0.02, "b")],
@@ -273,6 +274,7 @@ def test_an_inner_best_is_found_refuted_and_left_open():
     assert said(of, along({5: 0.7, 10: 0.8})) == "not run"
 
 
+@pytest.mark.slow
 def test_the_best_inner_label_of_noise_is_no_finding():
     of = claim("interior")
     labels = [1, 2, 5, 10, 20, "never"]

@@ -5,6 +5,7 @@ import torch
 from lines import measured
 
 from fedkd import run
+from fedkd.caveats import LOCAL_TRAINING
 from fedkd.distillation.targets import sharpen
 from fedkd.work import CrossEntropy, Proximal, Reply, Soft
 from strategies.base import Replies
@@ -111,6 +112,7 @@ CHOICES = [
 ]
 
 
+@pytest.mark.slow
 def test_every_choice_of_knfu_runs_and_changes_the_numbers(each_changes_the_numbers):
     base = ("strategy.name=knfu", "strategy.beta=1", "data.alpha=1", "rounds=3")
     each_changes_the_numbers(base, CHOICES)
@@ -131,6 +133,13 @@ def test_knfu_warns_once_when_it_leaves_clients_to_themselves(small, tmp_path):
     warnings = [text for line in done.rounds for text in line.get("warnings", [])]
     assert len(warnings) == 1
     assert "leaves clients to themselves" in warnings[0]
+
+
+def test_knfu_warns_where_one_client_a_round_has_nobody_to_fuse_with(small, tmp_path):
+    done = run(small("participation=0.25", "rounds=5", "strategy.name=knfu"), tmp_path / "run")
+    (line,) = done.warning_lines
+    assert line["about"] == LOCAL_TRAINING
+    assert "raise participation = 0.25 or data.clients = 4" in line["message"]
 
 
 def test_knfu_records_what_its_weights_amount_to(small, tmp_path):

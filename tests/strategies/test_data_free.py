@@ -335,6 +335,7 @@ def test_a_client_that_returns_nan_is_left_out(name, small, tmp_path, monkeypatc
     assert all(math.isfinite(line["own_loss"]) for line in healthy)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "option",
     [

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from lines import measured
+from lines import measured, sampled
 
 from fedkd import FedkdError, check, registry, run
 from fedkd.engine.host import HostGrid
@@ -34,14 +34,14 @@ def test_two_rounds_on_digits_measure_every_client_at_both_stages(name, small, t
     assert summary["own_accuracy_mean_local"] > 0.3
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", sampled(ALL, "fedgkt", "fml", "knfu"))
 def test_the_same_command_twice_gives_the_same_lines(name, small, tmp_path):
     experiment = small(f"strategy.name={name}")
     once, again = (measured(run(experiment, tmp_path / side)) for side in "ab")
     assert once == again
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", sampled(ALL, "fedavg", "fedgkt", "knfu"))
 def test_the_order_in_which_clients_finish_does_not_matter(name, small, tmp_path, monkeypatch):
     experiment = small(f"strategy.name={name}", "seed=3")
     straight = measured(run(experiment, tmp_path / "straight"))
@@ -54,7 +54,7 @@ def test_the_order_in_which_clients_finish_does_not_matter(name, small, tmp_path
     assert measured(run(experiment, tmp_path / "backwards")) == straight
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", sampled(ALL, "fedavg", "knfu"))
 def test_another_seed_gives_other_numbers(name, small, tmp_path):
     runs = [
         run(small(f"strategy.name={name}", f"seed={seed}"), tmp_path / str(seed)) for seed in (0, 1)
@@ -100,7 +100,7 @@ def test_a_method_that_needs_a_transfer_set_says_so(name, small):
         check(small(f"strategy.name={name}", "data.transfer.size=0"))
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", sampled(ALL, "fedavg", "fedd2s", "fml", "knfu"))
 def test_who_does_not_take_part_is_unchanged_bit_for_bit(name, small, tmp_path, monkeypatch):
     experiment = small(f"strategy.name={name}", "participation=0.5", "rounds=1")
     workers = []
@@ -137,6 +137,7 @@ def test_a_strategy_may_stop_the_run(small, tmp_path):
     assert done.summary["rounds"] == 1
 
 
+@pytest.mark.slow
 def test_measuring_less_often_changes_no_other_number(small, tmp_path):
     often = run(small("rounds=4"), tmp_path / "often")
     seldom = run(small("rounds=4", "evaluate_every=3"), tmp_path / "seldom")
@@ -152,10 +153,7 @@ def test_a_client_that_changed_while_nobody_measured_is_measured_again(small, tm
     assert seldom.rounds[-1]["own_loss_mean"] == often.rounds[-1]["own_loss_mean"]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [n if n in ("fedavg", "fedgkt") else pytest.param(n, marks=pytest.mark.slow) for n in ALL],
-)
+@pytest.mark.parametrize("name", sampled(ALL, "fedavg", "fedgkt"))
 def test_validation_samples_are_measured_at_both_stages_and_beside_the_others(
     name, small, tmp_path
 ):

@@ -18,6 +18,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from flwr.app import ConfigRecord, Error, Message, RecordDict
+from lines import sampled
 
 from fedkd import Experiment, FedkdError, Run, registry, run
 from fedkd.engine.host import HostGrid
@@ -27,6 +28,7 @@ from fedkd.shapes import Sizes
 from fedkd.work import Codec, decode
 
 ALL = registry.names("strategies")
+FEW = ("fedavg", "fedgkt", "knfu", "local")
 TINY = """
 name = "tiny"
 evaluate_every = 2
@@ -377,7 +379,7 @@ QUICK = {
 # --- every method, every fault --------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", sampled(ALL, *FEW))
 def test_every_faulty_reply_is_left_out_and_the_round_goes_on(name):
     """A fault a round, of one client."""
     made = list(faults().items())
@@ -401,11 +403,7 @@ def test_every_faulty_reply_is_left_out_and_the_round_goes_on(name):
     assert math.isfinite(lines[-1]["own_loss_mean"])
 
 
-FEW = ("fedavg", "fedgkt", "knfu", "local")
-EACH = [name if name in FEW else pytest.param(name, marks=pytest.mark.slow) for name in ALL]
-
-
-@pytest.mark.parametrize("name", EACH)
+@pytest.mark.parametrize("name", sampled(ALL, *FEW))
 def test_the_others_numbers_are_as_if_a_faulty_client_had_not_replied(name, tmp_path):
     experiment = tiny(name, "rounds=2")
     fault = METRICS["a loss of NaN"] if name == "local" else on_array(ARRAY["1e30"], 0)
@@ -424,7 +422,7 @@ def _plain(lines):
     return [{key: value for key, value in line.items() if key not in out} for line in lines]
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", sampled(ALL, *FEW))
 def test_any_subset_may_be_left_out_in_any_round(name, tmp_path):
     """Nobody can be used, then all, then one alone, then nobody again, then another alone."""
     one, another = dict.fromkeys((0, 2), gone), dict.fromkeys((1, 2), gone)

@@ -192,6 +192,7 @@ CHOICES = [
 ]
 
 
+@pytest.mark.slow
 def test_every_choice_runs_and_changes_the_numbers(each_changes_the_numbers):
     each_changes_the_numbers((*D2S, "rounds=3", "strategy.rounds_per_drop=1"), CHOICES)
 

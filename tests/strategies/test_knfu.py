@@ -2,10 +2,7 @@
 
 import pytest
 import torch
-from lines import SMALL
 
-from fedkd import Experiment, run
-from fedkd.caveats import LOCAL_TRAINING, UNIFORM_FUSION
 from fedkd.distillation.targets import mix, soften
 from strategies.knfu import effectiveness, estimated_distribution
 
@@ -102,18 +99,3 @@ def test_the_histogram_counts_the_most_likely_class():
 def test_clipping_keeps_weights_finite_where_a_class_is_never_believed():
     epds = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
     assert torch.isfinite(effectiveness(epds, 10.0)).all()
-
-
-LIMITS = [
-    ("strategy.beta=1e6", LOCAL_TRAINING),
-    ("participation=0.25", LOCAL_TRAINING),
-    ("strategy.beta=1e-6", UNIFORM_FUSION),
-    ("strategy.beta=30", None),
-]
-
-
-@pytest.mark.parametrize(("override", "limit"), LIMITS)
-def test_a_run_that_fuses_no_more_than_one_of_its_limits_warns_of_it(override, limit, tmp_path):
-    settings = ("data.partition=dirichlet", "data.alpha=0.1", "student.width=0.2", override)
-    done = run(Experiment.from_toml(SMALL, settings), tmp_path / "run")
-    assert [line["about"] for line in done.warning_lines] == ([limit] if limit else [])

@@ -359,6 +359,7 @@ def test_only_the_coefficients_of_those_present_move(play, labels):
 # --- all of them ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "option"),
     [
@@ -419,6 +420,7 @@ def test_students_may_differ_where_parameters_of_the_own_are_not_averaged(name, 
     assert done.rounds[-1]["left_out"] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ditto", "fml", "feddf", "ktpfl"])
 def test_a_resumed_run_ends_with_the_numbers_it_would_have_had(name, small, tmp_path):
     model = ["strategy.shared_model=cnn2"] if name == "fml" else []

@@ -198,6 +198,7 @@ def done(small):
     return make
 
 
+@pytest.mark.slow
 def test_one_teacher_is_approached_by_a_student_that_learns_long(small, done):
     overrides = ["data.clients=1", "strategy.tau=1", "rounds=1", "training.local_epochs=20"]
     apart = []
@@ -236,6 +237,7 @@ def test_the_student_goes_on_from_round_to_round(small, tmp_path):
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("base", "choices"),
     [
@@ -258,6 +260,7 @@ def test_every_option_changes_the_numbers(base, choices, each_changes_the_number
     each_changes_the_numbers([SWING, *base], choices)
 
 
+@pytest.mark.slow
 def test_heat_makes_labels_flat_and_the_base_student_with_them(small, done):
     flat = []
     for overrides in ([], HEATED, [*HEATED, "strategy.student_temperature=same"]):

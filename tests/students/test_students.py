@@ -92,6 +92,7 @@ def test_the_same_key_gives_the_same_student_and_another_key_another(name):
     assert not state_equal(student(name), student(name, seed_key=8))
 
 
+@pytest.mark.slow
 def test_initialisation_is_the_same_in_another_process():
     here = student("cnn2").state_dict()["fc1.1.weight"]
     script = (
