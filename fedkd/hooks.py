@@ -36,6 +36,10 @@ HOOKS: dict[str, tuple[str, ...]] = {
 """What each hook is given."""
 KEPT = "tensors, numbers, strings, True, False, None, and lists, tuples and dictionaries of them"
 """What a strategy may keep on itself: what a checkpoint can hold."""
+CHANGEABLE = (Tensor, dict, list, set, tuple, int, float, str, bool, type(None))
+"""What is watched of a class."""
+LARGEST_WHOLE = 2**63
+"""Whole numbers of a line are less than this, as tables cannot hold larger ones."""
 DEEPEST = 30
 """Lists and dictionaries that may lie in one another."""
 
@@ -174,15 +178,28 @@ def _check_json(value: Any, place: str, depth: int) -> None:
                     f"returned {where}a dictionary with the key {brief(name)}; "
                     "allowed: keys that are strings"
                 )
+            _check_text(name, f"{where}a dictionary with the key ")
             _check_json(item, f"{place}.{name}" if place else name, depth + 1)
     elif isinstance(value, list | tuple):
         for number, item in enumerate(value):
             _check_json(item, f"{place}[{number}]", depth + 1)
-    elif value is not None and not isinstance(value, bool | int | float | str):
+    elif isinstance(value, str):
+        _check_text(value, where)
+    elif type(value) is int and abs(value) >= LARGEST_WHOLE:
+        raise FedkdError(
+            f"returned {where}a whole number of {value.bit_length()} bits; allowed: up to 63 bits, "
+            "or a float()"
+        )
+    elif value is not None and not isinstance(value, bool | int | float):
         raise FedkdError(
             f"returned {where}{brief(value)}; allowed: numbers, strings, True, False, None, and "
             "lists and dictionaries of them (of a tensor, .tolist() or float())"
         )
+
+
+def _check_text(text: str, where: str) -> None:
+    if not text.isascii() and text.encode(errors="ignore").decode() != text:
+        raise FedkdError(f"returned {where}{brief(text)}, which is no text that can be written")
 
 
 # --- what a strategy keeps ------------------------------------------------------------------
@@ -194,6 +211,38 @@ class Keeping:
     def __init__(self, fixed: Collection[str]) -> None:
         self.fixed = fixed
         self._checked: dict[str, type] = {}
+        self._shared: dict[str, Any] = {}
+
+    def begin(self, strategy: type, base: type) -> None:
+        """Note what the classes of a strategy hold, up to ``base``: see :meth:`check_classes`."""
+        own = strategy.__mro__[: strategy.__mro__.index(base)]
+        self._classes = [kind for kind in own if kind.__module__ != base.__module__]
+        self._shared = self._held()
+
+    def check_classes(self) -> None:
+        """Refuse what has changed in a class, which all its strategies share.
+
+        Raises
+        ------
+        FedkdError
+            One line naming the class and the attribute: no checkpoint has it.
+        """
+        now = self._held()
+        for name in now:
+            if name not in self._shared or self._shared[name] != now[name]:
+                _, _, attribute = name.partition(".")
+                raise FedkdError(
+                    f"{name} has changed, an attribute of the class: no checkpoint has it, and the "
+                    f"next run would begin with it; begin with self.{attribute} = ... in setup"
+                )
+
+    def _held(self) -> dict[str, Any]:
+        return {
+            f"{kind.__name__}.{name}": trace(value)
+            for kind in self._classes
+            for name, value in vars(kind).items()
+            if isinstance(value, CHANGEABLE) and not name.startswith("__")
+        }
 
     def check(self, attributes: Mapping[str, Any], deeply: bool = False) -> None:
         """Refuse what no checkpoint can hold.
@@ -215,6 +264,17 @@ class Keeping:
                 continue
             _check_kept(value, f"self.{name}", 0)
             self._checked[name] = type(value)
+
+
+def trace(value: Any) -> Any:
+    """What a value is now, told by identity and version of arrays: whether it was touched."""
+    if isinstance(value, Tensor):
+        return id(value), None if value.is_inference() else value._version
+    if isinstance(value, dict):
+        return {key: trace(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [trace(item) for item in value]
+    return repr(value)
 
 
 def check_state(state: Any) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from fedkd import registry, students
 from fedkd.distillation.objectives import traits
 from fedkd.distillation.targets import check_probabilities
 from fedkd.errors import FedkdError, brief, nearest
+from fedkd.experiment import MOST_EPOCHS
 from fedkd.privacy.release import applies
 from fedkd.replies import COHORT, DP, bounded
 from fedkd.shapes import Shapes, Student, rows_of
@@ -72,6 +73,10 @@ DTYPES = {
     *(torch.complex64, torch.complex128),
 }
 """What the tensors of a message may be of."""
+MOST_STEPS = 10_000_000
+"""Of one fit."""
+TESTED_ON = ("own", "common")
+"""Sources that students are tested on."""
 KEY_OF = {
     "transfer": "data.transfer.size",
     "common": "data.test.common",
@@ -130,9 +135,13 @@ def _of(kinds: tuple[type, ...]) -> str:
 
 NUMBER = Allowed(_number, "a finite number")
 POSITIVE = Allowed(lambda value: _number(value) and value > 0, "a number above 0")
-AT_LEAST_0 = Allowed(lambda value: _number(value) and value >= 0, "a number of at least 0")
-COUNT = Allowed(
-    lambda value: type(value) is int and 0 <= value < 2**63, "a whole number of at least 0"
+EPOCHS = Allowed(
+    lambda value: _number(value) and 0 <= value <= MOST_EPOCHS,
+    f"a number from 0 to {MOST_EPOCHS:,}",
+)
+STEPS_OF_A_FIT = Allowed(
+    lambda value: type(value) is int and 0 <= value <= MOST_STEPS,
+    f"a whole number from 0 to {MOST_STEPS:,}",
 )
 FLAG = Allowed(lambda value: type(value) is bool, "True or False")
 NAME = Allowed(lambda value: type(value) is str and value != "", "a name")
@@ -215,8 +224,8 @@ FIELDS: dict[type, dict[str, Allowed]] = {
             ),
             f"a tuple of terms ({_of(TERMS)}), as in (CrossEntropy(),)",
         ),
-        "epochs": _or_none(AT_LEAST_0),
-        "min_steps": _or_none(COUNT),
+        "epochs": _or_none(EPOCHS),
+        "min_steps": _or_none(STEPS_OF_A_FIT),
         "lr": _or_none(POSITIVE),
         "part": NAMES,
         "key": NAME,
@@ -302,6 +311,56 @@ class Seen:
         self._held.clear()
 
 
+class Given:
+    """Arrays as they were when a hook returned them: a step holds them until it is sent."""
+
+    def __init__(self) -> None:
+        self._arrays: dict[int, tuple[Tensor, int]] = {}
+        self._groups: dict[int, tuple[dict[str, Tensor], list[int]]] = {}
+
+    def add(self, thing: Any) -> None:
+        """Note the arrays of a step, and refuse one that has been written to since it was noted."""
+        if isinstance(thing, Tensor):
+            _, version = self._arrays.setdefault(id(thing), (thing, _version(thing)))
+            if version != _version(thing):
+                raise _overwritten()
+        elif isinstance(thing, dict):
+            _, now = self._groups.setdefault(id(thing), (thing, [*map(id, thing.values())]))
+            if now != [*map(id, thing.values())]:
+                raise _overwritten()
+            for item in thing.values():
+                self.add(item)
+        elif is_dataclass(thing):
+            for item in vars(thing).values():
+                self.add(item)
+        elif isinstance(thing, list | tuple):
+            for item in thing:
+                self.add(item)
+
+    def check(self) -> None:
+        """Refuse what has been written to since it was noted."""
+        if any(version != _version(array) for array, version in self._arrays.values()) or any(
+            now != [*map(id, group.values())] for group, now in self._groups.values()
+        ):
+            raise _overwritten()
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._arrays.clear()
+        self._groups.clear()
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _overwritten() -> FedkdError:
+    return FedkdError(
+        "an array of these steps was written to after it had been given to another client or step, "
+        "which would get the new values too; give each an array of its own (.clone())"
+    )
+
+
 class Checker:
     """Checks steps; what it has seen once in a phase, it does not look through again."""
 
@@ -309,11 +368,23 @@ class Checker:
         self.shapes = shapes
         self._known: set[int] = set()
         self._seen = Seen()
+        self._given = Given()
 
     def begin(self) -> None:
         """Begin a phase: arrays of the one before may be freed, and their ids given to others."""
         self._known.clear()
         self._seen.clear()
+        self._given.clear()
+
+    def end(self) -> None:
+        """End a phase, before its steps are sent.
+
+        Raises
+        ------
+        FedkdError
+            An array of a step is no longer what it was when its hook returned it.
+        """
+        self._given.check()
 
     def check(self, hook: str, steps: Sequence[Step], client: int, models: dict[str, str]) -> None:
         """Refuse steps that ``client`` could not do, or that would not do what they say.
@@ -337,6 +408,7 @@ class Checker:
             if known is None or known not in self._known:
                 with about(f"step {number}"):
                     self._check(hook, step, client, models)
+                    self._given.add(step)
                 if known is not None:
                     self._known.add(known)
             if isinstance(step, Hold):

@@ -301,9 +301,13 @@ def evaluate(student: nn.Sequential, samples: Samples, seed: int = 0) -> dict[st
 
 
 def quality(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """What :func:`evaluate` says of logits ``(K, C)`` and labels ``(K,)``."""
+    """What :func:`evaluate` says of logits ``(K, C)`` and labels ``(K,)``.
+
+    An answer in which there is a NaN is wrong, whatever class comes first.
+    """
+    right = (logits.argmax(1) == labels) & ~logits.isnan().any(1)
     return {
-        "accuracy": float((logits.argmax(1) == labels).double().mean()),
+        "accuracy": float(right.double().mean()),
         "loss": float(F.cross_entropy(logits.double(), labels)),
         "ece": float(expected_calibration_error(logits.softmax(1), labels)),
     }
@@ -318,7 +322,7 @@ def _evaluate_tokens(student: nn.Sequential, inputs: Tensor, labels: Tensor) -> 
         logits, said = logits[there], said[there]
         norms = logits.logsumexp(1)
         best, predicted = logits.max(1)
-        hits.append(predicted == said)
+        hits.append((predicted == said) & ~norms.isnan())
         losses.append(norms - logits.gather(1, said[:, None])[:, 0])
         confidences.append((best - norms).exp())
     hit = torch.cat(hits)
@@ -545,39 +549,43 @@ class Loss:
         if isinstance(term, CrossEntropy | Soft) and term.through is not None:
             self.cut = term.through.cut
             # Copies: batch statistics among them are written to.
-            given = term.through.parameters.items()
-            self.head = {name: value.to(device, copy=True) for name, value in given}
+            given = term.through.parameters
+            self.head = {name: value.to(device, copy=True) for name, value in given.items()}
         if self.cut is not None:
             self.above = student[cut_index(student, self.cut) :]
         if isinstance(term, CrossEntropy | Soft) and term.through is not None:
-            missing = self.above.state_dict().keys() ^ self.head.keys()
+            state = self.above.state_dict()
+            missing = state.keys() ^ self.head.keys()
             if missing:
                 raise FedkdError(
                     f"Head: its parameters are not those of the blocks above {self.cut!r}: "
                     f"{min(missing)} is in one of them only"
                 )
+            self.head = {name: value.to(state[name].dtype) for name, value in self.head.items()}
         if isinstance(term, Soft):
             if isinstance(term.targets, str):
                 raise FedkdError(
                     f"Soft: the student {term.targets!r} was not asked for its targets"
                 )
             self.objective: Objective = registry.load("objectives", term.objective)
-            self.targets = term.targets.to(device)
+            # Logits are single precision, whatever a method has computed in.
+            self.targets = term.targets.to(device, torch.float32)
             self._check(term, samples)
             self.tau: float | Tensor = term.temperature
             if isinstance(self.tau, Tensor):
-                self.tau = self.tau.to(device)[:, None]
+                self.tau = self.tau.to(device, torch.float32)[:, None]
             self.among = None if term.among is None else term.among.to(device)
-            self.weights = None if term.row_weights is None else term.row_weights.to(device)
+            weights = term.row_weights
+            self.weights = None if weights is None else weights.to(device, torch.float32)
             self.squared = term.tau_squared and traits(self.objective).tau_squared
             if term.reach:
                 self._reach = [n for n in part_names(student, term.reach) if n in learning]
         elif isinstance(term, Prototype):
-            self.targets = term.targets.to(device)
+            self.targets = term.targets.to(device, torch.float32)
         elif isinstance(term, Proximal):
             anchor = term.anchor or {}
             self.anchor = {
-                name: anchor.get(name, parameter).detach().to(device, copy=True)
+                name: anchor.get(name, parameter).detach().to(device, parameter.dtype, copy=True)
                 for name, parameter in learning.items()
             }
         if isinstance(term, Soft | Prototype):

@@ -45,16 +45,17 @@ from fedkd.hooks import (
     blaming,
     check_hooks,
     check_state,
+    trace,
 )
 from fedkd.privacy.public import Public
 from fedkd.privacy.release import over_classes
 from fedkd.privacy.watch import Watch
-from fedkd.random import generator, key
+from fedkd.random import generator, global_draws, key
 from fedkd.replies import COHORT, Contract, Unreadable, read
 from fedkd.results import spread
 from fedkd.server import ServerStudents
 from fedkd.shapes import Shapes, Sizes, architectures, rows_of
-from fedkd.steps import MEASURED, TESTS, Checker, check_keys
+from fedkd.steps import MEASURED, TESTED_ON, TESTS, Checker, check_keys
 from fedkd.work import (
     Assignment,
     Codec,
@@ -247,6 +248,7 @@ class KnowledgeStrategy(Strategy):
         self._held: dict[int, dict[str, str]] = {}  # architectures of students beside the own
         self._fixed = {*vars(self), "_fixed", "_keeping"} - OWN_STATE
         self._keeping = Keeping(self._fixed)
+        self._keeping.begin(type(self), KnowledgeStrategy)
         with blaming(str, f"strategy {experiment.strategy.name!r}"):
             check_hooks(self)
         for hook in ("setup_server", "setup"):
@@ -439,7 +441,7 @@ class KnowledgeStrategy(Strategy):
     def _traced(self) -> dict[str, Any]:
         """What the method keeps, told by identity and version: whether it was touched."""
         kept = vars(self).keys() - self._fixed - OWN_STATE
-        return {name: _trace(vars(self)[name]) for name in kept}
+        return {name: trace(vars(self)[name]) for name in kept}
 
     def state(self) -> dict[str, Any]:
         """All that later rounds depend on, for a checkpoint.
@@ -487,6 +489,8 @@ class KnowledgeStrategy(Strategy):
             assignments.append(
                 self._assignment(client, server_round, "learn", steps, (*trial, *measure))
             )
+        with blaming(self._where, "learn", server_round):
+            self._checker.end()
         return self._messages(grid, "train", server_round, assignments)
 
     def aggregate_train(
@@ -540,6 +544,8 @@ class KnowledgeStrategy(Strategy):
                 fused |= {} if labels is None else {client: labels}
             if steps or trial:
                 assignments.append(self._assignment(client, server_round, "receive", steps, trial))
+        with blaming(self._where, "receive", server_round):
+            self._checker.end()
         self._privacy.fused(fused)
         return self._messages(grid, "evaluate", server_round, assignments)
 
@@ -563,6 +569,7 @@ class KnowledgeStrategy(Strategy):
                     self._latest[client] = found
                     break
         self._changed = unknown
+        self._watch_losses(server_round)
         self._line |= _averages(self._latest.values())
         self._line["local"] = _averages(self._measured["local"].values())
         return MetricRecord({k: v for k, v in self._line.items() if isinstance(v, float)})
@@ -602,9 +609,12 @@ class KnowledgeStrategy(Strategy):
             self._line["seconds_clients"] = 0.0
             self._measured = {"local": {}, "fused": {}}
             self._privacy.begin(round)
-            messages = list(self.configure_train(round, nothing, config, grid))
-            self.aggregate_train(round, grid.send_and_receive(messages, timeout=timeout))
-            messages = list(self.configure_evaluate(round, nothing, config, grid))
+            with self._draws(round, "train"):
+                messages = list(self.configure_train(round, nothing, config, grid))
+            replies = grid.send_and_receive(messages, timeout=timeout)
+            with self._draws(round, "fuse"):
+                self.aggregate_train(round, replies)
+                messages = list(self.configure_evaluate(round, nothing, config, grid))
             found = self.aggregate_evaluate(
                 round, grid.send_and_receive(messages, timeout=timeout) if messages else []
             )
@@ -616,13 +626,14 @@ class KnowledgeStrategy(Strategy):
             self._line |= {"train_loss_mean": sum(losses) / len(losses)} if losses else {}
             self._line["seconds"] = time.perf_counter() - begin
             # Before the lines are written: what it looks at is one of them.
-            with blaming(self._where, "stop", round):
+            with blaming(self._where, "stop", round), self._draws(round, "stop"):
                 stopping = as_decision(self.stop(round))
             if on_round is not None:
                 clients = self._client_lines(round)
                 on_round(self._line, {"clients": clients, **self._privacy.lines()})
             with blaming(str, f"strategy {name!r}, kept at the end of round {round}"):
                 self._keeping.check(vars(self), deeply=round == first_round)
+                self._keeping.check_classes()
             if round == first_round:
                 with blaming(self._where, "state"):
                     check_state(self.state())
@@ -752,6 +763,21 @@ class KnowledgeStrategy(Strategy):
             step = name.removeprefix(COHORT)
             together[step] = together.get(step, 0) + int(reply.metrics.pop(name))
 
+    def _watch_losses(self, round: int) -> None:
+        """Warn of students whose answers are no numbers, which accuracies hide."""
+        lost = [
+            client
+            for client, metrics in sorted(self._latest.items())
+            if any(name.endswith("_loss") and math.isnan(loss) for name, loss in metrics.items())
+        ]
+        if lost:
+            self.warn_once(
+                "diverged",
+                f"round {round}: {len(lost)} of {len(self._latest)} clients' students, client "
+                f"{lost[0]}'s for one, answer with NaN; such an answer counts as wrong, and as no "
+                "loss",
+            )
+
     def _leave_out(self, client: int, step: str, reason: str) -> None:
         self._line["left_out"].append({"client": client, "step": step, "reason": reason})
 
@@ -773,9 +799,13 @@ class KnowledgeStrategy(Strategy):
         given = [f"{name}={value}" for name, value in known.items() if value is not None]
         return f"strategy {self.experiment.strategy.name!r}, {hook}({', '.join(given)})"
 
+    def _draws(self, *purpose: int | str) -> global_draws:
+        """A context in which what hooks draw from global generators is the same in every run."""
+        return global_draws(key(self.experiment.seed, "hooks", *purpose))
+
     def _call(self, hook: str) -> None:
         """Call ``setup`` or ``setup_server``, whose complaints are about the experiment."""
-        with blamed(self._where(hook)):
+        with blamed(self._where(hook)), self._draws(hook):
             returned = getattr(self, hook)()
         with blaming(self._where, hook):
             as_nothing(returned)
@@ -794,7 +824,20 @@ class KnowledgeStrategy(Strategy):
                     architectures(self.experiment, client, self._held.get(client, {})) | models
                 )
                 self._checker.check(hook, steps, client, models)
+                self._watch_tests(hook, steps)
         return steps
+
+    def _watch_tests(self, hook: str, steps: tuple[Step, ...]) -> None:
+        """Warn of training on what students are tested on."""
+        for step in steps:
+            if isinstance(step, Fit):
+                for on in (step.on, *(getattr(term, "on", None) for term in step.terms)):
+                    if isinstance(on, str) and on in TESTED_ON:
+                        self.warn_once(
+                            f"trained on {on}",
+                            f"{hook} trains students on {on!r}, the samples that they are tested "
+                            "on: their accuracy there is not that on new samples",
+                        )
 
     def _assignment(
         self,
@@ -873,16 +916,6 @@ def _unlike_one_reply(client: int, replies: Sequence[Reply | Unreadable]) -> str
     if reply.client != client:
         return f"its reply says that it is of client {reply.client}"
     return reply.failure
-
-
-def _trace(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return id(value), None if value.is_inference() else value._version
-    if isinstance(value, dict):
-        return {key: _trace(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set):
-        return [_trace(item) for item in value]
-    return repr(value)
 
 
 def _failed(reply: Reply | Unreadable) -> bool:

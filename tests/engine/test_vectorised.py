@@ -1,5 +1,7 @@
 """Clients in a cohort compute what each computes alone."""
 
+from dataclasses import fields, is_dataclass, replace
+
 import pytest
 import torch
 from lines import measured
@@ -224,6 +226,32 @@ def test_every_term_is_as_alone(what):
     def steps(host, client):
         torch.manual_seed(client)
         return [TERMS[what](host, client)]
+
+    agree(steps)
+
+
+def in_double(thing):
+    """All arrays of floats in a term, in double precision."""
+    if isinstance(thing, torch.Tensor):
+        return thing.double() if thing.is_floating_point() else thing
+    if isinstance(thing, dict):
+        return {name: in_double(item) for name, item in thing.items()}
+    if isinstance(thing, tuple):
+        return tuple(map(in_double, thing))
+    if is_dataclass(thing):
+        given = {part.name: in_double(getattr(thing, part.name)) for part in fields(thing)}
+        return replace(thing, **given)
+    return thing
+
+
+IN_DOUBLE = ["reach", "prototypes", "near an anchor", "through a head of one's own"]
+
+
+@pytest.mark.parametrize("what", IN_DOUBLE)
+def test_what_a_method_computed_in_double_precision_is_learnt_from_all_the_same(what):
+    def steps(host, client):
+        torch.manual_seed(client)
+        return [in_double(TERMS[what](host, client))]
 
     agree(steps)
 

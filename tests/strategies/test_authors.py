@@ -1,11 +1,12 @@
 """A slip of a method's author is one line, when it is made: method, hook, step, what is allowed."""
 
+import random
 import re
 
 import numpy as np
 import pytest
 import torch
-from lines import SMALL
+from lines import SMALL, Killed, KilledAfter, measured
 from torch import nn
 
 from fedkd import Experiment, FedkdError, registry, run
@@ -703,3 +704,113 @@ def test_what_may_be_kept_comes_back_from_a_checkpoint(tmp_path, workers):
     found = {name: vars(other)[name] for name in kept}
     assert str(found) == str(kept)
     assert str(other.state()) == str(one.state())
+
+
+# --- what a hook does besides ---------------------------------------------------------------
+
+
+def played(place, *overrides, **hooks):
+    """A run of a strategy with some hooks."""
+    registry.register("strategies", "mine")(type("Mine", (KnowledgeStrategy,), hooks))
+    return run(small(*overrides), place)
+
+
+def drawn(self, round, *_):
+    return {"draws": [random.random(), float(np.random.rand()), float(torch.rand(()))]}
+
+
+def test_what_hooks_draw_is_the_same_in_every_run_and_in_one_that_goes_on(tmp_path):
+    def select(self, round):
+        return random.sample(range(4), 2)
+
+    hooks = {"select": select, "learn": learning(Fit(epochs=0.1)), "record": drawn}
+    registry.register("strategies", "mine")(type("Mine", (KnowledgeStrategy,), hooks))
+    experiment = small("rounds=4", "checkpoint_every=1")
+    once, again = (measured(run(experiment, tmp_path / side)) for side in "ab")
+    assert once == again
+    with pytest.raises(Killed):
+        run(experiment, tmp_path / "killed", observer=KilledAfter(2))
+    assert measured(run(experiment, tmp_path / "killed", resume=True)) == once
+    rounds = [tuple(line["participants"]) for line in once[0]]
+    draws = {draw for line in once[0] for draw in line["strategy"]["draws"]}
+    assert len({*rounds}) > 1
+    assert len(draws) == 12
+
+
+def test_drawing_in_a_hook_changes_no_other_draw(tmp_path):
+    plain = measured(played(tmp_path / "plain", learn=learning(Fit())))
+    other = measured(played(tmp_path / "other", learn=learning(Fit()), record=drawn))
+    for line in other[0]:
+        del line["strategy"]
+    assert other == plain
+
+
+@pytest.mark.parametrize("alike", ["tensor", "dictionary"])
+def test_an_array_that_is_written_to_between_two_clients_is_refused(alike, complaint):
+    weights = torch.zeros(10)
+    held = {"head.bias": weights}
+
+    def learn(self, round, client):
+        if alike == "tensor":
+            weights.add_(1)
+            return [Load({"head.bias": weights}), Fit()]
+        held["head.bias"] = torch.full((10,), float(client))
+        return [Load(held), Fit()]
+
+    line = complaint(learn=learn)
+    assert re.search(r"learn\(round=1.*an array of these steps was written to after", line)
+
+
+def test_what_a_class_keeps_is_refused(complaint):
+    def fuse(self, round, replies):
+        self.history.append(round)
+
+    line = complaint(learn=learning(Fit(epochs=0)), fuse=fuse, history=[])
+    assert "Mine.history has changed, an attribute of the class" in line
+    assert "self.history = ... in setup" in line
+
+
+@pytest.mark.parametrize(
+    ("value", "line"),
+    [
+        (10**400, r"whole number of 1329 bits; allowed: up to 63 bits"),
+        ("\ud800", r"no text that can be written"),
+        ({"\ud800": 1}, r"the key .* no text that can be written"),
+    ],
+)
+def test_a_record_is_what_tables_can_hold(value, line, complaint):
+    found = complaint(learn=learning(Fit(epochs=0)), record=lambda self, *_: {"mine": value})
+    assert re.search(rf"record\(round=1\): returned .*{line}", found)
+
+
+@pytest.mark.parametrize("wrong", [{"epochs": 1e9}, {"min_steps": 10**12}, {"epochs": -1}])
+def test_a_fit_ends_in_a_lifetime(wrong, complaint):
+    line = complaint(learn=learning(Fit(**wrong)))
+    assert re.search(r"(epochs|min_steps) = .* is not allowed; .* from 0 to", line)
+
+
+@pytest.mark.parametrize(
+    "hooks",
+    [
+        {"learn": learning(Fit("own"))},
+        {"learn": learning(Fit("private", (CrossEntropy(), CrossEntropy(on="common"))))},
+        {"learn": learning(Fit(epochs=0)), "deploy": learning(Fit("own"))},
+    ],
+)
+def test_training_on_what_students_are_tested_on_is_a_warning(hooks, tmp_path):
+    done = played(tmp_path / "run", "rounds=1", **hooks)
+    assert [line for line in done.warnings if "the samples that they are tested on" in line]
+
+
+def test_answers_that_are_no_numbers_are_wrong_and_a_warning(tmp_path):
+    """Not the first class, as argmax has it."""
+
+    def receive(self, round, client):
+        return [Load({"head.bias": torch.full((10,), float("nan"))})] if client == 1 else []
+
+    learn = learning(Fit(epochs=0))
+    done = played(tmp_path / "run", "rounds=1", learn=learn, receive=receive)
+    (line,) = [a for a in done.clients if a["client"] == 1 and a["stage"] == "fused"]
+    assert line["own_accuracy"] == line["common_accuracy"] == 0
+    (warning,) = [text for text in done.warnings if "answer with NaN" in text]
+    assert "1 of 4 clients' students, client 1's for one" in warning
