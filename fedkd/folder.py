@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 from fedkd.errors import FedkdError
 
@@ -153,6 +154,25 @@ def is_half(file: Path) -> bool:
 # --- reading ------------------------------------------------------------------------------------
 
 
+@contextmanager
+def opened(file: Path) -> Iterator[IO[bytes]]:
+    """A regular file's bytes. A pipe or a device is refused, as it might never end.
+
+    Raises
+    ------
+    ValueError
+        It is not a regular file.
+    OSError
+        It cannot be opened.
+    """
+    # Not blocking: a pipe that nobody writes to would be waited for here.
+    number = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with os.fdopen(number, "rb") as stream:
+        if not stat.S_ISREG(os.fstat(number).st_mode):
+            raise ValueError("it is not a regular file")
+        yield stream
+
+
 def read(file: Path) -> bytes | None:
     """What a file holds; None where there is none.
 
@@ -162,10 +182,11 @@ def read(file: Path) -> bytes | None:
         It is there and cannot be read.
     """
     try:
-        return file.read_bytes()
+        with opened(file) as stream:
+            return stream.read()
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise FedkdError(f"{file} cannot be read: {reason(error)}") from error
 
 

@@ -34,6 +34,9 @@ FILES = (LOCK, OWNER)
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
 """What a file system says that has no locks."""
 
+NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+"""The lock's file is written to: it is none of somewhere else, and no pipe that is waited for."""
+
 _handles: set[int] = set()
 """Open files of the locks that this process holds: a process forked from it must not keep them."""
 
@@ -70,7 +73,13 @@ def _locked(folder: Path) -> int:
         _own(folder)
         return -1
     while True:
-        handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)  # not inherited
+        try:
+            # Not inherited by other programs.
+            handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | NO_LINK, 0o666)
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            raise FedkdError(f"{folder / LOCK} is a link, which a lock is not; delete it") from None
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Whoever held it may have removed its file since it was opened here.

@@ -63,10 +63,9 @@ if TYPE_CHECKING:
 
     from fedkd.privacy.exposure import Estimate
 
-UNLABELLED = {"name", "seed", "rounds", "evaluate_every", "checkpoint_every", "engine"} | {
-    "data.data_dir",
-    "data.download",
-}
+WITHOUT_NUMBERS = {"name", "seed", "checkpoint_every", "engine", "data.data_dir", "data.download"}
+"""Keys, and a table of keys, in which runs of one experiment may differ."""
+UNLABELLED = WITHOUT_NUMBERS | {"rounds", "evaluate_every"}
 LONGEST_LABEL = 48
 Line = Mapping[str, Any]
 Value = TypeVar("Value")
@@ -784,6 +783,12 @@ def settings(run: Run) -> dict[str, Any]:
     """Every key of the run's experiment that may stand in a label, as ``table.key``."""
     keys = flat(run.experiment.model_dump(mode="json"))
     return {key: value for key, value in keys.items() if not UNLABELLED & {key, key.split(".")[0]}}
+
+
+def is_setting(name: str) -> bool:
+    """Whether a column of runs is a key of their experiments by which numbers may differ."""
+    known = "." in name or name in flat(Experiment().model_dump(mode="json"))
+    return known and not WITHOUT_NUMBERS & {name, name.split(".")[0]}
 
 
 def flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

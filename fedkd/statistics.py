@@ -15,6 +15,8 @@ from typing import Any, Literal
 import numpy as np
 
 RESAMPLES = 9999
+ROUNDING = 1e-9
+"""Of the largest value: numbers that differ by less are the same."""
 LEVEL = 0.05
 """A difference counts as told where its p value, adjusted, is below this."""
 
@@ -48,6 +50,9 @@ class Paired:
 def interval(values: Any, confidence: float = 0.95) -> Interval:
     """Mean of independent values and its interval by Student's t with ``n - 1`` degrees of freedom.
 
+    Values that are all the same say nothing of how far others would lie from them: they have no
+    interval, unless they are all 0, as differences are of what is the same by its making.
+
     Parameters
     ----------
     values : array_like
@@ -62,6 +67,8 @@ def interval(values: Any, confidence: float = 0.95) -> Interval:
     from scipy import special
 
     mean = float(array.mean())
+    if array.any() and _same(array):
+        return Interval(mean, math.nan, math.nan, n)
     quantile = float(special.stdtrit(n - 1, (1 + confidence) / 2))
     half = quantile * float(array.std(ddof=1)) / math.sqrt(n)
     return Interval(mean, mean - half, mean + half, n)
@@ -130,7 +137,7 @@ def paired(a: Any, b: Any, test: Test = "t", alternative: Alternative = "two-sid
     Returns
     -------
     Paired
-        ``p`` is 1 where all values are identical, and for fewer than two pairs.
+        ``p`` is 1 for fewer than two pairs, and where all differences are the same.
 
     Raises
     ------
@@ -142,9 +149,14 @@ def paired(a: Any, b: Any, test: Test = "t", alternative: Alternative = "two-sid
         raise ValueError(f"pairs need equal lengths, not {len(left)} and {len(right)}")
     differences = left - right
     found = interval(differences)
-    if len(differences) < 2 or not differences.any():
+    if len(differences) < 2 or _same(differences):
         return Paired(found, 1.0, len(differences))
     return Paired(found, _p_value(differences, test, alternative), len(differences))
+
+
+def _same(values: np.ndarray) -> bool:
+    """Whether values are all the same, up to rounding."""
+    return float(np.ptp(values)) <= ROUNDING * float(np.abs(values).max())
 
 
 def _p_value(differences: np.ndarray, test: Test, alternative: Alternative) -> float:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedkd.errors import FedkdError, shown
+from fedkd.folder import opened, reason
 
 LARGEST_FILE = 2**20
 """Bytes of a file; those that people write have a few thousand."""
@@ -40,10 +41,10 @@ def read_text(file: Path, name: str) -> str:
         The file cannot be read, is not text, or is far too large to have been written by hand.
     """
     try:
-        with file.open("rb") as stream:
+        with opened(file) as stream:
             content = stream.read(LARGEST_FILE + 1)
-    except OSError as error:
-        raise FedkdError(f"{name} cannot be read: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:
+        raise FedkdError(f"{name} cannot be read: {reason(error)}") from error
     if len(content) > LARGEST_FILE:
         raise FedkdError(f"{name} cannot be read: it has more than {LARGEST_FILE:,} bytes")
     if content.startswith(WIDE):

@@ -22,6 +22,7 @@ from fedkd.errors import FedkdError, nearest
 from fedkd.escaping import csv_cell, plain
 from fedkd.escaping import latex as in_latex
 from fedkd.escaping import markdown as in_markdown
+from fedkd.results import is_setting
 from fedkd.statistics import (
     LEVEL,
     Paired,
@@ -164,7 +165,8 @@ def table(
     Raises
     ------
     FedkdError
-        A name is not a column; several runs have one row, column and seed; the value is no number,
+        A name is not a column; several runs have one row, column and seed, or those of one row and
+        column differ in more than their seed; the value is no number,
         or no run has a finite one; there is no such row, or nothing is the best.
     """
     down, across = _names(rows), _names(columns)
@@ -236,7 +238,9 @@ def _gathered(
     found: dict[Key, _Runs] = {}
     seen = set()
     wanted = [*down, *across, paired_by, value, *(["warnings"] if "warnings" in frame else [])]
-    for line in frame[list(dict.fromkeys(wanted))].to_dict("records"):
+    keys = [name for name in frame.columns if is_setting(name) and name not in wanted]
+    settings: dict[Key, dict[str, Any]] = {}
+    for line in frame[list(dict.fromkeys([*wanted, *keys]))].to_dict("records"):
         key = (
             tuple(_label(line[name]) for name in down),
             tuple(_label(line[name]) for name in across),
@@ -248,6 +252,15 @@ def _gathered(
                 f"{seed}: name what else tells them apart, or fix it"
             )
         seen.add((key, seed))
+        now = {name: _label(line[name]) for name in keys}
+        first = settings.setdefault(key, now)
+        if apart := [name for name in keys if first[name] != now[name]]:
+            more = f" and {len(apart) - 1} more keys" if len(apart) > 1 else ""
+            raise FedkdError(
+                f"runs of {', '.join(map(str, (*key[0], *key[1])))} differ in {apart[0]} "
+                f"({first[apart[0]]} and {now[apart[0]]}){more}, and are no seeds of one "
+                "experiment: name what tells them apart, or fix it"
+            )
         its = found.setdefault(key, _Runs())
         if math.isfinite(number := factor * _number(value, line[value])):
             its.numbers[seed] = number

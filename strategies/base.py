@@ -30,6 +30,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from torch import nn
 
 from fedkd import registry, students
+from fedkd.caveats import LOCAL_TRAINING
 from fedkd.data.federated import Task
 from fedkd.distillation.objectives import traits
 from fedkd.errors import FedkdError, blamed, brief
@@ -349,6 +350,12 @@ class KnowledgeStrategy(Strategy):
     def distil(self, *terms: Term) -> Fit:
         """Training on the transfer set, as long as :class:`DistillOptions` says."""
         epochs, among = self.options.distill_epochs, self.public.among
+        if not epochs:
+            self.warn_once(
+                LOCAL_TRAINING,
+                "strategy.distill_epochs = 0: nobody learns from what is fused, so it equals local "
+                "training",
+            )
         terms = tuple(
             replace(term, among=among) if isinstance(term, Soft) and among is not None else term
             for term in terms

@@ -25,6 +25,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from fedkd import students
+from fedkd.caveats import LOCAL_TRAINING
 from fedkd.distillation.objectives import forward_kl
 from fedkd.errors import FedkdError
 from fedkd.experiment import MOST, MOST_UNITS, Epochs, OnlyWith
@@ -142,6 +143,12 @@ class FedD2S(KnowledgeStrategy):
             terms.append(Soft("own", temperature=options.tau, weight=options.lam))
         cuts = [cut for cut in self.fused[client] if self.seen[f"{model}:{cut}"] > options.warm_up]
         if options.teacher == "server" and not cuts:
+            if options.warm_up >= self.experiment.rounds:
+                self.warn_once(
+                    LOCAL_TRAINING,
+                    f"strategy.warm_up = {options.warm_up} and rounds = {self.experiment.rounds}: "
+                    "no head teaches anybody, so it equals local training",
+                )
             return []
         for cut in cuts:
             terms += self._terms(model, cut, self.fused[client][cut], options.lam / len(cuts))

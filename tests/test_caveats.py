@@ -98,6 +98,9 @@ def test_warnings_of_runs_from_before_they_had_a_file_are_found_in_their_lines(t
     assert "lower beta = 10" in [str(caveat) for caveat in caveats(run)]
 
 
+DISTIL = ["dsfl", "fedmd", "knfu", "ktpfl", "uniform"]
+
+
 @pytest.mark.parametrize(("beta", "kind"), [("1e6", LOCAL_TRAINING), ("1e-6", UNIFORM_FUSION)])
 def test_a_method_that_comes_to_another_says_so_in_its_runs(small, tmp_path, beta, kind):
     keys = ("strategy.name=knfu", f"strategy.beta={beta}", "rounds=3", "data.alpha=0.5")
@@ -105,6 +108,22 @@ def test_a_method_that_comes_to_another_says_so_in_its_runs(small, tmp_path, bet
     assert kind in ANOTHER_METHOD
     assert kinds(found)[0] == kind
     assert kind not in kinds(simulate(small("strategy.name=local", *keys[2:]), tmp_path / "local"))
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        *[(f"strategy.name={name}", "strategy.distill_epochs=0") for name in DISTIL],
+        ("strategy.name=fedd2s", "strategy.warm_up=2"),
+    ],
+    ids=lambda keys: keys[0],
+)
+def test_a_method_that_teaches_nobody_is_local_training_and_says_so(small, tmp_path, keys):
+    found = simulate(small(*keys), tmp_path / "run")
+    local = simulate(small("strategy.name=local"), tmp_path / "local")
+    assert kinds(found)[0] == LOCAL_TRAINING
+    accuracy = [run.rounds[-1]["own_accuracy_mean"] for run in (found, local)]
+    assert accuracy[0] == accuracy[1]
 
 
 def test_a_resumed_run_says_once_what_it_warned_of_before(small, tmp_path):

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import re
 import shutil
 import warnings
@@ -296,6 +297,18 @@ def test_bad_runs_among_others_are_named_and_the_others_shown(many, fedkd_cli):
         assert (code, err.count("\n")) == (0, 2)
         assert err.count("fedkd: warning: left out: ") == 2
         assert "40.0" in out
+
+
+@pytest.mark.parametrize("name", ["summary.json", "rounds.jsonl", "experiment.toml"])
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(name, many, fedkd_cli):
+    (many / "0" / name).unlink(missing_ok=True)
+    os.mkfifo(many / "0" / name)
+    with pytest.raises(FedkdError, match=r"not a regular file|is not a run"):
+        Run.open(many / "0").check()
+    code, out, err = fedkd_cli("table", str(many), "--rows", "seed")
+    assert code == 0
+    assert "40.0" in out
+    assert f"{name} cannot be read: it is not a regular file" in err
 
 
 @pytest.mark.parametrize("command", ["compare", "table", "audit", "plot curves"])

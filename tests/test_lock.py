@@ -60,6 +60,15 @@ def test_the_lock_of_a_process_that_was_killed_is_free(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_link_in_the_place_of_the_lock_is_one_line_and_not_written_to(tmp_path):
+    (tmp_path / "other").write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").symlink_to(tmp_path / "other")
+    with pytest.raises(FedkdError, match=r"\.lock is a link"), lock.held(tmp_path / "run"):
+        pass
+    assert (tmp_path / "other").read_text() == "mine"
+
+
 def test_a_forked_process_keeps_no_lock_and_releases_none(tmp_path):
     ours, theirs = os.pipe()
     with lock.held(tmp_path):

@@ -61,7 +61,8 @@ def npz(file: Path, labelled: bool = True) -> Dataset:
     declared = _range(file, arrays)
     layout = _layout(file, arrays)
     images = _images(file, "x", arrays["x"], declared, layout)
-    mean, std = _published(file, arrays, images.shape[-1])
+    bounded = declared is not None or images.dtype == np.uint8
+    mean, std = _published(file, arrays, images.shape[-1], bounded)
     unit = declared is not None and images.dtype != np.uint8
     warnings: tuple[str, ...] = ()
     if images.dtype == np.uint8 and declared is None and images.max() <= DARK:
@@ -156,9 +157,9 @@ def _layout(file: Path, arrays: dict[str, np.ndarray]) -> str:
 
 
 def _published(
-    file: Path, arrays: dict[str, np.ndarray], channels: int
+    file: Path, arrays: dict[str, np.ndarray], channels: int, bounded: bool
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation that the file gives, both or neither."""
+    """Mean and standard deviation that the file gives, both or neither; ``bounded``: of images."""
     published = []
     for key, other in (("x_mean", "x_std"), ("x_std", "x_mean")):
         if key not in arrays:
@@ -173,6 +174,13 @@ def _published(
             raise _wrong(file, key, "allowed: finite numbers, and x_std above 0")
         published.append(tuple(numbers.tolist()))
     mean, std = published
+    if bounded and not (min(mean) >= 0 and max(mean) <= 1 and max(std) <= 1):
+        raise _wrong(
+            file,
+            "x_mean, x_std",
+            f"are {_value(arrays['x_mean'])} and {_value(arrays['x_std'])}; allowed: from 0 to 1, "
+            "where black is 0 and white is 1",
+        )
     return mean, std
 
 

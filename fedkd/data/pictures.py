@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedkd.data.reading import opened
 from fedkd.errors import FedkdError
+from fedkd.folder import opened
 
 if TYPE_CHECKING:
     from PIL import ImageFile
@@ -70,6 +70,8 @@ def read_header(file: Path) -> Header:
                 "it has 32 bits a pixel, and which numbers are black and white is not known; "
                 "allowed: 8 or 16 bits, or an npz file with x_range"
             )
+        if image.format == "TIFF" and 2 in getattr(image, "tag_v2", {}).get(339, ()):
+            raise ValueError("its levels are signed; allowed: images whose levels begin at 0")
         if deep and image.format == "TIFF" and getattr(image, "tag_v2", {}).get(262) == 0:
             raise ValueError("its white is 0; allowed: images whose black is 0")
         return Header(_is_grey(image), deep, narrowed, *image.size)

@@ -16,6 +16,8 @@ from typing import IO, Any
 
 import numpy as np
 
+from fedkd.folder import opened
+
 SKIPPED = {"__macosx", "__pycache__", "thumbs.db", "desktop.ini"}
 """Names of files and folders that programs leave behind, in lower case."""
 LARGE = 2**29
@@ -153,25 +155,6 @@ def files_under(root: Path) -> list[Path]:
             else:
                 listed.append(path)
     return sorted(listed)
-
-
-@contextlib.contextmanager
-def opened(file: Path) -> Iterator[IO[bytes]]:
-    """A regular file's bytes. A pipe or a device is refused, as it might never end.
-
-    Raises
-    ------
-    ValueError
-        It is not a regular file.
-    OSError
-        It cannot be opened.
-    """
-    # Not blocking: a pipe that nobody writes to would be waited for here.
-    number = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    with os.fdopen(number, "rb") as stream:
-        if not stat.S_ISREG(os.fstat(number).st_mode):
-            raise ValueError("it is not a regular file")
-        yield stream
 
 
 def content(file: Path, factor: int = 1) -> bytes:

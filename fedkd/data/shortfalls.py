@@ -42,6 +42,7 @@ def unmet(
     validated, tested = np.array(validation), np.array(own)
     return [
         *_common(table, common, tokens),
+        *([] if tokens else _absent(table, labels, common)),
         *_own(table, sizes, validated, tested),
         *_validation(table, sizes + validated, validated),
         *_sizes(table, sizes + validated),
@@ -60,6 +61,21 @@ def _common(table: DataTable, labels: np.ndarray, tokens: bool) -> list[str]:
     return [
         f"data.test.common = {table.test.common}: the common test set has {len(labels)} samples"
         f"{each}; the data has no more for it"
+    ]
+
+
+def _absent(table: DataTable, labels: Sequence[np.ndarray], common: np.ndarray) -> list[str]:
+    """Classes that clients train on and the common test set does not have."""
+    if not len(common):
+        return []
+    trained = np.unique(np.concatenate(labels))
+    absent = np.setdiff1d(trained, common)
+    if not len(absent):
+        return []
+    return [
+        f"data.test.common = {table.test.common}: {len(absent)} of the {len(trained)} classes that "
+        f"clients train on, class {absent[0]} for one, are not in the common test set, and its "
+        "accuracy says nothing of them; the data has no samples of them for it"
     ]
 
 

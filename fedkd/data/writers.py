@@ -14,8 +14,9 @@ import numpy as np
 
 from fedkd.data import cache
 from fedkd.data.datasets import DECODING, DIGITS, Dataset, Part, broken, missing, mnist
-from fedkd.data.reading import content, decoded, hidden, npz_arrays, opened, parsed, shortened
+from fedkd.data.reading import content, decoded, hidden, npz_arrays, parsed, shortened
 from fedkd.errors import FedkdError
+from fedkd.folder import opened
 
 if TYPE_CHECKING:
     from torch import Tensor

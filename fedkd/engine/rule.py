@@ -244,6 +244,8 @@ def alone(student: nn.Sequential, found: Probe, inputs: Tensor) -> Alone:
 def _trait(traits: Traits) -> str:
     if traits.draws:
         return "it draws random numbers"
+    if traits.varies:
+        return "it gives something else each time"
     if traits.mixes:
         return "a sample's output depends on the others of its batch"
     return "it writes to its buffers" if traits.writes else ""

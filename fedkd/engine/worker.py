@@ -372,6 +372,13 @@ class Worker:
                     f"student {architecture!r} changes {found.keeps}, which its state_dict does "
                     "not have: it begins anew in each piece of work; what is to be kept is a buffer"
                 )
+            elif found.training.varies or found.answers.varies:
+                self._warnings.append(
+                    f"student {architecture!r} gives something else for the same samples each "
+                    "time: it draws from a generator that fedkd does not set (torch's, numpy's and "
+                    "Python's global ones it does), or goes by something outside; another run of "
+                    "the same experiment has other numbers"
+                )
             elif found.answers.mixes:
                 self._warnings.append(
                     f"student {architecture!r} answers a sample by the others of its batch too: "
@@ -637,7 +644,7 @@ class Session:
         """Refuse DP-SGD where a sample has its say other than by its gradient."""
         model = self.architecture(step.student)
         traits, reason = self.worker.probe(model).training, ""
-        if traits.mixes:
+        if traits.mixes or traits.varies:
             reason = (
                 "what it gives for a sample in training depends on the others of the batch, and "
                 "no bound holds on one sample's gradient"

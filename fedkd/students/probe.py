@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -29,12 +29,14 @@ class Traits(NamedTuple):
     """What some passes of a student show, in training and when it answers.
 
     ``draws``: it draws random numbers. ``mixes``: what it gives for a sample depends on the other
-    samples of the batch. ``writes``: it writes to buffers.
+    samples of the batch. ``writes``: it writes to buffers. ``varies``: it gives something
+    else for the same samples a second time, though it draws the same.
     """
 
     draws: bool = False
     mixes: bool = False
     writes: bool = False
+    varies: bool = False
 
 
 class Probe(NamedTuple):
@@ -81,7 +83,8 @@ def probe(student: nn.Sequential, inputs: Tensor) -> Probe:
         state = student.state_dict()
         kept = [name for name in sorted(written | more) if name not in state or name not in held]
         changed = _changed(attributes, _attributes(student))
-        counts = bool(kept) or training.mixes or answers.mixes
+        unsteady = any(traits.mixes or traits.varies for traits in (training, answers))
+        counts = bool(kept) or unsteady
         counts = counts or any(not isinstance(value, _Held) for value in changed.values())
         kept += changed
     counts = counts and bool(kept)
@@ -154,16 +157,18 @@ def _traits(
     batches = [torch.cat([inputs[:half], others[half:]])]
     if not draws:  # what is drawn for a sample depends on the shape of the batch
         batches.append(torch.cat([inputs[:half], torch.zeros_like(inputs[:1]), others[half:]]))
-    mixes = False
-    for batch in batches:
+    mixes = varies = False
+    for batch in (inputs, *batches):
         _give_back(student, held)
         with global_draws(1, inputs.device):
             again = outputs(student, batch)
         for one, other in zip(given, again, strict=True):
-            if isinstance(one, Tensor) and (len(one), len(other)) == (SAMPLES, len(batch)):
-                mixes |= not close(one[:half], other[:half])
+            rows = isinstance(one, Tensor) and (len(one), len(other)) == (SAMPLES, len(batch))
+            if rows and not close(one[:half], other[:half]):
+                varies |= batch is inputs
+                mixes = True
     _give_back(student, held)
-    return Traits(draws, mixes, bool(written)), written
+    return Traits(draws, mixes and not varies, bool(written), varies), written
 
 
 def _tensors(student: nn.Module) -> dict[str, Tensor]:
@@ -239,8 +244,9 @@ def _now(value: Any) -> Any:
         return repr(value.bit_generator.state)
     if isinstance(value, random.Random):
         return value.getstate()
-    if isinstance(value, set | frozenset) or hasattr(value, "__len__"):
-        return id(value), len(value)
+    if isinstance(value, set | frozenset) or hasattr(type(value), "__len__"):
+        with suppress(Exception):  # a compiled module has a length that is none
+            return id(value), len(value)
     return id(value)
 
 

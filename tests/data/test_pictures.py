@@ -312,3 +312,10 @@ def test_labels_are_needed_where_clients_train(tmp_path):
         load_dataset(f"npz:{tmp_path}/x.npz", None, False)
     with pytest.raises(FedkdError, match="it holds no images"):
         load_dataset(f"folder:{tmp_path}", None, False, labelled=False)
+
+
+def test_signed_levels_are_refused(pictures):
+    """Which Pillow reads as if there were no sign."""
+    folder = pictures(Image.fromarray(GREY), "0.tif", tiffinfo={339: 2})
+    with pytest.raises(FedkdError, match=r"0\.tif.*its levels are signed"):
+        first(folder)

@@ -161,6 +161,7 @@ def test_arrays_of_other_types_and_shapes_are_one_line(tmp_path, x):
         ({"x_mean": 0.5}, "x_std is missing, and x_mean is there"),
         ({"x_mean": 0.5, "x_std": 0.0}, "x_std above 0"),
         ({"x_mean": np.nan, "x_std": 1.0}, "finite numbers"),
+        ({"x_mean": 127.0, "x_std": 60.0}, "are 127.0 and 60.0; allowed: from 0 to 1, where black"),
         ({"x_mean": [0.5] * 3, "x_std": 1.0}, r"x_mean is float64 \(3,\); allowed: one number"),
     ],
 )

@@ -47,6 +47,14 @@ def test_a_common_test_set_that_the_rarest_class_shrinks_is_said(own, experiment
     assert "has 3 samples, 1 of each of 3 classes" in line
 
 
+def test_classes_that_the_common_test_set_lacks_are_said(own, experiment):
+    for test in ((200, 200), (200, 200, 0, 0)):
+        lines = asked(experiment, own(200, 200, 200, 200, test=test), test={"common": 100})
+        assert any("2 of the 4 classes that clients train on, class 2 for one" in x for x in lines)
+    lines = asked(experiment, own(200, 200, 200, test=(200,) * 3), test={"common": 99})
+    assert not any("classes that clients train on" in line for line in lines)
+
+
 def test_a_common_test_set_that_is_whole_but_for_rounding_is_not(own, experiment):
     dataset = own(200, 200, 200, test=(400, 400, 400))
     assert asked(experiment, dataset, test={"fraction": 0, "common": 1000}) == ()

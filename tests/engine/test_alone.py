@@ -135,6 +135,39 @@ def test_answers_that_hang_on_who_is_asked_together_are_a_warning():
     assert not replies[0].warnings
 
 
+class Unseeded(nn.Module):
+    """Draws from a generator that nobody else knows."""
+
+    def forward(self, x):
+        return x + torch.from_numpy(np.random.default_rng().normal(size=x.shape)).float()
+
+
+LAST = iter(range(10**9))
+
+
+class ByTheCall(nn.Module):
+    """Goes by something outside."""
+
+    def forward(self, x):
+        return x + next(LAST)
+
+
+@pytest.mark.parametrize("layer", [Unseeded, ByTheCall])
+def test_what_no_seed_decides_is_a_warning(layer):
+    nasty.add(lambda: nasty.between(layer()))
+    replies, host = performed("off")
+    (warning,) = replies[0].warnings
+    assert warning.startswith("student 'own' gives something else for the same samples each time")
+    assert host.alone("own").fit == "it gives something else each time"
+
+
+def test_a_compiled_block_goes_client_by_client():
+    nasty.add(lambda: nasty.between(torch.jit.script(nn.Linear(64, 64))))
+    alone, _ = performed("off")
+    together, _ = performed("on")
+    assert apart(alone, together) < 1e-3
+
+
 def test_activations_put_aside_are_no_warning():
     nasty.add(nasty.STUDENTS["remembering"])
     replies, _ = performed("on")

@@ -59,6 +59,7 @@ def agree(replies, others):
     by_client = {reply.client: reply for reply in others}
     for reply in replies:
         other = by_client[reply.client]
+        assert not reply.failure
         assert same(reply.metrics, other.metrics), reply.client
         assert same(reply.values, other.values), reply.client
 

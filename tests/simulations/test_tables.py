@@ -250,6 +250,27 @@ def test_two_runs_of_one_seed_are_refused():
         table(data, "method", (), "own_accuracy_mean")
 
 
+@pytest.mark.parametrize("key", ["training.lr", "rounds", "strategy.beta"])
+def test_runs_that_differ_in_more_than_their_seed_are_no_seeds(key):
+    data = frame({"a": 0.5, "b": 0.4})
+    data[key] = [0.1] * (len(data) - 1) + [0.2]
+    with pytest.raises(FedkdError, match=rf"runs of b differ in {key} \(0.1 and 0.2\), and are no"):
+        table(data, "method", (), "own_accuracy_mean")
+    assert len(table(data, ("method", key), (), "own_accuracy_mean").rows) == 3
+    for free in ("name", "engine.threads", "data.data_dir"):
+        table(data.rename(columns={key: free}), "method", (), "own_accuracy_mean")
+
+
+def test_differences_that_are_all_the_same_are_not_told():
+    """Of two seeds on test sets of ten samples they often are."""
+    data = frame({"a": 0.5, "b": 0.4})
+    noise = data.own_accuracy_mean[data.method == "a"].to_numpy() - 0.5
+    data.loc[data.method == "b", "own_accuracy_mean"] = 0.4 + noise
+    assert marks(table(data, "method", (), "own_accuracy_mean"))["b"] == [""]
+    differences = table(data, "method", (), "own_accuracy_mean", differences=True)
+    assert differences.cells[1][0].text == "-10.0"
+
+
 def test_a_name_that_is_no_column_and_a_value_that_is_no_number_are_one_line():
     data = frame({"a": 0.5})
     with pytest.raises(FedkdError, match=r"'own_acuracy_mean' is not a column \(did you mean"):
@@ -497,7 +518,8 @@ def runs(tmp_path):
     )
     for cell in read(file).cells:
         run = Run.at(cell.experiment, cell.folder).begin(cell.experiment)
-        own = {"knfu": 0.7, "local": 0.6}[cell.labels["method"]] + NOISE[cell.labels["seed"]]
+        mean, scale = {"knfu": (0.7, 1), "local": (0.6, 0.9)}[cell.labels["method"]]
+        own = mean + scale * NOISE[cell.labels["seed"]]
         run.write_summary({"own_accuracy_mean": own, "strategy": "x", "seconds": 1.0})
     assert not run_suite(read(file)).ran
     return str(file)
@@ -558,8 +580,8 @@ def test_differences_are_to_the_best_unless_a_row_is_named(runs, fedkd):
     for end in ((), ("--format", "text")):
         code, out, _ = fedkd(*words, *end)
         assert code == 0
-        assert out.count("ref. 70.1 ± 0.3 *") == out.count("-10.0 [-10.0, -10.0]") == 2
-    assert fedkd(*words, "local")[1].count("+10.0 [+10.0, +10.0]") == 2
+        assert out.count("ref. 70.1 ± 0.3 *") == out.count("-10.0 [-10.1, -9.9]") == 2
+    assert fedkd(*words, "local")[1].count("+10.0 [+9.9, +10.1]") == 2
     code, _, err = fedkd(*words, "lokal")
     assert (code, err.count("\n")) == (2, 1)
     assert "--differences 'lokal' is not a row (did you mean 'local'?); rows: knfu, local" in err
