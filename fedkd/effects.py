@@ -120,6 +120,14 @@ def _noiseless(setting: Setting) -> str:
     return only_with("release.mechanism", "gaussian", "laplace", "sample")(setting)
 
 
+def _no_epsilon(setting: Setting) -> str:
+    """Why no epsilon is stated at ``release.delta``: no noise on labels or averages."""
+    options = registry.load("strategies", setting.experiment.strategy.name).read_options(
+        setting.experiment
+    )
+    return "" if getattr(options, "noise_multiplier", 0) else _noiseless(setting)
+
+
 def _students_alike(key: str) -> Reason:
     """Every student is the same whatever ``student.norm`` or ``student.width`` is."""
 
@@ -167,7 +175,7 @@ EFFECTS: dict[str, Reason] = {
     "release.mix_with": _unmixed,
     "release.draws": only_with("release.mechanism", "sample"),
     "release.cache": _noiseless,
-    "release.delta": _noiseless,
+    "release.delta": _no_epsilon,
     "public.model": _no_public_model,
     "public.epochs": _no_public_model,
     "public.lr": _no_public_model,

@@ -53,16 +53,25 @@ def _guaranteed(run: Run) -> dict[str, Any]:
     from fedkd.privacy import audit
 
     releases = run.releases
-    formal = audit.guarantee(releases, run.experiment)
+    found = audit.guarantees(releases, run.experiment)
     fresh = sum(line["fresh"] for line in releases)
     print(f"ledger: {len(releases)} releases, {fresh} of them new answers")
-    print(f"formal ε: {formal.text()}; adversary: {formal.adversary}")
-    if formal.epsilon is not None:
+    for formal in found:
+        print(f"formal ε: {formal.text()}; adversary: {formal.adversary}")
+        if formal.epsilon is None:
+            continue
         print(f"neighbours: {formal.neighbours}")
+        if formal.sampled is not None:
+            print(
+                f"that is without amplification, as everybody knows who takes part; ε would be "
+                f"{formal.sampled:.3g} if participants were secret and drawn by Poisson sampling "
+                f"at rate {formal.rate:.3g}, which they are not here"
+            )
+    against_server = found[0]
     seen = "(client; adversary: a server that sees that answer alone)"
-    shown = "-" if formal.nominal is None else f"{formal.nominal:.3g} {seen}"
+    shown = "-" if against_server.nominal is None else f"{against_server.nominal:.3g} {seen}"
     print(f"nominal ε of one token or item, not a guarantee: {shown}")
-    return {"formal": asdict(formal)}
+    return {"formal": asdict(against_server), "guarantees": [asdict(formal) for formal in found]}
 
 
 def _exposed(run: Run) -> dict[str, Any]:

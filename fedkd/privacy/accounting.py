@@ -41,11 +41,14 @@ if TYPE_CHECKING:
 
 MECHANISMS = ("none", "gaussian", "laplace", "sample", "argmax")
 SEES_ALL = "a server that sees every answer of every client"
+SEES_AVERAGES = "other clients, and whoever has the final model; the server is trusted"
 NEIGHBOURS = {
     "client": "replace-one client (all its data, and how much of it), who takes part public",
     "record": "zero-out record (it counts as 0 in one of two), K records of its client public",
 }
 """What an epsilon hides, by unit."""
+ZERO_OUT_CLIENT = "zero-out client (its change counts as 0 in one of two), who takes part public"
+"""What an epsilon of averaged parameters hides."""
 PLD_INTERVAL = 1e-3
 """Grid of privacy losses of private training; epsilon is at most about half of it too large."""
 PLD_LARGEST = 20_000.0
@@ -56,12 +59,14 @@ PLD_LARGEST = 20_000.0
 
 @dataclass(frozen=True)
 class Release:
-    """A line of the ledger: what left a client in one step.
+    """A line of the ledger: what left a client in one step, or the server in one round.
 
-    ``step`` is ``Predict``, ``Represent`` or ``Share``; where an epsilon is claimed also
-    ``Samples``, ``Metrics``, ``Record`` or ``Failure``, what the server learnt or acted on beside
-    what was sent (see :meth:`fedkd.privacy.watch.Watch.used`). ``items`` is the number of released
-    rows.
+    ``client`` is None where the server releases something: what it has made of what ``clients``
+    sent under ``key``. ``step`` is then ``Average``, of parameters, with ``clip`` their clipping
+    norm and ``rho`` for zero-out neighbours. Of a client it is ``Predict``, ``Represent`` or
+    ``Share``; where an epsilon is claimed also ``Samples``, ``Metrics``, ``Record`` or ``Failure``,
+    what the server learnt or acted on beside what was sent (see
+    :meth:`fedkd.privacy.watch.Watch.used`). ``items`` is the number of released rows.
     ``mechanism``, ``scale``, ``draws`` and ``clip`` are those of ``[release]``; ``candidates`` is
     how many public classes, at most, stand for themselves (None: all of them), ``mix`` the share of
     a law that no private data decides. ``scores`` names the privacy scores that temperatures
@@ -74,7 +79,7 @@ class Release:
     """
 
     round: int
-    client: int
+    client: int | None
     step: str
     key: str
     items: int
@@ -95,10 +100,13 @@ class Release:
     nominal: float | None = None
     on: str = ""
     answer: str = ""
+    clients: tuple[int, ...] = ()
 
     def to_dict(self, brief: bool = False) -> dict[str, Any]:
         """The line as JSON takes it; ``brief``: without what is as it is by default."""
-        line = dict(vars(self))
+        line = dict(vars(self)) | {"clients": list(self.clients)}
+        if not self.clients:
+            del line["clients"]
         if brief:
             defaults = {field.name: field.default for field in fields(self)}
             line = {name: value for name, value in line.items() if value != defaults[name]}
@@ -114,8 +122,9 @@ class Release:
             If a key that every line has is missing.
         """
         known = {field.name for field in fields(cls)}
+        values = {key: value for key, value in line.items() if key in known}
         try:
-            return cls(**{key: value for key, value in line.items() if key in known})
+            return cls(**values | {"clients": tuple(values.get("clients", ()))})
         except TypeError as error:
             raise FedkdError(f"{dict(line)!r} is not a line of releases: {error}") from error
 
@@ -451,9 +460,11 @@ class Formal:
 
     ``epsilon`` at ``delta`` for neighbours that differ in one ``unit``, against ``adversary``; None
     where there is no guarantee, and ``why`` names the rule that is broken. Where the unit is a
-    record, ``epsilon`` is for zero-out neighbours and ``replaced`` for replace-one. ``rho`` is that
-    of Gaussian noise alone, None where there is anything else. ``nominal``, the largest epsilon of
-    one item, stands beside it and guarantees nothing.
+    record, or parameters are averaged, ``epsilon`` is for zero-out neighbours and ``replaced`` for
+    replace-one. ``rho`` is that of Gaussian noise alone, None where there is anything else.
+    ``nominal``, the largest epsilon of one item, stands beside it and guarantees nothing.
+    ``sampled`` is what epsilon would be if participants were secret and each client took part with
+    probability ``rate``, by itself (Poisson); None where all take part.
     """
 
     epsilon: float | None
@@ -465,17 +476,19 @@ class Formal:
     rho: float | None = None
     nominal: float | None = None
     replaced: float | None = None
+    sampled: float | None = None
+    rate: float | None = None
 
     @property
     def neighbours(self) -> str:
         """In what two data sets differ that cannot be told apart, and what is public of them."""
-        return NEIGHBOURS[self.unit]
+        return ZERO_OUT_CLIENT if self.adversary == SEES_AVERAGES else NEIGHBOURS[self.unit]
 
     def text(self) -> str:
         """``"7.51 (delta 1e-05, client)"``, or the broken rule.
 
-        Of a record also what holds if it is replaced: ``"12.4 (delta 1e-05, record; replace-one:
-        20.5)"``.
+        Where it is of zero-out neighbours, also what holds if the unit is replaced: ``"12.4 (delta
+        1e-05, record; replace-one: 20.5)"``.
         """
         if self.epsilon is None:
             return self.why
@@ -488,7 +501,7 @@ def compose(
     delta: float,
     dp_training: Mapping[int, Sequence[PrivateSteps]] | None = None,
 ) -> Formal:
-    """What all releases of a run guarantee together.
+    """What all that left the clients of a run guarantees together, against the server.
 
     Each client is composed by itself, as its data are only its own; adaptively, so that it does not
     matter that later answers depend on earlier ones.
@@ -509,7 +522,8 @@ def compose(
     Formal
         Of the worst client.
     """
-    lines = sorted(releases, key=lambda line: line.step not in SENT)
+    own = [line for line in releases if line.client is not None]
+    lines = sorted(own, key=lambda line: line.step not in SENT)
     nominal = max((line.nominal for line in lines if line.nominal is not None), default=None)
     if dp_training is not None:
         found = _by_training(lines, delta, dp_training)
@@ -523,10 +537,10 @@ def _by_releases(lines: list[Release], delta: float) -> Formal:
         if why := _broken(line):
             return Formal(None, delta, "client", why=why, client=line.client)
     accounts = {
-        client: _account([line for line in lines if line.client == client and line.fresh])
-        for client in sorted({line.client for line in lines})
+        client: account([line for line in lines if line.client == client and line.fresh])
+        for client in sorted({line.client for line in lines if line.client is not None})
     }
-    found = {account: _epsilon(account, delta) for account in set(accounts.values())}
+    found = {spent: epsilon_of(spent, delta) for spent in set(accounts.values())}
     if not found:
         return Formal(0.0, delta, "client", rho=0.0)
     client = max(accounts, key=lambda n: found[accounts[n]])
@@ -535,7 +549,7 @@ def _by_releases(lines: list[Release], delta: float) -> Formal:
     return Formal(found[accounts[client]], delta, "client", client=client, rho=rho)
 
 
-def _account(lines: list[Release]) -> tuple[float, float, float]:
+def account(lines: list[Release]) -> tuple[float, float, float]:
     """Rho of Gaussian noise; rho of all else, and its pure epsilon."""
     others = [line for line in lines if line.mechanism != "gaussian"]
     return (
@@ -545,7 +559,7 @@ def _account(lines: list[Release]) -> tuple[float, float, float]:
     )
 
 
-def _epsilon(account: tuple[float, float, float], delta: float) -> float:
+def epsilon_of(account: tuple[float, float, float], delta: float) -> float:
     """The least of what is known of Gaussian noise and other mechanisms together.
 
     The others enter by their rho, or by their pure epsilon. One Laplace event of the noise
@@ -567,7 +581,7 @@ WHAT = {
 """What a step releases; the last two are numbers that the server acts on beside what is sent."""
 
 
-def _seen(line: Release) -> str:
+def seen(line: Release) -> str:
     """What a line says that private data decide and no noise is on, whatever the unit."""
     if line.step == "Failure":
         return (
@@ -581,7 +595,7 @@ def _seen(line: Release) -> str:
 
 def _broken(line: Release) -> str:
     """The rule that a line breaks without private training, or nothing."""
-    if why := _seen(line):
+    if why := seen(line):
         return why
     what = WHAT[line.step]
     if line.mechanism == "none" or (line.mechanism in ("gaussian", "laplace") and not line.scale):
@@ -606,7 +620,7 @@ def _by_training(
     lines: list[Release], delta: float, training: Mapping[int, Sequence[PrivateSteps]]
 ) -> Formal:
     for line in lines:
-        why = _seen(line)
+        why = seen(line)
         if why:
             pass
         elif line.client not in training:
@@ -619,7 +633,8 @@ def _by_training(
             why = "none: scores come from private data"
         if why:
             return Formal(None, delta, "record", why=why, client=line.client)
-    settings = {client: tuple(training[client]) for client in sorted({e.client for e in lines})}
+    clients = sorted({line.client for line in lines if line.client is not None})
+    settings = {client: tuple(training[client]) for client in clients}
     if not settings:
         return Formal(0.0, delta, "record", replaced=0.0)
     found = {setting: training_epsilon(setting, delta) for setting in set(settings.values())}

@@ -19,9 +19,11 @@ from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment, TrainingTable
 from fedkd.privacy import measure
 from fedkd.privacy.accounting import Release
+from fedkd.privacy.average import Averaging
 from fedkd.privacy.dpsgd import is_private, sees_private
 from fedkd.privacy.public import Public
 from fedkd.privacy.release import applies, charge, claims_epsilon, known_of
+from fedkd.random import numpy_noise
 from fedkd.replies import DP
 from fedkd.shapes import Shapes
 from fedkd.work import (
@@ -29,6 +31,7 @@ from fedkd.work import (
     Fit,
     Hold,
     Load,
+    Parameters,
     Predict,
     Proximal,
     Reply,
@@ -59,7 +62,8 @@ class ByLabels(NamedTuple):
 class Watch:
     """Keeps the ledger of releases, and measures exposure where that is due.
 
-    ``releases`` and ``exposures`` hold the lines of the round that is under way.
+    ``releases`` and ``exposures`` hold the lines of the round that is under way; ``averaging`` is
+    how the server averages parameters in it.
     """
 
     def __init__(
@@ -78,6 +82,7 @@ class Watch:
         self.trained: dict[int, list[list[float]]] = {}  # by DP-SGD, since it last sent anything
         self.releases: list[Line] = []
         self.exposures: list[Line] = []
+        self.averaging: Averaging | None = None
         self._students: dict[int, Tensor] = {}
         self._noted: set[tuple[int, str, str]] = set()  # in the ledger beside what was sent
         self._round = 0
@@ -85,7 +90,8 @@ class Watch:
     @property
     def claims(self) -> bool:
         """Whether an epsilon is claimed: what private data decide must then not be seen."""
-        return claims_epsilon(self.experiment)
+        noisy_average = self.averaging is not None and self.averaging.noise_multiplier > 0
+        return noisy_average or claims_epsilon(self.experiment)
 
     def begin(self, round: int) -> None:
         """Begin a round with no lines."""
@@ -107,7 +113,7 @@ class Watch:
         if self._students:
             self._everybody("student", dict(sorted(self._students.items())))
         return {
-            "releases": sorted(self.releases, key=lambda e: (e["client"], e["step"], e["key"])),
+            "releases": sorted(self.releases, key=_place),
             "exposures": sorted(
                 self.exposures,
                 key=lambda e: (
@@ -244,6 +250,35 @@ class Watch:
         rows = self.shapes.samples(client) if on == "private" else self.shapes.rows(on, client)
         return rows or 0
 
+    def aggregated(
+        self, asked: Mapping[int, Assignment], replies: Sequence[Reply]
+    ) -> Sequence[Reply]:
+        """The replies of a round as the server's method may see them.
+
+        Where clients' parameters are averaged with clipping, each has the average in the place of
+        its own: whatever a method makes of them is post-processing. The line of the ledger is made
+        with the average.
+        """
+        averaging = self.averaging
+        if averaging is None:
+            return replies
+        key = averaging.key
+        sharing = [
+            client
+            for client, assignment in asked.items()
+            if any(isinstance(step, Share) and step.key == key for step in assignment.steps)
+        ]
+        given = [cast(Parameters, r.values[key]) for r in replies if r.client in sharing]
+        if not given:
+            return replies
+        with numpy_noise(self.experiment.seed, "average", self._round):
+            mean, details = averaging.released(given, len(sharing))
+        line = Release(self._round, None, "Average", key, 1, clients=tuple(sharing), **details)
+        self.releases.append(line.to_dict())
+        return [
+            replace(r, values=r.values | {key: mean}) if r.client in sharing else r for r in replies
+        ]
+
     def shown(self, assignment: Assignment, reply: Reply) -> Reply:
         """What a method is shown of a reply: what the client sent, and no measurement.
 
@@ -370,6 +405,11 @@ class _Observed(Reply):
         if name in ("samples", "metrics"):
             object.__getattribute__(self, "used")(name)
         return super().__getattribute__(name)
+
+
+def _place(line: Line) -> tuple[int, str, str]:
+    """Where a line of the ledger stands in its round; what the server releases comes first."""
+    return -1 if line["client"] is None else line["client"], line["step"], line["key"]
 
 
 def changed(step: Step, training: TrainingTable) -> str | None:
