@@ -117,7 +117,7 @@ def _unmixed(setting: Setting) -> str:
 
 def _noiseless(setting: Setting) -> str:
     """Why nothing is drawn as soft labels leave."""
-    return only_with("release.mechanism", "gaussian", "laplace", "sample")(setting)
+    return only_with("release.mechanism", "gaussian", "laplace", "sample", "votes")(setting)
 
 
 def _no_epsilon(setting: Setting) -> str:
@@ -220,6 +220,7 @@ ALWAYS = {
     *("training.local_epochs", "training.min_steps", "training.dp.noise_multiplier"),
     *("strategy.name", "release.temperature", "release.tau_max", "release.clip"),
     *("release.candidates", "release.mix", "release.mechanism", "release.scale", "canary.secrets"),
+    "release.trust",
     *("engine.name", "engine.device", "engine.failures", "engine.remember", "engine.threads"),
     *("engine.cohort", "engine.precision"),
 }

@@ -94,6 +94,8 @@ class ReleaseLine(TypedDict):
     nominal: NotRequired[Number]
     on: NotRequired[str]
     clients: NotRequired[list[Count]]
+    trust: NotRequired[str]
+    rdp: NotRequired[list[float]]
     dp_training: NotRequired[list[list[float]]]
 
 

@@ -67,9 +67,14 @@ def _guaranteed(run: Run) -> dict[str, Any]:
                 f"{formal.sampled:.3g} if participants were secret and drawn by Poisson sampling "
                 f"at rate {formal.rate:.3g}, which they are not here"
             )
-    against_server = found[0]
-    seen = "(client; adversary: a server that sees that answer alone)"
-    shown = "-" if against_server.nominal is None else f"{against_server.nominal:.3g} {seen}"
+        if formal.data_dependent is not None:
+            print(
+                f"by these very votes ε would be {formal.data_dependent:.3g} (data-dependent), a "
+                "number that is itself private: not to be published without smooth sensitivity"
+            )
+    against_server, nominal = found[0], [f for f in found if f.nominal is not None]
+    who = "a server that sees that answer" if nominal[:1] == found[:1] else "who sees that item"
+    shown = f"{nominal[0].nominal:.3g} (client; adversary: {who} alone)" if nominal else "-"
     print(f"nominal ε of one token or item, not a guarantee: {shown}")
     return {"formal": asdict(against_server), "guarantees": [asdict(formal) for formal in found]}
 

@@ -15,6 +15,7 @@ gaussian   zero-concentrated DP of ``rho = sum_t Delta2_t^2 / (2 sigma^2)`` (Bun
            (Balle & Wang 2018; Dong, Roth & Su 2022, corollary 3.3)
 laplace    pure ``epsilon = sum_t Delta1_t / b``; ``rho = sum_t 2 (x + e^-x - 1)``, x half an item's
            epsilon, as half of the distance is upwards and half downwards
+votes      Gaussian noise on counts that a client moves by sqrt 2 (:mod:`fedkd.privacy.votes`)
 sample     the exponential mechanism: a draw from ``softmax(z / tau)`` has bounded range
            ``2 c / tau``, hence ``rho = c^2 / (2 tau^2)`` (Cesar & Rogers 2021), and no more than
            that of randomised response, ``epsilon tanh(epsilon / 2)``
@@ -39,8 +40,10 @@ from fedkd.privacy.sensitivity import Numbers, as_numbers, l1_sensitivity, l2_se
 if TYPE_CHECKING:
     from fedkd.experiment import ReleaseTable
 
-MECHANISMS = ("none", "gaussian", "laplace", "sample", "argmax")
+MECHANISMS = ("none", "gaussian", "laplace", "sample", "argmax", "votes")
 SEES_ALL = "a server that sees every answer of every client"
+SEES_SUMS = "a server that sees sums alone, and other clients, who keep to themselves"
+SEES_FUSED = "other clients, and whoever sees the fused labels; the server is trusted"
 SEES_AVERAGES = "other clients, and whoever has the final model; the server is trusted"
 NEIGHBOURS = {
     "client": "replace-one client (all its data, and how much of it), who takes part public",
@@ -63,10 +66,10 @@ class Release:
 
     ``client`` is None where the server releases something: what it has made of what ``clients``
     sent under ``key``. ``step`` is then ``Average``, of parameters, with ``clip`` their clipping
-    norm and ``rho`` for zero-out neighbours. Of a client it is ``Predict``, ``Represent`` or
-    ``Share``; where an epsilon is claimed also ``Samples``, ``Metrics``, ``Record`` or ``Failure``,
-    what the server learnt or acted on beside what was sent (see
-    :meth:`fedkd.privacy.watch.Watch.used`). ``items`` is the number of released rows.
+    norm and ``rho`` for zero-out neighbours, or ``Aggregate``, of labels. Of a client it is
+    ``Predict``, ``Represent`` or ``Share``; where an epsilon is claimed also ``Samples``,
+    ``Metrics``, ``Record`` or ``Failure``, what the server learnt or acted on beside what was sent
+    (see :meth:`fedkd.privacy.watch.Watch.used`). ``items`` is the number of released rows.
     ``mechanism``, ``scale``, ``draws`` and ``clip`` are those of ``[release]``; ``candidates`` is
     how many public classes, at most, stand for themselves (None: all of them), ``mix`` the share of
     a law that no private data decides. ``scores`` names the privacy scores that temperatures
@@ -75,7 +78,9 @@ class Release:
     and ``epsilon`` are zCDP and pure DP of the whole line, None where there is no bound;
     ``nominal`` is the epsilon of one item or draw, which guarantees nothing. ``on`` says whose
     samples the answers are about (``samples``: sent along by the server); empty: as its step has it
-    by default. ``answer`` is what ``fresh`` goes by; empty: always a new one.
+    by default. ``answer`` is what ``fresh`` goes by; empty: always a new one. ``trust`` says who
+    adds the noise, if it is not each client; ``rdp`` is what votes cost that are as they are, by
+    order (:data:`fedkd.privacy.votes.ORDERS`), and is private.
     """
 
     round: int
@@ -101,12 +106,15 @@ class Release:
     on: str = ""
     answer: str = ""
     clients: tuple[int, ...] = ()
+    trust: str = ""
+    rdp: tuple[float, ...] = ()
 
     def to_dict(self, brief: bool = False) -> dict[str, Any]:
         """The line as JSON takes it; ``brief``: without what is as it is by default."""
-        line = dict(vars(self)) | {"clients": list(self.clients)}
-        if not self.clients:
-            del line["clients"]
+        line = dict(vars(self))
+        for name in ("clients", "rdp"):
+            if values := line.pop(name):
+                line[name] = list(values)
         if brief:
             defaults = {field.name: field.default for field in fields(self)}
             line = {name: value for name, value in line.items() if value != defaults[name]}
@@ -123,8 +131,9 @@ class Release:
         """
         known = {field.name for field in fields(cls)}
         values = {key: value for key, value in line.items() if key in known}
+        lists = {name: tuple(values.get(name, ())) for name in ("clients", "rdp")}
         try:
-            return cls(**values | {"clients": tuple(values.get("clients", ()))})
+            return cls(**values | lists)
         except TypeError as error:
             raise FedkdError(f"{dict(line)!r} is not a line of releases: {error}") from error
 
@@ -157,7 +166,8 @@ def cost(
     mechanism : str
         One of :data:`MECHANISMS`.
     scale : float
-        Standard deviation of Gaussian noise, scale b of Laplace noise.
+        Standard deviation of Gaussian noise, on labels or on counts of votes; scale b of Laplace
+        noise.
     draws : int
         Labels drawn for each item (``sample``).
     temperatures : array or Tensor of shape (M,)
@@ -196,6 +206,8 @@ def cost(
     if mechanism == "gaussian" and scale:
         far = _costliest(l2_sensitivity(tau, *law)) / scale
         return Cost(float((far**2).sum() / 2), None, gaussian_epsilon(far.max(), delta))
+    if mechanism == "votes" and scale:
+        return Cost(tau.size / scale**2, None, gaussian_epsilon(math.sqrt(2) / scale, delta))
     if mechanism == "laplace" and scale:
         pure = _costliest(l1_sensitivity(tau, *law)) / scale
         rho = 2 * (pure / 2 + np.expm1(-pure / 2))
@@ -256,9 +268,18 @@ def _bounded(number: float) -> float | None:
 
 
 def described(
-    table: ReleaseTable, temperatures: Any, classes: int, over_candidates: Any
+    table: ReleaseTable,
+    temperatures: Any,
+    classes: int,
+    over_candidates: Any,
+    clients: int = 0,
 ) -> dict[str, Any]:
     """What a ledger line says of one answer under ``[release]``: its mechanism and its cost.
+
+    Where noise is not each client's own, a client's answer has none, and that of K ``clients``
+    together has it once: one of them moves their mean by 1/K of what it moves its own labels. With
+    secure aggregation each client adds a K-th of the variance. Whoever knows a share of its own
+    sees that much less noise, and so it is charged; that several put theirs together is not.
 
     Parameters
     ----------
@@ -271,6 +292,8 @@ def described(
     over_candidates : bool, or array of int of shape (M,)
         How many classes each item is released over, beside one bucket for all others. True: as many
         as ``table.candidates`` likeliest ones, or one more, the true one. False: all classes.
+    clients : int
+        The K clients of whose labels it is the aggregate; 0 for the answer of one client.
 
     Returns
     -------
@@ -282,6 +305,12 @@ def described(
         sets = np.array([[min(table.candidates + more, classes)] for more in (0, 1)])
     elif over_candidates is not False:
         sets = as_numbers(over_candidates)
+    mechanism, scale = table.mechanism, table.scale
+    if table.trust != "local" and not clients:
+        mechanism, scale = "none", 0.0
+    effective = scale if mechanism == "votes" else scale * max(clients, 1)
+    if table.trust == "secure-aggregation" and clients > 1:
+        effective *= math.sqrt(1 - 1 / clients)
     mix, clip, applied = table.mix, table.clip, tau
     floor: Any = 0.0
     if table.mix_with == "uniform":
@@ -295,13 +324,13 @@ def described(
         else:
             applied = np.full(tau.shape, table.temperature)
     price = cost(
-        *(table.mechanism, table.scale, table.draws, applied, clip, classes, sets, mix),
+        *(mechanism, effective, table.draws, applied, clip, classes, sets, mix),
         floor=floor,
         delta=table.delta,
     )
     return {
-        "mechanism": table.mechanism,
-        "scale": table.scale,
+        "mechanism": mechanism,
+        "scale": scale,
         "draws": table.draws,
         "temperature_min": float(tau.min()) if tau.size else None,
         "temperature_max": float(tau.max()) if tau.size else None,
@@ -310,7 +339,8 @@ def described(
         "mix": mix,
         "scores": "" if table.tau_max is None else table.scores,
         "scores_private": table.tau_max is not None and table.scores == "oracle",
-        "redrawn": not table.cache and table.mechanism in ("gaussian", "laplace", "sample"),
+        "redrawn": not table.cache and mechanism in ("gaussian", "laplace", "sample", "votes"),
+        "trust": "" if table.trust == "local" else table.trust,
         **price._asdict(),
     }
 
@@ -364,40 +394,6 @@ def zcdp_epsilon(rho: float, delta: float) -> float:
     best = math.sqrt(math.log(1 / delta) / rho)
     orders = 1 + np.maximum(best * np.geomspace(0.1, 10, 400), 0.011)
     return float(RdpAccountant(orders).compose(ZCDpEvent(rho)).get_epsilon(delta))
-
-
-def trusted_mean(
-    rho: float, clients: int, delta: float, noise: Literal["each", "mean"] = "each"
-) -> float:
-    """Epsilon, for one client, of the mean of K clients' soft labels under Gaussian noise.
-
-    For those who see the mean and nothing else: the aggregator is trusted, or sums behind masks.
-
-    Parameters
-    ----------
-    rho : float
-        What a client's labels would cost by themselves: ``sum_t Delta2_t^2 / (2 sigma^2)``.
-    clients : int
-        The K whose labels are averaged, all with the same weight: a client moves the mean by 1/K of
-        what it moves its own labels.
-    delta : float
-        Between 0 and 1.
-    noise : {"each", "mean"}
-        Whether sigma is the noise of each client, and the mean's ``sigma / sqrt K``; or the noise
-        that the aggregator adds to the mean.
-    """
-    if clients < 1:
-        raise FedkdError(f"clients = {clients} is not allowed: a mean is of at least one")
-    return gaussian_epsilon(math.sqrt(2 * rho) / clients ** (0.5 if noise == "each" else 1), delta)
-
-
-def votes_rdp(alpha: float, scale: float, queries: int = 1) -> float:
-    """Renyi DP at order ``alpha`` of GNMax votes: ``alpha / sigma^2`` a query.
-
-    A client that changes its vote takes 1 from one count and adds it to another, which is sqrt 2
-    far; the class with the most noisy votes follows from the counts (Papernot et al. 2018).
-    """
-    return queries * alpha / scale**2
 
 
 @dataclass(frozen=True)
@@ -463,8 +459,9 @@ class Formal:
     record, or parameters are averaged, ``epsilon`` is for zero-out neighbours and ``replaced`` for
     replace-one. ``rho`` is that of Gaussian noise alone, None where there is anything else.
     ``nominal``, the largest epsilon of one item, stands beside it and guarantees nothing.
-    ``sampled`` is what epsilon would be if participants were secret and each client took part with
-    probability ``rate``, by itself (Poisson); None where all take part.
+    ``data_dependent`` is what votes that are as they are cost, which is private and not to be
+    published. ``sampled`` is what epsilon would be if participants were secret and each client took
+    part with probability ``rate``, by itself (Poisson); None where all take part.
     """
 
     epsilon: float | None
@@ -478,6 +475,7 @@ class Formal:
     replaced: float | None = None
     sampled: float | None = None
     rate: float | None = None
+    data_dependent: float | None = None
 
     @property
     def neighbours(self) -> str:
@@ -522,44 +520,64 @@ def compose(
     Formal
         Of the worst client.
     """
-    own = [line for line in releases if line.client is not None]
-    lines = sorted(own, key=lambda line: line.step not in SENT)
+    lines = sorted(releases, key=lambda line: line.step not in SENT)
     nominal = max((line.nominal for line in lines if line.nominal is not None), default=None)
     if dp_training is not None:
-        found = _by_training(lines, delta, dp_training)
+        own = [line for line in lines if line.client is not None]
+        found = _by_training(own, delta, dp_training)
     else:
         found = _by_releases(lines, delta)
     return replace(found, nominal=nominal)
 
 
 def _by_releases(lines: list[Release], delta: float) -> Formal:
+    masked = any(line.trust == "secure-aggregation" for line in lines)
+    adversary = SEES_SUMS if masked else SEES_ALL
+    lines = [line for line in lines if _reaches_server(line)]
     for line in lines:
-        if why := _broken(line):
-            return Formal(None, delta, "client", why=why, client=line.client)
+        if why := broken(line):
+            return Formal(None, delta, "client", adversary, why, line.client)
+    return worst_client(lines, delta, adversary)
+
+
+def worst_client(lines: Iterable[Release], delta: float, adversary: str) -> Formal:
+    """What noisy lines that an adversary sees guarantee the client that is worst off."""
+    by_client: dict[int, list[Release]] = {}
+    for line in lines:
+        for client in line.clients if line.client is None else (line.client,):
+            by_client.setdefault(client, []).append(line)
     accounts = {
-        client: account([line for line in lines if line.client == client and line.fresh])
-        for client in sorted({line.client for line in lines if line.client is not None})
+        client: _account([line for line in each if line.fresh])
+        for client, each in sorted(by_client.items())
     }
-    found = {spent: epsilon_of(spent, delta) for spent in set(accounts.values())}
+    found = {spent: _epsilon(spent, delta) for spent in set(accounts.values())}
     if not found:
-        return Formal(0.0, delta, "client", rho=0.0)
+        return Formal(0.0, delta, "client", adversary, rho=0.0)
     client = max(accounts, key=lambda n: found[accounts[n]])
     gaussian, other, _ = accounts[client]
     rho = None if other else gaussian
-    return Formal(found[accounts[client]], delta, "client", client=client, rho=rho)
+    return Formal(found[accounts[client]], delta, "client", adversary, client=client, rho=rho)
 
 
-def account(lines: list[Release]) -> tuple[float, float, float]:
+def _reaches_server(line: Release) -> bool:
+    """Whether a server that is not trusted sees what a line is about.
+
+    Behind masks it sees the sum; what a trusted one releases, it has made of what it sees.
+    """
+    return (line.client is None) == (line.trust == "secure-aggregation")
+
+
+def _account(lines: list[Release]) -> tuple[float, float, float]:
     """Rho of Gaussian noise; rho of all else, and its pure epsilon."""
-    others = [line for line in lines if line.mechanism != "gaussian"]
+    others = [line for line in lines if line.mechanism not in ("gaussian", "votes")]
     return (
-        math.fsum(line.rho or 0.0 for line in lines if line.mechanism == "gaussian"),
+        math.fsum(line.rho or 0.0 for line in lines if line.mechanism in ("gaussian", "votes")),
         math.fsum(line.rho or 0.0 for line in others),
         math.fsum(math.inf if line.epsilon is None else line.epsilon for line in others),
     )
 
 
-def epsilon_of(account: tuple[float, float, float], delta: float) -> float:
+def _epsilon(account: tuple[float, float, float], delta: float) -> float:
     """The least of what is known of Gaussian noise and other mechanisms together.
 
     The others enter by their rho, or by their pure epsilon. One Laplace event of the noise
@@ -573,6 +591,7 @@ def epsilon_of(account: tuple[float, float, float], delta: float) -> float:
 SENT = ("Predict", "Represent", "Share")
 WHAT = {
     "Predict": "labels",
+    "Aggregate": "labels",
     "Represent": "representations",
     "Share": "parameters",
     "Samples": "numbers of samples",
@@ -593,13 +612,16 @@ def seen(line: Release) -> str:
     return ""
 
 
-def _broken(line: Release) -> str:
+def broken(line: Release) -> str:
     """The rule that a line breaks without private training, or nothing."""
     if why := seen(line):
         return why
     what = WHAT[line.step]
-    if line.mechanism == "none" or (line.mechanism in ("gaussian", "laplace") and not line.scale):
-        leave = "are released" if line.step == "Predict" else "leave the client"
+    if line.trust == "central" and line.client is not None:
+        return f"none: {what} leave the client without noise, for a server that is trusted"
+    noisy = line.mechanism in ("gaussian", "laplace", "votes")
+    if line.mechanism == "none" or (noisy and not line.scale):
+        leave = "are released" if line.step in ("Predict", "Aggregate") else "leave the client"
         return f"none: {what} {leave} without noise"
     if line.mechanism == "argmax":
         return "none: the likeliest class is released without noise"

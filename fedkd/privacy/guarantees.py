@@ -8,19 +8,25 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from fedkd.experiment import Experiment
 from fedkd.privacy.accounting import (
     SEES_AVERAGES,
+    SEES_FUSED,
     SENT,
     WHAT,
     Formal,
     PrivateSteps,
     Release,
+    broken,
     compose,
     gaussian_epsilon,
     seen,
     training_epsilon,
+    worst_client,
 )
+from fedkd.privacy.votes import epsilon_of_rdp
 
 
 def guarantees(
@@ -28,8 +34,8 @@ def guarantees(
 ) -> list[Formal]:
     """What all releases in the ledger of a run guarantee together, by adversary.
 
-    The first is against the server. Where the server releases something of its own, noisy averages
-    of parameters, there is one against those who see nothing but that.
+    The first is against the server. Where it is the server that adds noise, to averages of
+    parameters or to fused labels, there is one against those who see nothing but these.
 
     Statistics of clients' own samples, by which all inputs are then normalised, are a release that
     has no noise: there is no guarantee with them.
@@ -46,8 +52,11 @@ def guarantees(
     ledger = list(lines)
     releases = [Release.from_dict(line) for line in ledger]
     found = [_against_server(ledger, releases, experiment, delta)]
-    if any(line.client is None for line in releases):
-        found.append(_averages(releases, experiment, delta or experiment.release.delta))
+    delta = delta or experiment.release.delta
+    if any(line.step == "Average" for line in releases):
+        found.append(_averages(releases, experiment, delta))
+    if any(line.step == "Aggregate" and line.trust == "central" for line in releases):
+        found.append(_aggregates(releases, delta))
     if experiment.data.statistics == "private":
         why = "none: data.statistics = 'private': clients' mean and standard deviation are known"
         return [Formal(None, f.delta, f.unit, f.adversary, why, nominal=f.nominal) for f in found]
@@ -76,6 +85,28 @@ def _against_server(
                 for rate, steps in line.get("dp_training", [])
             ]
     return compose(releases, delta or dp.delta, training)
+
+
+def _aggregates(releases: list[Release], delta: float) -> Formal:
+    """Against who sees noisy aggregates of clients' labels, which a trusted server makes."""
+    aggregates = [line for line in releases if line.client is None]
+    summed = {(line.round, line.key) for line in aggregates}
+    for line in releases:
+        why = broken(line) if line.client is None else seen(line)
+        if line.client is not None and (line.round, line.key) not in summed:
+            why = why or f"none: {WHAT[line.step]} reach the method without noise"
+        if why:
+            return Formal(None, delta, "client", SEES_FUSED, why, line.client)
+    found = worst_client(aggregates, delta, SEES_FUSED)
+    nominal = max((line.nominal for line in aggregates if line.nominal is not None), default=None)
+    if not any(line.rdp for line in aggregates):
+        return replace(found, nominal=nominal)
+    costs: dict[int, list[tuple[float, ...]]] = defaultdict(list)
+    for line in aggregates:
+        for client in line.clients if line.fresh else ():
+            costs[client].append(line.rdp)
+    by_votes = max(epsilon_of_rdp(np.sum(each, axis=0), delta) for each in costs.values())
+    return replace(found, nominal=nominal, data_dependent=by_votes)
 
 
 def _averages(releases: list[Release], experiment: Experiment, delta: float) -> Formal:

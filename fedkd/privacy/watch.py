@@ -5,6 +5,7 @@ The server's strategy shows everything that passes to a :class:`Watch`, which ch
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from fedkd.distillation.objectives import SMALLEST
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment, TrainingTable
 from fedkd.privacy import measure
@@ -22,8 +24,16 @@ from fedkd.privacy.accounting import Release
 from fedkd.privacy.average import Averaging
 from fedkd.privacy.dpsgd import is_private, sees_private
 from fedkd.privacy.public import Public
-from fedkd.privacy.release import applies, charge, claims_epsilon, known_of
-from fedkd.random import numpy_noise
+from fedkd.privacy.release import (
+    aggregate,
+    applies,
+    charge,
+    claims_epsilon,
+    known_of,
+    possible,
+)
+from fedkd.privacy.votes import data_dependent_rdp
+from fedkd.random import noise, numpy_noise
 from fedkd.replies import DP
 from fedkd.shapes import Shapes
 from fedkd.work import (
@@ -79,6 +89,7 @@ class Watch:
         # Of each client and student: what was asked, and the name of the answer.
         self.answers: dict[int, dict[str, dict[str, str]]] = {}
         self.charged: dict[int, list[str]] = {}
+        self.summed: list[str] = []  # names of aggregates that were charged
         self.trained: dict[int, list[list[float]]] = {}  # by DP-SGD, since it last sent anything
         self.releases: list[Line] = []
         self.exposures: list[Line] = []
@@ -132,13 +143,14 @@ class Watch:
                 for client, of_client in self.answers.items()
             },
             "charged": {client: list(names) for client, names in self.charged.items()},
+            "summed": list(self.summed),
             "trained": {client: list(steps) for client, steps in self.trained.items()},
         }
 
     def restore(self, state: Line) -> None:
         """Take in what :meth:`state` gave."""
         self.answers, self.charged = state["answers"], state["charged"]
-        self.trained = state["trained"]
+        self.summed, self.trained = state["summed"], state["trained"]
 
     # --- which answers are the same ---------------------------------------------------------
 
@@ -255,13 +267,30 @@ class Watch:
     ) -> Sequence[Reply]:
         """The replies of a round as the server's method may see them.
 
-        Where clients' parameters are averaged with clipping, each has the average in the place of
-        its own: whatever a method makes of them is post-processing. The line of the ledger is made
-        with the average.
+        Where clients' parameters are averaged with clipping, or ``release.trust`` is not
+        ``local``, each has the aggregate in the place of its own: whatever a method makes of them
+        is post-processing. The line of the ledger is made with the aggregate.
+
+        Raises
+        ------
+        FedkdError
+            Labels that are to be added up are not answers to the same question.
         """
-        averaging = self.averaging
-        if averaging is None:
-            return replies
+        if self.averaging is not None:
+            replies = self._averaged(asked, replies, self.averaging)
+        questions: dict[str, dict[int, Predict]] = {}
+        for client, assignment in asked.items():
+            for step in assignment.steps:
+                table = self.experiment.release
+                if applies(step, table) and table.trust != "local":
+                    questions.setdefault(step.key, {})[client] = step
+        for steps in questions.values():
+            replies = self._summed(steps, replies)
+        return replies
+
+    def _averaged(
+        self, asked: Mapping[int, Assignment], replies: Sequence[Reply], averaging: Averaging
+    ) -> Sequence[Reply]:
         key = averaging.key
         sharing = [
             client
@@ -277,6 +306,54 @@ class Watch:
         self.releases.append(line.to_dict())
         return [
             replace(r, values=r.values | {key: mean}) if r.client in sharing else r for r in replies
+        ]
+
+    def _summed(self, steps: Mapping[int, Predict], replies: Sequence[Reply]) -> Sequence[Reply]:
+        """``replies`` with the aggregate of labels in the place of those that ``steps`` asked for.
+
+        It is the one that was given before, with its noise, where all of the same clients answer
+        as before.
+        """
+        first, table = next(iter(steps.values())), self.experiment.release
+        if len({_asked(step) for step in steps.values()}) > 1:
+            raise FedkdError(
+                f"release.trust = {table.trust!r} is not allowed with a method that asks clients "
+                f"for unlike things under one key, {first.key!r}: their labels are added up"
+            )
+        sending = [reply for reply in replies if reply.client in steps]
+        if not sending:
+            return replies
+        labels = torch.stack([cast(Tensor, reply.values[first.key]) for reply in sending])
+        if first.output == "logits":  # of what is released, the logarithm
+            labels = labels.exp()
+        clients = tuple(reply.client for reply in sending)
+        answers = repr([(client, steps[client].answer) for client in clients])
+        name = f"{first.key} {hashlib.blake2b(answers.encode(), digest_size=8).hexdigest()}"
+        public = known_of(self.public, first.on, labels.shape[1])
+        draw = noise(self.experiment.seed, "aggregate", name)
+        value = aggregate(labels, table, public, self.classes, draw)
+        details = charge(float(first.temperature), table, public, self.classes, len(clients))
+        if table.mechanism == "votes" and table.trust == "central":
+            counts = labels.sum(0).double()
+            if public.among is not None:
+                there = possible(public.among, self.classes)
+                counts = counts.masked_fill(~there, -torch.inf)
+            details["rdp"] = tuple(data_dependent_rdp(counts.numpy(), table.scale).tolist())
+        line = Release(
+            *(self._round, None, "Aggregate", first.key, labels.shape[1]),
+            clients=clients,
+            answer=name,
+            fresh=name not in self.summed or not table.cache,
+            **details,
+        )
+        self.releases.append(line.to_dict())
+        if name not in self.summed:
+            self.summed.append(name)
+        if first.output == "logits":
+            value = value.clamp_min(SMALLEST).log()
+        return [
+            replace(r, values=r.values | {first.key: value}) if r.client in steps else r
+            for r in replies
         ]
 
     def shown(self, assignment: Assignment, reply: Reply) -> Reply:
