@@ -128,6 +128,11 @@ def _no_epsilon(setting: Setting) -> str:
     return "" if getattr(options, "noise_multiplier", 0) else _noiseless(setting)
 
 
+def _nothing_drawn(setting: Setting) -> str:
+    """Why there is no privacy noise at all."""
+    return "" if setting.experiment.training.dp.noise_multiplier else _no_epsilon(setting)
+
+
 def _students_alike(key: str) -> Reason:
     """Every student is the same whatever ``student.norm`` or ``student.width`` is."""
 
@@ -174,7 +179,8 @@ EFFECTS: dict[str, Reason] = {
     "release.scores": not_with("release.tau_max", None),
     "release.mix_with": _unmixed,
     "release.draws": only_with("release.mechanism", "sample"),
-    "release.cache": _noiseless,
+    "release.cache": any_of(_noiseless, not_with("release.secure", True)),
+    "release.secure": _nothing_drawn,
     "release.delta": _no_epsilon,
     "public.model": _no_public_model,
     "public.epochs": _no_public_model,

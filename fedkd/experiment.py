@@ -236,13 +236,17 @@ class ReleaseTable(Table):
     cache: bool = True
     """Whether noise is drawn once for an answer that everybody knows to be the same (no step has
     trained, loaded or begun the student since); else at every release."""
+    secure: bool = False
+    """Whether all privacy noise (of releases, drawn labels, averages, and DP-SGD with its batches)
+    comes from the operating system's cryptographically strong generator, and not from the seed. The
+    run cannot be repeated, ``--resume`` draws other noise, and every answer is a new one."""
     delta: float = Field(1e-5, gt=0, lt=1)
     """Delta that epsilon is stated at."""
 
     @property
     def active(self) -> bool:
-        """Whether anything but ``delta`` and ``cache`` differs from a plain release."""
-        plain = ReleaseTable(delta=self.delta, cache=self.cache)
+        """Whether soft labels leave otherwise than as they are."""
+        plain = ReleaseTable(delta=self.delta, cache=self.cache, secure=self.secure)
         return self != plain
 
 

@@ -56,11 +56,13 @@ def _guaranteed(run: Run) -> dict[str, Any]:
     found = audit.guarantees(releases, run.experiment)
     fresh = sum(line["fresh"] for line in releases)
     print(f"ledger: {len(releases)} releases, {fresh} of them new answers")
+    profiles = {p.formal.adversary: p for p in audit.profiles(releases, run.experiment)}
     for formal in found:
         print(f"formal ε: {formal.text()}; adversary: {formal.adversary}")
         if formal.epsilon is None:
             continue
         print(f"neighbours: {formal.neighbours}")
+        print(f"profile: {profiles[formal.adversary].text()}")
         if formal.sampled is not None:
             print(
                 f"that is without amplification, as everybody knows who takes part; ε would be "
@@ -76,7 +78,11 @@ def _guaranteed(run: Run) -> dict[str, Any]:
     who = "a server that sees that answer" if nominal[:1] == found[:1] else "who sees that item"
     shown = f"{nominal[0].nominal:.3g} (client; adversary: {who} alone)" if nominal else "-"
     print(f"nominal ε of one token or item, not a guarantee: {shown}")
-    return {"formal": asdict(against_server), "guarantees": [asdict(formal) for formal in found]}
+    return {
+        "formal": asdict(against_server),
+        "guarantees": [asdict(formal) for formal in found],
+        "profiles": [asdict(profile) for profile in profiles.values()],
+    }
 
 
 def _exposed(run: Run) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -38,6 +39,8 @@ from fedkd.errors import FedkdError
 from fedkd.privacy.sensitivity import Numbers, as_numbers, l1_sensitivity, l2_sensitivity
 
 if TYPE_CHECKING:
+    from dp_accounting.pld import PLDAccountant
+
     from fedkd.experiment import ReleaseTable
 
 MECHANISMS = ("none", "gaussian", "laplace", "sample", "argmax", "votes")
@@ -69,7 +72,8 @@ class Release:
     norm and ``rho`` for zero-out neighbours, or ``Aggregate``, of labels. Of a client it is
     ``Predict``, ``Represent`` or ``Share``; where an epsilon is claimed also ``Samples``,
     ``Metrics``, ``Record`` or ``Failure``, what the server learnt or acted on beside what was sent
-    (see :meth:`fedkd.privacy.watch.Watch.used`). ``items`` is the number of released rows.
+    (see :meth:`fedkd.privacy.watch.Watch.used`), or ``Resumed``, what an interrupted run released
+    that no line tells of. ``items`` is the number of released rows.
     ``mechanism``, ``scale``, ``draws`` and ``clip`` are those of ``[release]``; ``candidates`` is
     how many public classes, at most, stand for themselves (None: all of them), ``mix`` the share of
     a law that no private data decides. ``scores`` names the privacy scores that temperatures
@@ -339,7 +343,8 @@ def described(
         "mix": mix,
         "scores": "" if table.tau_max is None else table.scores,
         "scores_private": table.tau_max is not None and table.scores == "oracle",
-        "redrawn": not table.cache and mechanism in ("gaussian", "laplace", "sample", "votes"),
+        "redrawn": not (table.cache or table.secure)
+        and mechanism in ("gaussian", "laplace", "sample", "votes"),
         "trust": "" if table.trust == "local" else table.trust,
         **price._asdict(),
     }
@@ -380,6 +385,24 @@ def gaussian_epsilon(ratio: float, delta: float) -> float:
     return 0.0 if surplus(0.0) <= 0 else float(brentq(surplus, 0.0, end, xtol=1e-12, maxiter=500))
 
 
+def gaussian_mu(epsilon: float, delta: float) -> float:
+    """The ratio, and mu of Gaussian DP, of the Gaussian release with this epsilon at ``delta``.
+
+    The inverse of :func:`gaussian_epsilon` (Dong, Roth & Su 2022, corollary 2.13); the largest of
+    those whose epsilon is 0.
+    """
+    from scipy.optimize import brentq
+    from scipy.special import ndtri
+
+    none = 2 * float(ndtri((1 + delta) / 2))  # total variation is delta: epsilon is 0
+    if epsilon <= 0:
+        return none
+    high = max(none, 1.0)
+    while gaussian_epsilon(high, delta) < epsilon:
+        high *= 2
+    return float(brentq(lambda mu: gaussian_epsilon(mu, delta) - epsilon, none, high, xtol=1e-12))
+
+
 def zcdp_epsilon(rho: float, delta: float) -> float:
     """Epsilon of rho-zCDP, by dp-accounting's conversion at orders around the best one.
 
@@ -415,10 +438,6 @@ def training_epsilon(
     in so many records. ``replaced``: for records that are others in a neighbour, which can move the
     sum twice as far; of several at once without what sampling gives, which no accountant has.
     """
-    import dp_accounting as dp
-    from dp_accounting.pld import PLDAccountant
-    from scipy.stats import binom
-
     steps: dict[tuple[float, float], int] = {}
     for one in training:
         setting = (one.noise_multiplier, one.sample_rate)
@@ -430,8 +449,20 @@ def training_epsilon(
     unsampled = gaussian_epsilon(group * (1 + replaced) * math.sqrt(squares), delta)
     if unsampled > PLD_LARGEST or not steps or (replaced and group > 1):
         return unsampled
+    return float(min(unsampled, _losses(tuple(steps.items()), group, replaced).get_epsilon(delta)))
+
+
+@lru_cache(maxsize=512)
+def _losses(
+    steps: tuple[tuple[tuple[float, float], int], ...], group: int, replaced: bool
+) -> PLDAccountant:
+    """Privacy losses of ``(noise multiplier, sample rate), count`` steps: epsilon at any delta."""
+    import dp_accounting as dp
+    from dp_accounting.pld import PLDAccountant
+    from scipy.stats import binom
+
     events = []
-    for (multiplier, rate), count in steps.items():
+    for (multiplier, rate), count in steps:
         if group == 1:
             event = dp.PoissonSampledDpEvent(rate, dp.GaussianDpEvent(multiplier))
         else:
@@ -444,7 +475,7 @@ def training_epsilon(
     accountant = PLDAccountant(
         relation.REPLACE_ONE if replaced else relation.ADD_OR_REMOVE_ONE, PLD_INTERVAL
     )
-    return float(min(unsampled, accountant.compose(dp.ComposedDpEvent(events)).get_epsilon(delta)))
+    return accountant.compose(dp.ComposedDpEvent(events))
 
 
 # --- composition ----------------------------------------------------------------------------
@@ -606,6 +637,11 @@ def seen(line: Release) -> str:
         return (
             f"none: in round {line.round} client {line.client} failed ({line.key}), which its data "
             "may decide"
+        )
+    if line.step == "Resumed":
+        return (
+            "none: the run was resumed with other noise (release.secure), and what the round that "
+            "was interrupted released is not in the ledger"
         )
     if line.step == "Record":
         return "none: what the method does depends on measurements of private data"

@@ -28,6 +28,7 @@ from fedkd.experiment import Experiment
 from fedkd.privacy import attacks
 from fedkd.privacy.guarantees import guarantee as guarantee
 from fedkd.privacy.guarantees import guarantees as guarantees
+from fedkd.privacy.guarantees import profiles as profiles
 from fedkd.privacy.release import over_classes
 from fedkd.random import generator, key
 from fedkd.results import Run

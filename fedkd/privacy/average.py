@@ -24,6 +24,7 @@ from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 
 from fedkd.errors import FedkdError
+from fedkd.random import SystemNoise
 from fedkd.work import Parameters
 
 
@@ -52,9 +53,11 @@ class Averaging:
     key: str = "parameters"
 
     def released(
-        self, parameters: Sequence[Parameters], asked: int
+        self, parameters: Sequence[Parameters], asked: int, draw: SystemNoise | None = None
     ) -> tuple[Parameters, dict[str, Any]]:
         """The average of ``asked`` clients, of whom some replied, and what it costs.
+
+        The noise is Flower's, from numpy's global generator, unless ``draw`` gives it.
 
         Returns
         -------
@@ -79,10 +82,15 @@ class Averaging:
         unchanged = [self.before] * (asked - len(parameters))
         given = [*parameters, *unchanged]
         norm, multiplier = self.clipping_norm, self.noise_multiplier
-        mean = private_average(self.before, given, norm, multiplier, self.frozen)
+        deviation = multiplier * norm / len(given)
+        ours = draw if multiplier else None
+        mean = private_average(self.before, given, norm, 0.0 if ours else multiplier, self.frozen)
+        if ours is not None:
+            for name in _record(mean, self.frozen):
+                drawn = deviation * ours.standard_normal(tuple(mean[name].shape))
+                mean[name] = mean[name] + torch.from_numpy(drawn).to(mean[name])
         noise: dict[str, Any] = {"mechanism": "none"}
         if multiplier:
-            deviation = multiplier * norm / len(given)
             rho = (norm / len(given) / deviation) ** 2 / 2
             noise = {"mechanism": "gaussian", "scale": deviation, "rho": rho}
         return mean, {"clip": norm, **noise}

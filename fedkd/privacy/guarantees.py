@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from fedkd.privacy.accounting import (
     broken,
     compose,
     gaussian_epsilon,
+    gaussian_mu,
     seen,
     training_epsilon,
     worst_client,
@@ -66,6 +67,66 @@ def guarantees(
 def guarantee(lines: Iterable[Mapping[str, Any]], experiment: Experiment) -> Formal:
     """The first of :func:`guarantees`: against the server."""
     return guarantees(lines, experiment)[0]
+
+
+DELTAS = tuple(float(f"{delta:.3g}") for delta in np.geomspace(1e-10, 1e-2, 33))
+"""Where a profile is computed."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How the epsilon of a :class:`Formal` falls with delta: ``epsilons`` at ``deltas``.
+
+    ``mu`` is that of Gaussian DP (Dong, Roth & Su 2022) where ``exact``; where there is noise that
+    is not Gaussian, or sampling, it is that of the Gaussian whose epsilon is no less at any of
+    ``deltas``, and says nothing beyond them.
+    """
+
+    formal: Formal
+    deltas: tuple[float, ...]
+    epsilons: tuple[float, ...]
+    mu: float
+    exact: bool
+
+    def text(self, at: Sequence[float] = (1e-8, 1e-6, 1e-4, 1e-2)) -> str:
+        """``"ε 11.5 at δ 1e-08, 9.68 at 1e-06, ...; GDP μ = 1.77"``."""
+        found = dict(zip(self.deltas, self.epsilons, strict=True))
+        told = ", ".join(
+            f"{found[delta]:.3g} at {'δ ' * (not n)}{delta:g}" for n, delta in enumerate(at)
+        )
+        mu = f"GDP μ = {self.mu:.3g}"
+        if not self.exact:
+            ends = f"{self.deltas[0]:g} to {self.deltas[-1]:g}"
+            mu = f"no more than that of {mu} at δ from {ends}, which is no μ of its own"
+        return f"ε {told}; {mu}"
+
+
+def profiles(
+    lines: Iterable[Mapping[str, Any]],
+    experiment: Experiment,
+    deltas: Sequence[float] = DELTAS,
+) -> list[Profile]:
+    """Epsilon against delta, of each of :func:`guarantees` that there is.
+
+    At each delta it is that of the client that is worst off there.
+    """
+    ledger = list(lines)
+    stated = guarantees(ledger, experiment)
+    if all(formal.epsilon is None for formal in stated):
+        return []
+    each = [guarantees(ledger, experiment, delta) for delta in deltas]
+    found = []
+    for n, formal in enumerate(stated):
+        if formal.epsilon is None:
+            continue
+        epsilons = tuple(row[n].epsilon or 0.0 for row in each)
+        exact = formal.rho is not None
+        if formal.rho is not None:
+            mu = math.sqrt(2 * formal.rho)
+        else:
+            mu = max(map(gaussian_mu, epsilons, deltas))
+        found.append(Profile(formal, tuple(deltas), epsilons, mu, exact))
+    return found
 
 
 def _against_server(

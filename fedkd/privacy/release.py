@@ -17,7 +17,7 @@ the student's temperature: see ``strategies/swing.py``.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, TypeGuard
+from typing import Any, TypeAlias, TypeGuard
 
 import numpy as np
 import torch
@@ -29,8 +29,11 @@ from fedkd.experiment import Experiment, ReleaseTable
 from fedkd.privacy.accounting import described
 from fedkd.privacy.dpsgd import is_private
 from fedkd.privacy.public import Public
+from fedkd.random import SystemNoise
 from fedkd.work import Predict, Step
 
+Draw: TypeAlias = np.random.Generator | SystemNoise
+"""What noise is drawn by."""
 BISECTIONS = 40
 LARGEST = 1e30
 """What stands for infinity among logits that noise is added to the labels of."""
@@ -101,9 +104,7 @@ def temperatures(table: ReleaseTable, scores: Tensor, base: float) -> Tensor:
     return low + (high - low) * scores
 
 
-def release(
-    logits: Tensor, base: float, table: ReleaseTable, public: Public, draw: np.random.Generator
-) -> Tensor:
+def release(logits: Tensor, base: float, table: ReleaseTable, public: Public, draw: Draw) -> Tensor:
     """Released soft labels ``(M, C)``, or ``(M, k+1)`` over candidates, from logits ``(M, C)``.
 
     ``base`` is the method's own temperature; ``draw`` gives the noise. Where noise is added to what
@@ -149,7 +150,7 @@ def release(
 
 
 def aggregate(
-    labels: Tensor, table: ReleaseTable, public: Public, classes: int, draw: np.random.Generator
+    labels: Tensor, table: ReleaseTable, public: Public, classes: int, draw: Draw
 ) -> Tensor:
     """The noisy aggregate ``(M, C)`` of what K clients sent, ``(K, M, C)``: a mean, or a vote.
 
@@ -170,7 +171,7 @@ def aggregate(
     return onto_simplex((labels.mean(0) + noise).masked_fill(~there, -torch.inf))
 
 
-def sampled(labels: Tensor, draws: int, draw: np.random.Generator) -> Tensor:
+def sampled(labels: Tensor, draws: int, draw: Draw) -> Tensor:
     """Shares ``(M, C)`` of ``draws`` labels drawn from each row: the exponential mechanism."""
     ends = labels.double().cumsum(1)
     ends = ends / ends[:, -1:]

@@ -33,7 +33,7 @@ from fedkd.privacy.release import (
     possible,
 )
 from fedkd.privacy.votes import data_dependent_rdp
-from fedkd.random import noise, numpy_noise
+from fedkd.random import SystemNoise, numpy_noise, privacy_noise
 from fedkd.replies import DP
 from fedkd.shapes import Shapes
 from fedkd.work import (
@@ -97,6 +97,7 @@ class Watch:
         self._students: dict[int, Tensor] = {}
         self._noted: set[tuple[int, str, str]] = set()  # in the ledger beside what was sent
         self._round = 0
+        self._resumed = False  # with other noise, and nobody has said so yet
 
     @property
     def claims(self) -> bool:
@@ -121,6 +122,9 @@ class Watch:
 
     def lines(self) -> dict[str, list[Line]]:
         """The lines of the round, by the name of their file, in an order of their own."""
+        if self._resumed:
+            self._resumed = False
+            self._beside(0, "Resumed", "release.secure")
         if self._students:
             self._everybody("student", dict(sorted(self._students.items())))
         return {
@@ -151,6 +155,7 @@ class Watch:
         """Take in what :meth:`state` gave."""
         self.answers, self.charged = state["answers"], state["charged"]
         self.summed, self.trained = state["summed"], state["trained"]
+        self._resumed = self.experiment.release.secure
 
     # --- which answers are the same ---------------------------------------------------------
 
@@ -180,7 +185,7 @@ class Watch:
                 step = _exact(step)
                 asked, name = _asked(step), f"{round} {phase} {place}"
                 of_student = known.setdefault(step.student, {})
-                if table.cache:
+                if table.cache and not table.secure:
                     name = of_student.setdefault(asked, name)
                 step = replace(step, answer=name)
             elif (student := changed(step, self.experiment.training)) is not None:
@@ -300,8 +305,9 @@ class Watch:
         given = [cast(Parameters, r.values[key]) for r in replies if r.client in sharing]
         if not given:
             return replies
+        draw = SystemNoise() if self.experiment.release.secure else None
         with numpy_noise(self.experiment.seed, "average", self._round):
-            mean, details = averaging.released(given, len(sharing))
+            mean, details = averaging.released(given, len(sharing), draw)
         line = Release(self._round, None, "Average", key, 1, clients=tuple(sharing), **details)
         self.releases.append(line.to_dict())
         return [
@@ -330,7 +336,7 @@ class Watch:
         answers = repr([(client, steps[client].answer) for client in clients])
         name = f"{first.key} {hashlib.blake2b(answers.encode(), digest_size=8).hexdigest()}"
         public = known_of(self.public, first.on, labels.shape[1])
-        draw = noise(self.experiment.seed, "aggregate", name)
+        draw = privacy_noise(table.secure, self.experiment.seed, "aggregate", name)
         value = aggregate(labels, table, public, self.classes, draw)
         details = charge(float(first.temperature), table, public, self.classes, len(clients))
         if table.mechanism == "votes" and table.trust == "central":
