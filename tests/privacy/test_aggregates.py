@@ -2,10 +2,13 @@
 
 import itertools
 import math
+from collections import defaultdict
 
 import numpy as np
 import pytest
 import torch
+from test_ledger import played as played_script
+from test_ledger import price
 
 from fedkd import FedkdError, registry, run
 from fedkd.data.federated import load
@@ -278,3 +281,51 @@ def test_what_cannot_be_added_up_is_refused_in_one_line(keys, line, small, tmp_p
 
     with pytest.raises(FedkdError, match=line):
         begin()
+
+
+# --- any script -----------------------------------------------------------------------------
+
+
+def rho_by_hand(heard, experiment):
+    """Of the client that is worst off, from the assignments: what was asked of whom, and when."""
+    policy = experiment.release
+    trained, questions = defaultdict(int), defaultdict(dict)
+    for assignment, _ in heard:
+        client = assignment.client
+        for step in assignment.steps:
+            if isinstance(step, Fit):
+                trained[client] += step.epochs is None or step.epochs > 0
+            elif isinstance(step, Predict):
+                asked = (trained[client], step.temperature)
+                questions[assignment.round, step.key][client] = asked
+    sums, seen = defaultdict(float), set()
+    for (_, key), answers in questions.items():
+        same = (key, tuple(sorted(answers.items())))
+        if same in seen:
+            continue
+        seen.add(same)
+        clients = len(answers)
+        share = 1.0
+        if policy.trust == "secure-aggregation" and clients > 1:
+            share = clients / (clients - 1)
+        (temperature,) = {tau for _, tau in answers.values()}
+        for client in answers:
+            sums[client] += share * 5 * price(policy, temperature)[0] / clients**2
+    return max(sums.values())
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_total_of_aggregates_is_that_of_what_was_asked(seed):
+    draw = np.random.default_rng(seed)
+    idle = Fit(epochs=0, key="idle_loss")
+    steps = (Fit(), idle, Predict(), Predict(temperature=3.0, key="mine"))
+    script = []
+    for _ in range(4):
+        clients = set(draw.choice(3, draw.integers(1, 4), replace=False).tolist())
+        chosen = sorted(draw.choice(4, draw.integers(1, 4), replace=False))
+        script.append((clients, (*(steps[n] for n in chosen), Predict(key="always")), ()))
+    trust = ("central", "secure-aggregation")[seed % 2]
+    keys = (f"release.trust={trust}", "release.mechanism=gaussian", "release.scale=0.5")
+    heard, lines, experiment = played_script(script, *keys, "release.clip=4")
+    found = guarantees(lines, experiment)[-1]
+    assert found.rho == pytest.approx(rho_by_hand(heard, experiment), rel=1e-6)
