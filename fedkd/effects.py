@@ -117,7 +117,20 @@ def _unmixed(setting: Setting) -> str:
 
 def _noiseless(setting: Setting) -> str:
     """Why nothing is drawn as soft labels leave."""
-    return only_with("release.mechanism", "gaussian", "laplace", "sample")(setting)
+    return only_with("release.mechanism", "gaussian", "laplace", "sample", "votes")(setting)
+
+
+def _no_epsilon(setting: Setting) -> str:
+    """Why no epsilon is stated at ``release.delta``: no noise on labels or averages."""
+    options = registry.load("strategies", setting.experiment.strategy.name).read_options(
+        setting.experiment
+    )
+    return "" if getattr(options, "noise_multiplier", 0) else _noiseless(setting)
+
+
+def _nothing_drawn(setting: Setting) -> str:
+    """Why there is no privacy noise at all."""
+    return "" if setting.experiment.training.dp.noise_multiplier else _no_epsilon(setting)
 
 
 def _students_alike(key: str) -> Reason:
@@ -166,8 +179,9 @@ EFFECTS: dict[str, Reason] = {
     "release.scores": not_with("release.tau_max", None),
     "release.mix_with": _unmixed,
     "release.draws": only_with("release.mechanism", "sample"),
-    "release.cache": _noiseless,
-    "release.delta": _noiseless,
+    "release.cache": any_of(_noiseless, not_with("release.secure", True)),
+    "release.secure": _nothing_drawn,
+    "release.delta": _no_epsilon,
     "public.model": _no_public_model,
     "public.epochs": _no_public_model,
     "public.lr": _no_public_model,
@@ -212,6 +226,7 @@ ALWAYS = {
     *("training.local_epochs", "training.min_steps", "training.dp.noise_multiplier"),
     *("strategy.name", "release.temperature", "release.tau_max", "release.clip"),
     *("release.candidates", "release.mix", "release.mechanism", "release.scale", "canary.secrets"),
+    "release.trust",
     *("engine.name", "engine.device", "engine.failures", "engine.remember", "engine.threads"),
     *("engine.cohort", "engine.precision"),
 }

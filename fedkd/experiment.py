@@ -218,23 +218,35 @@ class ReleaseTable(Table):
     mix_with: Literal["uniform", "public", "entropy"] = "uniform"
     """The uniform law, the public model's, or the uniform law in the share (in place of ``mix``)
     that gives each item the entropy it would have at its swing temperature."""
-    mechanism: Literal["none", "gaussian", "laplace", "sample", "argmax"] = "none"
+    mechanism: Literal["none", "gaussian", "laplace", "sample", "argmax", "votes"] = "none"
     """Noise on the probabilities, projected to the simplex; labels drawn from them; the likeliest
-    class."""
+    class; the class that has the most noisy votes of all clients (not with ``trust = "local"``)."""
     scale: float = Field(0.0, ge=0)
-    """Standard deviation of ``gaussian`` noise, scale b of ``laplace`` noise."""
+    """Standard deviation of ``gaussian`` noise (on the clients' mean unless ``trust`` is
+    ``local``), scale b of ``laplace`` noise, standard deviation of the noise on each count of
+    ``votes``."""
+    trust: Literal["local", "central", "secure-aggregation"] = "local"
+    """Who sees a client's labels without noise. ``local``: nobody, each client adds noise to its
+    own; ``central``: the server, which adds noise once, to the mean of the clients' labels or to
+    the counts of their votes; ``secure-aggregation``: nobody, clients' masked labels add up to the
+    noisy sum and to nothing else. Unless ``local``, every method is shown the noisy aggregate in
+    the place of each client's labels. ``none``, ``gaussian`` and ``votes`` alone."""
     draws: int = Field(1, ge=1, le=MOST_DRAWS)
     """Labels drawn for each item (``sample``)."""
     cache: bool = True
     """Whether noise is drawn once for an answer that everybody knows to be the same (no step has
     trained, loaded or begun the student since); else at every release."""
+    secure: bool = False
+    """Whether all privacy noise (of releases, drawn labels, averages, and DP-SGD with its batches)
+    comes from the operating system's cryptographically strong generator, and not from the seed. The
+    run cannot be repeated, ``--resume`` draws other noise, and every answer is a new one."""
     delta: float = Field(1e-5, gt=0, lt=1)
     """Delta that epsilon is stated at."""
 
     @property
     def active(self) -> bool:
-        """Whether anything but ``delta`` and ``cache`` differs from a plain release."""
-        plain = ReleaseTable(delta=self.delta, cache=self.cache)
+        """Whether soft labels leave otherwise than as they are."""
+        plain = ReleaseTable(delta=self.delta, cache=self.cache, secure=self.secure)
         return self != plain
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fedkd.errors import FedkdError, blamed, brief
+from fedkd.privacy.average import Averaging
 from fedkd.steps import STEPS, TERMS
 from fedkd.work import Step
 
@@ -25,6 +26,7 @@ HOOKS: dict[str, tuple[str, ...]] = {
     "setup_server": (),
     "select": ("round",),
     "learn": ("round", "client"),
+    "averaging": ("round",),
     "fuse": ("round", "replies"),
     "receive": ("round", "client"),
     "deploy": ("round", "client"),
@@ -139,6 +141,13 @@ def as_decision(value: Any) -> bool:
     """Whether ``stop`` ends the run."""
     if type(value) is not bool:
         raise FedkdError(f"returned {brief(value)}; allowed: True or False")
+    return value
+
+
+def as_averaging(value: Any) -> Averaging | None:
+    """What ``averaging`` returned."""
+    if value is not None and not isinstance(value, Averaging):
+        raise FedkdError(f"returned {brief(value)}; allowed: an Averaging, or None")
     return value
 
 

@@ -8,6 +8,7 @@ generators: :func:`global_draws` keys these for as long as the student is at wor
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     import torch
+    from numpy.typing import DTypeLike
 
 
 def key(seed: int, *purpose: str | int) -> int:
@@ -43,6 +45,46 @@ def noise(seed: int, *purpose: str | int) -> np.random.Generator:
     text = repr((seed, "noise", *purpose)).encode()
     digest = hashlib.blake2b(text, digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
+
+
+class SystemNoise:
+    """Noise from the operating system's cryptographically strong generator, never the same again.
+
+    With the methods of ``numpy.random.Generator`` that privacy noise is drawn by. A Gaussian number
+    is half the sum of four (Holohan & Braghin 2021, arXiv 2107.10138), as Opacus has it in its
+    secure mode: what its low bits tell of a single draw is not enough to find it out.
+    """
+
+    def random(self, size: int | tuple[int, ...]) -> npt.NDArray[np.float64]:
+        """Uniform between 0 and 1, never either: odd multiples of 2^-53."""
+        import numpy as np
+
+        count = int(np.prod(size))
+        bits = np.frombuffer(os.urandom(8 * count), np.dtype("<u8")) >> np.uint64(12)
+        return ((bits.astype(np.float64) + 0.5) / 2.0**52).reshape(size)
+
+    def standard_normal(
+        self, size: int | tuple[int, ...], dtype: DTypeLike = "float64"
+    ) -> npt.NDArray[Any]:
+        """Gaussian with mean 0 and deviation 1."""
+        from scipy.special import ndtri
+
+        size = (size,) if isinstance(size, int) else size
+        return (ndtri(self.random((4, *size))).sum(0) / 2).astype(dtype)
+
+    def laplace(self, *, size: int | tuple[int, ...]) -> npt.NDArray[np.float64]:
+        """Laplace with scale 1."""
+        import numpy as np
+
+        uniform = self.random(size)
+        return np.where(uniform < 0.5, np.log(2 * uniform), -np.log(2 * (1 - uniform)))
+
+
+def privacy_noise(
+    secure: bool, seed: int, *purpose: str | int
+) -> np.random.Generator | SystemNoise:
+    """What noise of one purpose is drawn by: the operating system, or the key of the purpose."""
+    return SystemNoise() if secure else noise(seed, *purpose)
 
 
 def noise_generator(seed: int, *purpose: str | int, device: str = "cpu") -> torch.Generator:

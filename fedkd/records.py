@@ -73,7 +73,7 @@ class ReleaseLine(TypedDict):
     """A line of ``releases.jsonl``."""
 
     round: Round
-    client: Count
+    client: Count | None
     step: str
     key: str
     items: Count
@@ -93,6 +93,9 @@ class ReleaseLine(TypedDict):
     epsilon: NotRequired[Number]
     nominal: NotRequired[Number]
     on: NotRequired[str]
+    clients: NotRequired[list[Count]]
+    trust: NotRequired[str]
+    rdp: NotRequired[list[float]]
     dp_training: NotRequired[list[list[float]]]
 
 

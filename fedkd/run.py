@@ -356,6 +356,11 @@ def serve(
 
     for message in (*data.warnings, *without_effect(experiment, data.task)):
         warn(message)
+    if experiment.release.secure:
+        warn(
+            "release.secure = true: privacy noise comes from the operating system, so that this "
+            "run cannot be repeated; --resume draws other noise, and then no epsilon holds"
+        )
     if changed:
         warn(
             f"from round {first} on this run was made by another version, so that its numbers may "

@@ -53,16 +53,36 @@ def _guaranteed(run: Run) -> dict[str, Any]:
     from fedkd.privacy import audit
 
     releases = run.releases
-    formal = audit.guarantee(releases, run.experiment)
+    found = audit.guarantees(releases, run.experiment)
     fresh = sum(line["fresh"] for line in releases)
     print(f"ledger: {len(releases)} releases, {fresh} of them new answers")
-    print(f"formal ε: {formal.text()}; adversary: {formal.adversary}")
-    if formal.epsilon is not None:
+    profiles = {p.formal.adversary: p for p in audit.profiles(releases, run.experiment)}
+    for formal in found:
+        print(f"formal ε: {formal.text()}; adversary: {formal.adversary}")
+        if formal.epsilon is None:
+            continue
         print(f"neighbours: {formal.neighbours}")
-    seen = "(client; adversary: a server that sees that answer alone)"
-    shown = "-" if formal.nominal is None else f"{formal.nominal:.3g} {seen}"
+        print(f"profile: {profiles[formal.adversary].text()}")
+        if formal.sampled is not None:
+            print(
+                f"that is without amplification, as everybody knows who takes part; ε would be "
+                f"{formal.sampled:.3g} if participants were secret and drawn by Poisson sampling "
+                f"at rate {formal.rate:.3g}, which they are not here"
+            )
+        if formal.data_dependent is not None:
+            print(
+                f"by these very votes ε would be {formal.data_dependent:.3g} (data-dependent), a "
+                "number that is itself private: not to be published without smooth sensitivity"
+            )
+    against_server, nominal = found[0], [f for f in found if f.nominal is not None]
+    who = "a server that sees that answer" if nominal[:1] == found[:1] else "who sees that item"
+    shown = f"{nominal[0].nominal:.3g} (client; adversary: {who} alone)" if nominal else "-"
     print(f"nominal ε of one token or item, not a guarantee: {shown}")
-    return {"formal": asdict(formal)}
+    return {
+        "formal": asdict(against_server),
+        "guarantees": [asdict(formal) for formal in found],
+        "profiles": [asdict(profile) for profile in profiles.values()],
+    }
 
 
 def _exposed(run: Run) -> dict[str, Any]:

@@ -36,6 +36,7 @@ from fedkd.run import check
 from simulations.jobs import Job, grouped, most, outcomes
 
 if TYPE_CHECKING:
+    from fedkd.privacy.accounting import Formal
     from fedkd.privacy.exposure import Estimate
 
 PLAIN, CLEAN, OWN = "fkd", "clean", "own"
@@ -368,12 +369,26 @@ def _utility(run: Run) -> float:
 
 
 def guarantee(runs: Sequence[Run]) -> tuple[str, float | None]:
-    """Formal epsilon of the worst seed in words, and its nominal one."""
-    from fedkd.privacy import audit
+    """Formal epsilon of the worst seed in words, and its nominal one.
 
-    found = [audit.guarantee(run.releases, run.experiment) for run in runs]
-    worst = max(found, key=lambda formal: math.inf if formal.epsilon is None else formal.epsilon)
-    return worst.text(), worst.nominal
+    That against a server that sees every answer goes without saying whom it is against.
+    """
+    from fedkd.privacy import audit
+    from fedkd.privacy.accounting import SEES_ALL
+
+    by_adversary: dict[str, list[Formal]] = {}
+    for run in runs:
+        for formal in audit.guarantees(run.releases, run.experiment):
+            by_adversary.setdefault(formal.adversary, []).append(formal)
+    worst = [
+        max(found, key=lambda formal: math.inf if formal.epsilon is None else formal.epsilon)
+        for found in by_adversary.values()
+    ]
+    texts = [
+        f.text() + ("" if f.adversary == SEES_ALL else f" against {f.adversary}") for f in worst
+    ]
+    nominal = [formal.nominal for formal in worst if formal.nominal is not None]
+    return " / ".join(texts), max(nominal, default=None)
 
 
 # --- the command ----------------------------------------------------------------------------
@@ -521,8 +536,8 @@ def markdown(rows: Sequence[Row]) -> str:
         f"Reduction: share of the student's excess over that, against {PLAIN}. Nominal ε is of one "
         "token or item of a client and is no guarantee. Audited ε is of one client: all copies of "
         "a secret at once; it is by what the server sees, or by the student. "
-        f"Formal ε is against {SEES_ALL}, for neighbours that differ in one "
-        f"{' or one '.join(NEIGHBOURS.values())}."
+        f"Formal ε is against {SEES_ALL}, unless another adversary is named, for neighbours that "
+        f"differ in one {' or one '.join(NEIGHBOURS.values())}."
     )
     return f"{said}\n\n{notes}"
 

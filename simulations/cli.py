@@ -1099,5 +1099,18 @@ def tradeoff(
     _draw("tradeoff", runs, out, place, repeats)
 
 
+@plot.command(
+    epilog=examples(
+        "fedkd plot profile runs/canary-*", "fedkd plot profile runs/fedavg-* runs/uniform-*"
+    )
+)
+def profile(runs: Runs, out: Stem = None) -> None:
+    """Formal ε against δ: a panel per unit and adversary, a line per method or setting.
+
+    For runs whose ledger guarantees anything; of several seeds the worst is shown.
+    """
+    _draw("profile", runs, out)
+
+
 if __name__ == "__main__":
     main()

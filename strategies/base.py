@@ -37,6 +37,7 @@ from fedkd.errors import FedkdError, blamed, brief
 from fedkd.experiment import Epochs, Experiment, Table, validated
 from fedkd.hooks import (
     Keeping,
+    as_averaging,
     as_decision,
     as_labels,
     as_line,
@@ -48,6 +49,7 @@ from fedkd.hooks import (
     check_state,
     trace,
 )
+from fedkd.privacy.average import Averaging
 from fedkd.privacy.public import Public
 from fedkd.privacy.release import over_classes
 from fedkd.privacy.watch import Watch
@@ -286,6 +288,14 @@ class KnowledgeStrategy(Strategy):
         """Steps of local learning and of giving knowledge."""
         return [Fit()]
 
+    def averaging(self, round: int) -> Averaging | None:
+        """How the server clips and noises the parameters that clients share in the round.
+
+        Asked for before the round begins. Where it is not None, :meth:`fuse` is shown the average
+        in the place of each client's parameters, and all that is made of it is post-processing.
+        """
+        return None
+
     def fuse(self, round: int, replies: Replies) -> None:
         """Make the server's knowledge out of the clients'."""
 
@@ -478,6 +488,8 @@ class KnowledgeStrategy(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Messages with ``learn`` for those who take part."""
+        with blaming(self._where, "averaging", server_round):
+            self._privacy.averaging = as_averaging(self.averaging(server_round))
         due = self._due(server_round)
         trial: tuple[Step, ...] = self._tests() if due else ()
         if self._privacy.due(server_round):
@@ -509,7 +521,9 @@ class KnowledgeStrategy(Strategy):
         if not len(fit):
             self._skip(server_round)
             return None, None
-        shown = [self._privacy.shown(self._assigned[r.client], r) for r in fit.replies]
+        with blaming(self._where, "averaging", server_round):
+            given = self._privacy.aggregated(self._assigned, fit.replies)
+        shown = [self._privacy.shown(self._assigned[r.client], r) for r in given]
         fuse: Any = self.fuse  # for a method that returns something
         with blaming(self._where, "fuse", server_round):
             as_nothing(fuse(server_round, Replies(shown)))

@@ -17,7 +17,7 @@ READERS = {
     f"fedkd.{name}"
     for name in (
         *("results", "frames", "statistics", "errors", "experiment"),
-        *("caveats", "escaping"),
+        *("caveats", "escaping", "privacy.guarantees"),
     )
 }
 FILES = [file for package in PACKAGES for file in sorted((ROOT / package).rglob("*.py"))]

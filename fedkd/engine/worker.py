@@ -27,7 +27,7 @@ from fedkd.privacy.accounting import Release
 from fedkd.privacy.dpsgd import DPSGD, sees_private
 from fedkd.privacy.public import Public
 from fedkd.privacy.release import applies, charge, known_of, release
-from fedkd.random import generator, key, noise
+from fedkd.random import generator, key, privacy_noise
 from fedkd.students.outline import check_size
 from fedkd.students.probe import Probe, exactly, layers, made_up, probe, unkept
 from fedkd.training import (
@@ -604,7 +604,9 @@ class Session:
         if table.noise_multiplier and sees_private(step):
             self._check_private(step)
             # Two students trained alike must not get the same noise.
-            dp = DPSGD(table, step.on, experiment.seed, *draw, step.student, *self.worker.world)
+            purpose = (*draw, step.student, *self.worker.world)
+            secure = experiment.release.secure
+            dp = DPSGD(table, step.on, experiment.seed, *purpose, secure=secure)
 
         def train() -> cache.Arrays:
             try:
@@ -629,7 +631,8 @@ class Session:
             return {LEARNT: np.array([loss, *spent])}
 
         plain = all(term == CrossEntropy(term.weight) for term in step.terms)
-        if experiment.engine.remember and plain:
+        again = dp is None or not experiment.release.secure
+        if experiment.engine.remember and plain and again:
             what = (repr(step), draw, *self.worker.world)
             learnt = self.worker.remembered(student, samples, what, train)
         else:
@@ -719,7 +722,7 @@ class Session:
         # Whoever names no answer asks for a new one.
         new = f"{assignment.round} {assignment.phase} unnamed {len(self.releases)}"
         purpose = (assignment.client, step.answer or new)
-        draw = noise(seed, "release", *purpose, *worker.world)
+        draw = privacy_noise(table.secure, seed, "release", *purpose, *worker.world)
         labels = release(logits, step.temperature, table, public, draw).cpu()
         value = labels.clamp_min(SMALLEST).log() if step.output == "logits" else labels
         details = worker.charge(step.temperature, public, classes)

@@ -15,6 +15,7 @@ gaussian   zero-concentrated DP of ``rho = sum_t Delta2_t^2 / (2 sigma^2)`` (Bun
            (Balle & Wang 2018; Dong, Roth & Su 2022, corollary 3.3)
 laplace    pure ``epsilon = sum_t Delta1_t / b``; ``rho = sum_t 2 (x + e^-x - 1)``, x half an item's
            epsilon, as half of the distance is upwards and half downwards
+votes      Gaussian noise on counts that a client moves by sqrt 2 (:mod:`fedkd.privacy.votes`)
 sample     the exponential mechanism: a draw from ``softmax(z / tau)`` has bounded range
            ``2 c / tau``, hence ``rho = c^2 / (2 tau^2)`` (Cesar & Rogers 2021), and no more than
            that of randomised response, ``epsilon tanh(epsilon / 2)``
@@ -29,6 +30,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -37,15 +39,22 @@ from fedkd.errors import FedkdError
 from fedkd.privacy.sensitivity import Numbers, as_numbers, l1_sensitivity, l2_sensitivity
 
 if TYPE_CHECKING:
+    from dp_accounting.pld import PLDAccountant
+
     from fedkd.experiment import ReleaseTable
 
-MECHANISMS = ("none", "gaussian", "laplace", "sample", "argmax")
+MECHANISMS = ("none", "gaussian", "laplace", "sample", "argmax", "votes")
 SEES_ALL = "a server that sees every answer of every client"
+SEES_SUMS = "a server that sees sums alone, and other clients, who keep to themselves"
+SEES_FUSED = "other clients, and whoever sees the fused labels; the server is trusted"
+SEES_AVERAGES = "other clients, and whoever has the final model; the server is trusted"
 NEIGHBOURS = {
     "client": "replace-one client (all its data, and how much of it), who takes part public",
     "record": "zero-out record (it counts as 0 in one of two), K records of its client public",
 }
 """What an epsilon hides, by unit."""
+ZERO_OUT_CLIENT = "zero-out client (its change counts as 0 in one of two), who takes part public"
+"""What an epsilon of averaged parameters hides."""
 PLD_INTERVAL = 1e-3
 """Grid of privacy losses of private training; epsilon is at most about half of it too large."""
 PLD_LARGEST = 20_000.0
@@ -56,12 +65,15 @@ PLD_LARGEST = 20_000.0
 
 @dataclass(frozen=True)
 class Release:
-    """A line of the ledger: what left a client in one step.
+    """A line of the ledger: what left a client in one step, or the server in one round.
 
-    ``step`` is ``Predict``, ``Represent`` or ``Share``; where an epsilon is claimed also
-    ``Samples``, ``Metrics``, ``Record`` or ``Failure``, what the server learnt or acted on beside
-    what was sent (see :meth:`fedkd.privacy.watch.Watch.used`). ``items`` is the number of released
-    rows.
+    ``client`` is None where the server releases something: what it has made of what ``clients``
+    sent under ``key``. ``step`` is then ``Average``, of parameters, with ``clip`` their clipping
+    norm and ``rho`` for zero-out neighbours, or ``Aggregate``, of labels. Of a client it is
+    ``Predict``, ``Represent`` or ``Share``; where an epsilon is claimed also ``Samples``,
+    ``Metrics``, ``Record`` or ``Failure``, what the server learnt or acted on beside what was sent
+    (see :meth:`fedkd.privacy.watch.Watch.used`), or ``Resumed``, what an interrupted run released
+    that no line tells of. ``items`` is the number of released rows.
     ``mechanism``, ``scale``, ``draws`` and ``clip`` are those of ``[release]``; ``candidates`` is
     how many public classes, at most, stand for themselves (None: all of them), ``mix`` the share of
     a law that no private data decides. ``scores`` names the privacy scores that temperatures
@@ -70,11 +82,13 @@ class Release:
     and ``epsilon`` are zCDP and pure DP of the whole line, None where there is no bound;
     ``nominal`` is the epsilon of one item or draw, which guarantees nothing. ``on`` says whose
     samples the answers are about (``samples``: sent along by the server); empty: as its step has it
-    by default. ``answer`` is what ``fresh`` goes by; empty: always a new one.
+    by default. ``answer`` is what ``fresh`` goes by; empty: always a new one. ``trust`` says who
+    adds the noise, if it is not each client; ``rdp`` is what votes cost that are as they are, by
+    order (:data:`fedkd.privacy.votes.ORDERS`), and is private.
     """
 
     round: int
-    client: int
+    client: int | None
     step: str
     key: str
     items: int
@@ -95,10 +109,16 @@ class Release:
     nominal: float | None = None
     on: str = ""
     answer: str = ""
+    clients: tuple[int, ...] = ()
+    trust: str = ""
+    rdp: tuple[float, ...] = ()
 
     def to_dict(self, brief: bool = False) -> dict[str, Any]:
         """The line as JSON takes it; ``brief``: without what is as it is by default."""
         line = dict(vars(self))
+        for name in ("clients", "rdp"):
+            if values := line.pop(name):
+                line[name] = list(values)
         if brief:
             defaults = {field.name: field.default for field in fields(self)}
             line = {name: value for name, value in line.items() if value != defaults[name]}
@@ -114,8 +134,10 @@ class Release:
             If a key that every line has is missing.
         """
         known = {field.name for field in fields(cls)}
+        values = {key: value for key, value in line.items() if key in known}
+        lists = {name: tuple(values.get(name, ())) for name in ("clients", "rdp")}
         try:
-            return cls(**{key: value for key, value in line.items() if key in known})
+            return cls(**values | lists)
         except TypeError as error:
             raise FedkdError(f"{dict(line)!r} is not a line of releases: {error}") from error
 
@@ -148,7 +170,8 @@ def cost(
     mechanism : str
         One of :data:`MECHANISMS`.
     scale : float
-        Standard deviation of Gaussian noise, scale b of Laplace noise.
+        Standard deviation of Gaussian noise, on labels or on counts of votes; scale b of Laplace
+        noise.
     draws : int
         Labels drawn for each item (``sample``).
     temperatures : array or Tensor of shape (M,)
@@ -187,6 +210,8 @@ def cost(
     if mechanism == "gaussian" and scale:
         far = _costliest(l2_sensitivity(tau, *law)) / scale
         return Cost(float((far**2).sum() / 2), None, gaussian_epsilon(far.max(), delta))
+    if mechanism == "votes" and scale:
+        return Cost(tau.size / scale**2, None, gaussian_epsilon(math.sqrt(2) / scale, delta))
     if mechanism == "laplace" and scale:
         pure = _costliest(l1_sensitivity(tau, *law)) / scale
         rho = 2 * (pure / 2 + np.expm1(-pure / 2))
@@ -247,9 +272,18 @@ def _bounded(number: float) -> float | None:
 
 
 def described(
-    table: ReleaseTable, temperatures: Any, classes: int, over_candidates: Any
+    table: ReleaseTable,
+    temperatures: Any,
+    classes: int,
+    over_candidates: Any,
+    clients: int = 0,
 ) -> dict[str, Any]:
     """What a ledger line says of one answer under ``[release]``: its mechanism and its cost.
+
+    Where noise is not each client's own, a client's answer has none, and that of K ``clients``
+    together has it once: one of them moves their mean by 1/K of what it moves its own labels. With
+    secure aggregation each client adds a K-th of the variance. Whoever knows a share of its own
+    sees that much less noise, and so it is charged; that several put theirs together is not.
 
     Parameters
     ----------
@@ -262,6 +296,8 @@ def described(
     over_candidates : bool, or array of int of shape (M,)
         How many classes each item is released over, beside one bucket for all others. True: as many
         as ``table.candidates`` likeliest ones, or one more, the true one. False: all classes.
+    clients : int
+        The K clients of whose labels it is the aggregate; 0 for the answer of one client.
 
     Returns
     -------
@@ -273,6 +309,12 @@ def described(
         sets = np.array([[min(table.candidates + more, classes)] for more in (0, 1)])
     elif over_candidates is not False:
         sets = as_numbers(over_candidates)
+    mechanism, scale = table.mechanism, table.scale
+    if table.trust != "local" and not clients:
+        mechanism, scale = "none", 0.0
+    effective = scale if mechanism == "votes" else scale * max(clients, 1)
+    if table.trust == "secure-aggregation" and clients > 1:
+        effective *= math.sqrt(1 - 1 / clients)
     mix, clip, applied = table.mix, table.clip, tau
     floor: Any = 0.0
     if table.mix_with == "uniform":
@@ -286,13 +328,13 @@ def described(
         else:
             applied = np.full(tau.shape, table.temperature)
     price = cost(
-        *(table.mechanism, table.scale, table.draws, applied, clip, classes, sets, mix),
+        *(mechanism, effective, table.draws, applied, clip, classes, sets, mix),
         floor=floor,
         delta=table.delta,
     )
     return {
-        "mechanism": table.mechanism,
-        "scale": table.scale,
+        "mechanism": mechanism,
+        "scale": scale,
         "draws": table.draws,
         "temperature_min": float(tau.min()) if tau.size else None,
         "temperature_max": float(tau.max()) if tau.size else None,
@@ -301,7 +343,9 @@ def described(
         "mix": mix,
         "scores": "" if table.tau_max is None else table.scores,
         "scores_private": table.tau_max is not None and table.scores == "oracle",
-        "redrawn": not table.cache and table.mechanism in ("gaussian", "laplace", "sample"),
+        "redrawn": not (table.cache or table.secure)
+        and mechanism in ("gaussian", "laplace", "sample", "votes"),
+        "trust": "" if table.trust == "local" else table.trust,
         **price._asdict(),
     }
 
@@ -341,6 +385,24 @@ def gaussian_epsilon(ratio: float, delta: float) -> float:
     return 0.0 if surplus(0.0) <= 0 else float(brentq(surplus, 0.0, end, xtol=1e-12, maxiter=500))
 
 
+def gaussian_mu(epsilon: float, delta: float) -> float:
+    """The ratio, and mu of Gaussian DP, of the Gaussian release with this epsilon at ``delta``.
+
+    The inverse of :func:`gaussian_epsilon` (Dong, Roth & Su 2022, corollary 2.13); the largest of
+    those whose epsilon is 0.
+    """
+    from scipy.optimize import brentq
+    from scipy.special import ndtri
+
+    none = 2 * float(ndtri((1 + delta) / 2))  # total variation is delta: epsilon is 0
+    if epsilon <= 0:
+        return none
+    high = max(none, 1.0)
+    while gaussian_epsilon(high, delta) < epsilon:
+        high *= 2
+    return float(brentq(lambda mu: gaussian_epsilon(mu, delta) - epsilon, none, high, xtol=1e-12))
+
+
 def zcdp_epsilon(rho: float, delta: float) -> float:
     """Epsilon of rho-zCDP, by dp-accounting's conversion at orders around the best one.
 
@@ -355,40 +417,6 @@ def zcdp_epsilon(rho: float, delta: float) -> float:
     best = math.sqrt(math.log(1 / delta) / rho)
     orders = 1 + np.maximum(best * np.geomspace(0.1, 10, 400), 0.011)
     return float(RdpAccountant(orders).compose(ZCDpEvent(rho)).get_epsilon(delta))
-
-
-def trusted_mean(
-    rho: float, clients: int, delta: float, noise: Literal["each", "mean"] = "each"
-) -> float:
-    """Epsilon, for one client, of the mean of K clients' soft labels under Gaussian noise.
-
-    For those who see the mean and nothing else: the aggregator is trusted, or sums behind masks.
-
-    Parameters
-    ----------
-    rho : float
-        What a client's labels would cost by themselves: ``sum_t Delta2_t^2 / (2 sigma^2)``.
-    clients : int
-        The K whose labels are averaged, all with the same weight: a client moves the mean by 1/K of
-        what it moves its own labels.
-    delta : float
-        Between 0 and 1.
-    noise : {"each", "mean"}
-        Whether sigma is the noise of each client, and the mean's ``sigma / sqrt K``; or the noise
-        that the aggregator adds to the mean.
-    """
-    if clients < 1:
-        raise FedkdError(f"clients = {clients} is not allowed: a mean is of at least one")
-    return gaussian_epsilon(math.sqrt(2 * rho) / clients ** (0.5 if noise == "each" else 1), delta)
-
-
-def votes_rdp(alpha: float, scale: float, queries: int = 1) -> float:
-    """Renyi DP at order ``alpha`` of GNMax votes: ``alpha / sigma^2`` a query.
-
-    A client that changes its vote takes 1 from one count and adds it to another, which is sqrt 2
-    far; the class with the most noisy votes follows from the counts (Papernot et al. 2018).
-    """
-    return queries * alpha / scale**2
 
 
 @dataclass(frozen=True)
@@ -410,10 +438,6 @@ def training_epsilon(
     in so many records. ``replaced``: for records that are others in a neighbour, which can move the
     sum twice as far; of several at once without what sampling gives, which no accountant has.
     """
-    import dp_accounting as dp
-    from dp_accounting.pld import PLDAccountant
-    from scipy.stats import binom
-
     steps: dict[tuple[float, float], int] = {}
     for one in training:
         setting = (one.noise_multiplier, one.sample_rate)
@@ -425,8 +449,20 @@ def training_epsilon(
     unsampled = gaussian_epsilon(group * (1 + replaced) * math.sqrt(squares), delta)
     if unsampled > PLD_LARGEST or not steps or (replaced and group > 1):
         return unsampled
+    return float(min(unsampled, _losses(tuple(steps.items()), group, replaced).get_epsilon(delta)))
+
+
+@lru_cache(maxsize=512)
+def _losses(
+    steps: tuple[tuple[tuple[float, float], int], ...], group: int, replaced: bool
+) -> PLDAccountant:
+    """Privacy losses of ``(noise multiplier, sample rate), count`` steps: epsilon at any delta."""
+    import dp_accounting as dp
+    from dp_accounting.pld import PLDAccountant
+    from scipy.stats import binom
+
     events = []
-    for (multiplier, rate), count in steps.items():
+    for (multiplier, rate), count in steps:
         if group == 1:
             event = dp.PoissonSampledDpEvent(rate, dp.GaussianDpEvent(multiplier))
         else:
@@ -439,7 +475,7 @@ def training_epsilon(
     accountant = PLDAccountant(
         relation.REPLACE_ONE if replaced else relation.ADD_OR_REMOVE_ONE, PLD_INTERVAL
     )
-    return float(min(unsampled, accountant.compose(dp.ComposedDpEvent(events)).get_epsilon(delta)))
+    return accountant.compose(dp.ComposedDpEvent(events))
 
 
 # --- composition ----------------------------------------------------------------------------
@@ -451,9 +487,12 @@ class Formal:
 
     ``epsilon`` at ``delta`` for neighbours that differ in one ``unit``, against ``adversary``; None
     where there is no guarantee, and ``why`` names the rule that is broken. Where the unit is a
-    record, ``epsilon`` is for zero-out neighbours and ``replaced`` for replace-one. ``rho`` is that
-    of Gaussian noise alone, None where there is anything else. ``nominal``, the largest epsilon of
-    one item, stands beside it and guarantees nothing.
+    record, or parameters are averaged, ``epsilon`` is for zero-out neighbours and ``replaced`` for
+    replace-one. ``rho`` is that of Gaussian noise alone, None where there is anything else.
+    ``nominal``, the largest epsilon of one item, stands beside it and guarantees nothing.
+    ``data_dependent`` is what votes that are as they are cost, which is private and not to be
+    published. ``sampled`` is what epsilon would be if participants were secret and each client took
+    part with probability ``rate``, by itself (Poisson); None where all take part.
     """
 
     epsilon: float | None
@@ -465,17 +504,20 @@ class Formal:
     rho: float | None = None
     nominal: float | None = None
     replaced: float | None = None
+    sampled: float | None = None
+    rate: float | None = None
+    data_dependent: float | None = None
 
     @property
     def neighbours(self) -> str:
         """In what two data sets differ that cannot be told apart, and what is public of them."""
-        return NEIGHBOURS[self.unit]
+        return ZERO_OUT_CLIENT if self.adversary == SEES_AVERAGES else NEIGHBOURS[self.unit]
 
     def text(self) -> str:
         """``"7.51 (delta 1e-05, client)"``, or the broken rule.
 
-        Of a record also what holds if it is replaced: ``"12.4 (delta 1e-05, record; replace-one:
-        20.5)"``.
+        Where it is of zero-out neighbours, also what holds if the unit is replaced: ``"12.4 (delta
+        1e-05, record; replace-one: 20.5)"``.
         """
         if self.epsilon is None:
             return self.why
@@ -488,7 +530,7 @@ def compose(
     delta: float,
     dp_training: Mapping[int, Sequence[PrivateSteps]] | None = None,
 ) -> Formal:
-    """What all releases of a run guarantee together.
+    """What all that left the clients of a run guarantees together, against the server.
 
     Each client is composed by itself, as its data are only its own; adaptively, so that it does not
     matter that later answers depend on earlier ones.
@@ -512,34 +554,55 @@ def compose(
     lines = sorted(releases, key=lambda line: line.step not in SENT)
     nominal = max((line.nominal for line in lines if line.nominal is not None), default=None)
     if dp_training is not None:
-        found = _by_training(lines, delta, dp_training)
+        own = [line for line in lines if line.client is not None]
+        found = _by_training(own, delta, dp_training)
     else:
         found = _by_releases(lines, delta)
     return replace(found, nominal=nominal)
 
 
 def _by_releases(lines: list[Release], delta: float) -> Formal:
+    masked = any(line.trust == "secure-aggregation" for line in lines)
+    adversary = SEES_SUMS if masked else SEES_ALL
+    lines = [line for line in lines if _reaches_server(line)]
     for line in lines:
-        if why := _broken(line):
-            return Formal(None, delta, "client", why=why, client=line.client)
+        if why := broken(line):
+            return Formal(None, delta, "client", adversary, why, line.client)
+    return worst_client(lines, delta, adversary)
+
+
+def worst_client(lines: Iterable[Release], delta: float, adversary: str) -> Formal:
+    """What noisy lines that an adversary sees guarantee the client that is worst off."""
+    by_client: dict[int, list[Release]] = {}
+    for line in lines:
+        for client in line.clients if line.client is None else (line.client,):
+            by_client.setdefault(client, []).append(line)
     accounts = {
-        client: _account([line for line in lines if line.client == client and line.fresh])
-        for client in sorted({line.client for line in lines})
+        client: _account([line for line in each if line.fresh])
+        for client, each in sorted(by_client.items())
     }
-    found = {account: _epsilon(account, delta) for account in set(accounts.values())}
+    found = {spent: _epsilon(spent, delta) for spent in set(accounts.values())}
     if not found:
-        return Formal(0.0, delta, "client", rho=0.0)
+        return Formal(0.0, delta, "client", adversary, rho=0.0)
     client = max(accounts, key=lambda n: found[accounts[n]])
     gaussian, other, _ = accounts[client]
     rho = None if other else gaussian
-    return Formal(found[accounts[client]], delta, "client", client=client, rho=rho)
+    return Formal(found[accounts[client]], delta, "client", adversary, client=client, rho=rho)
+
+
+def _reaches_server(line: Release) -> bool:
+    """Whether a server that is not trusted sees what a line is about.
+
+    Behind masks it sees the sum; what a trusted one releases, it has made of what it sees.
+    """
+    return (line.client is None) == (line.trust == "secure-aggregation")
 
 
 def _account(lines: list[Release]) -> tuple[float, float, float]:
     """Rho of Gaussian noise; rho of all else, and its pure epsilon."""
-    others = [line for line in lines if line.mechanism != "gaussian"]
+    others = [line for line in lines if line.mechanism not in ("gaussian", "votes")]
     return (
-        math.fsum(line.rho or 0.0 for line in lines if line.mechanism == "gaussian"),
+        math.fsum(line.rho or 0.0 for line in lines if line.mechanism in ("gaussian", "votes")),
         math.fsum(line.rho or 0.0 for line in others),
         math.fsum(math.inf if line.epsilon is None else line.epsilon for line in others),
     )
@@ -559,6 +622,7 @@ def _epsilon(account: tuple[float, float, float], delta: float) -> float:
 SENT = ("Predict", "Represent", "Share")
 WHAT = {
     "Predict": "labels",
+    "Aggregate": "labels",
     "Represent": "representations",
     "Share": "parameters",
     "Samples": "numbers of samples",
@@ -567,25 +631,33 @@ WHAT = {
 """What a step releases; the last two are numbers that the server acts on beside what is sent."""
 
 
-def _seen(line: Release) -> str:
+def seen(line: Release) -> str:
     """What a line says that private data decide and no noise is on, whatever the unit."""
     if line.step == "Failure":
         return (
             f"none: in round {line.round} client {line.client} failed ({line.key}), which its data "
             "may decide"
         )
+    if line.step == "Resumed":
+        return (
+            "none: the run was resumed with other noise (release.secure), and what the round that "
+            "was interrupted released is not in the ledger"
+        )
     if line.step == "Record":
         return "none: what the method does depends on measurements of private data"
     return ""
 
 
-def _broken(line: Release) -> str:
+def broken(line: Release) -> str:
     """The rule that a line breaks without private training, or nothing."""
-    if why := _seen(line):
+    if why := seen(line):
         return why
     what = WHAT[line.step]
-    if line.mechanism == "none" or (line.mechanism in ("gaussian", "laplace") and not line.scale):
-        leave = "are released" if line.step == "Predict" else "leave the client"
+    if line.trust == "central" and line.client is not None:
+        return f"none: {what} leave the client without noise, for a server that is trusted"
+    noisy = line.mechanism in ("gaussian", "laplace", "votes")
+    if line.mechanism == "none" or (noisy and not line.scale):
+        leave = "are released" if line.step in ("Predict", "Aggregate") else "leave the client"
         return f"none: {what} {leave} without noise"
     if line.mechanism == "argmax":
         return "none: the likeliest class is released without noise"
@@ -606,7 +678,7 @@ def _by_training(
     lines: list[Release], delta: float, training: Mapping[int, Sequence[PrivateSteps]]
 ) -> Formal:
     for line in lines:
-        why = _seen(line)
+        why = seen(line)
         if why:
             pass
         elif line.client not in training:
@@ -619,7 +691,8 @@ def _by_training(
             why = "none: scores come from private data"
         if why:
             return Formal(None, delta, "record", why=why, client=line.client)
-    settings = {client: tuple(training[client]) for client in sorted({e.client for e in lines})}
+    clients = sorted({line.client for line in lines if line.client is not None})
+    settings = {client: tuple(training[client]) for client in clients}
     if not settings:
         return Formal(0.0, delta, "record", replaced=0.0)
     found = {setting: training_epsilon(setting, delta) for setting in set(settings.values())}

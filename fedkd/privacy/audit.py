@@ -26,7 +26,9 @@ from fedkd.engine.worker import Worker
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
 from fedkd.privacy import attacks
-from fedkd.privacy.accounting import Formal, PrivateSteps, Release, compose
+from fedkd.privacy.guarantees import guarantee as guarantee
+from fedkd.privacy.guarantees import guarantees as guarantees
+from fedkd.privacy.guarantees import profiles as profiles
 from fedkd.privacy.release import over_classes
 from fedkd.random import generator, key
 from fedkd.results import Run
@@ -101,34 +103,6 @@ def delta_of(experiment: Experiment) -> float:
     """Delta that epsilon is stated at: that of private training where there is any."""
     dp = experiment.training.dp
     return dp.delta if dp.noise_multiplier else experiment.release.delta
-
-
-def guarantee(lines: Iterable[Mapping[str, Any]], experiment: Experiment) -> Formal:
-    """What all releases in the ledger of a run guarantee together.
-
-    Statistics of clients' own samples, by which all inputs are then normalised, are a release that
-    has no noise: there is no guarantee with them.
-    """
-    formal = _guarantee(lines, experiment)
-    if experiment.data.statistics == "private":
-        why = "none: data.statistics = 'private': clients' mean and standard deviation are known"
-        return replace(formal, epsilon=None, rho=None, client=None, why=why)
-    return formal
-
-
-def _guarantee(lines: Iterable[Mapping[str, Any]], experiment: Experiment) -> Formal:
-    ledger = list(lines)
-    releases = [Release.from_dict(line) for line in ledger]
-    dp = experiment.training.dp
-    if not dp.noise_multiplier:
-        return compose(releases, experiment.release.delta)
-    training: dict[int, list[PrivateSteps]] = {line.client: [] for line in releases}
-    for line in ledger:
-        training[line["client"]] += [
-            PrivateSteps(dp.noise_multiplier, rate, int(steps))
-            for rate, steps in line.get("dp_training", [])
-        ]
-    return compose(releases, dp.delta, training)
 
 
 def proved(

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from fedkd.errors import FedkdError
 from fedkd.experiment import PrivateTraining, StudentTable
-from fedkd.random import noise_generator
+from fedkd.random import SystemNoise, noise_generator
 from fedkd.work import CrossEntropy, Fit, Proximal, Soft, Source, Term
 
 PRIVATE = ("private", "own", "validation")
@@ -73,6 +73,8 @@ class DPSGD:
         Source of the fit's own samples.
     seed, purpose
         Key of the noise, and of who is drawn.
+    secure
+        Draw both by the operating system's generator instead.
 
     Attributes
     ----------
@@ -82,10 +84,18 @@ class DPSGD:
         Noisy steps that were taken.
     """
 
-    def __init__(self, table: PrivateTraining, on: Source, seed: int, *purpose: str | int) -> None:
+    def __init__(
+        self,
+        table: PrivateTraining,
+        on: Source,
+        seed: int,
+        *purpose: str | int,
+        secure: bool = False,
+    ) -> None:
         self.table, self.own = table, is_private(on)
         self.sample_rate, self.steps = 0.0, 0
         self._seed, self._purpose = seed, ("dp", *purpose)
+        self._system = SystemNoise() if secure else None
         self._unchecked = True
 
     def covers(self, term: Term) -> bool:
@@ -116,6 +126,8 @@ class DPSGD:
 
         steps = -(-count // size)
         self.sample_rate, self._expected = 1 / steps, count / steps
+        if self._system is not None:
+            return steps, map(self._drawn, repeat(count))
         sampler = UniformWithReplacementSampler(
             num_samples=count,
             sample_rate=self.sample_rate,
@@ -124,6 +136,11 @@ class DPSGD:
         )
         drawn = (indices for _ in repeat(None) for indices in sampler)
         return steps, (torch.tensor(indices, dtype=torch.int64) for indices in drawn)
+
+    def _drawn(self, count: int) -> Tensor:
+        """Who of ``count`` samples is in a batch, by the operating system's generator."""
+        assert self._system is not None
+        return torch.from_numpy(self._system.random(count) < self.sample_rate).nonzero()[:, 0]
 
     def attach(
         self, student: nn.Sequential, optimiser: torch.optim.Optimizer
@@ -148,7 +165,7 @@ class DPSGD:
         device = str(self._parameters[0].device)
         private = DPOptimizer(
             optimiser,
-            noise_multiplier=self.table.noise_multiplier,
+            noise_multiplier=0.0 if self._system else self.table.noise_multiplier,
             max_grad_norm=self.table.max_grad_norm,
             expected_batch_size=self._expected,
             generator=noise_generator(self._seed, *self._purpose, "noise", device=device),
@@ -209,7 +226,13 @@ class DPSGD:
                 gradients[~finite] = 0
 
     def _complete(self, optimiser: torch.optim.Optimizer) -> None:
-        """Add the gradients of the terms that see no private sample."""
+        """Add noise that is not Opacus' own, and the gradients of terms without private samples."""
+        if self._system is not None:
+            deviation = self.table.noise_multiplier * self.table.max_grad_norm / self._expected
+            for parameter in self._parameters:
+                drawn = deviation * self._system.standard_normal(tuple(parameter.shape))
+                assert parameter.grad is not None
+                parameter.grad += torch.from_numpy(drawn).to(parameter)
         for parameter, public in zip(self._parameters, self._public, strict=True):
             if public is not None and parameter.grad is not None:
                 parameter.grad += public

@@ -114,15 +114,26 @@ def check(experiment: Experiment, tokens: bool) -> None:
             "student.init = 'public' is not allowed with data.transfer.size = 0: the transfer set "
             "is the public corpus"
         )
-    if table.mechanism in ("gaussian", "laplace") and not table.scale:
+    if table.trust == "local" and table.mechanism == "votes":
+        raise FedkdError(
+            "release.mechanism = 'votes' is not allowed with release.trust = 'local': somebody "
+            "counts the clients' votes; allowed: release.trust = 'central' or 'secure-aggregation'"
+        )
+    if table.trust != "local" and table.mechanism not in ("none", "gaussian", "votes"):
+        raise FedkdError(
+            f"release.mechanism = {table.mechanism!r} is not allowed with release.trust = "
+            f"{table.trust!r}, where noise is added to all clients' labels together; allowed: "
+            "'none', 'gaussian', 'votes'"
+        )
+    if table.mechanism in ("gaussian", "laplace", "votes") and not table.scale:
         raise FedkdError(
             f"release.scale = {table.scale} is not allowed with release.mechanism = "
             f"{table.mechanism!r}: the noise needs a scale above 0"
         )
-    if table.scale and table.mechanism not in ("gaussian", "laplace"):
+    if table.scale and table.mechanism not in ("gaussian", "laplace", "votes"):
         raise FedkdError(
             f"release.scale = {table.scale} has no effect with release.mechanism = "
-            f"{table.mechanism!r}; it is the scale of 'gaussian' or 'laplace'"
+            f"{table.mechanism!r}; it is the scale of 'gaussian', 'laplace' or 'votes'"
         )
     low = table.temperature
     if low is not None and table.tau_max is not None and table.tau_max < low:

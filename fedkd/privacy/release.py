@@ -17,7 +17,7 @@ the student's temperature: see ``strategies/swing.py``.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, TypeGuard
+from typing import Any, TypeAlias, TypeGuard
 
 import numpy as np
 import torch
@@ -29,8 +29,11 @@ from fedkd.experiment import Experiment, ReleaseTable
 from fedkd.privacy.accounting import described
 from fedkd.privacy.dpsgd import is_private
 from fedkd.privacy.public import Public
+from fedkd.random import SystemNoise
 from fedkd.work import Predict, Step
 
+Draw: TypeAlias = np.random.Generator | SystemNoise
+"""What noise is drawn by."""
 BISECTIONS = 40
 LARGEST = 1e30
 """What stands for infinity among logits that noise is added to the labels of."""
@@ -52,7 +55,7 @@ def applies(step: Step, table: ReleaseTable) -> TypeGuard[Predict]:
 def is_noisy(table: ReleaseTable) -> bool:
     """Whether released labels are noisy or drawn, so that an epsilon may be claimed of them."""
     return table.mechanism == "sample" or (
-        table.mechanism in ("gaussian", "laplace") and table.scale > 0
+        table.mechanism in ("gaussian", "laplace", "votes") and table.scale > 0
     )
 
 
@@ -71,8 +74,12 @@ def known_of(public: Public, on: object, items: int) -> Public:
     return replace(public, scores=torch.zeros(items), among=None, law=None)
 
 
-def charge(base: float, table: ReleaseTable, public: Public, classes: int) -> dict[str, Any]:
+def charge(
+    base: float, table: ReleaseTable, public: Public, classes: int, clients: int = 0
+) -> dict[str, Any]:
     """What the ledger says of labels that :func:`release` makes of the same arguments.
+
+    With ``clients``: of what :func:`aggregate` makes of the labels of so many.
 
     Returns
     -------
@@ -80,7 +87,7 @@ def charge(base: float, table: ReleaseTable, public: Public, classes: int) -> di
         Fields of :class:`fedkd.privacy.accounting.Release`.
     """
     sizes = False if public.among is None else (public.among >= 0).sum(1)
-    return described(table, temperatures(table, public.scores, base), classes, sizes)
+    return described(table, temperatures(table, public.scores, base), classes, sizes, clients)
 
 
 def temperatures(table: ReleaseTable, scores: Tensor, base: float) -> Tensor:
@@ -97,12 +104,11 @@ def temperatures(table: ReleaseTable, scores: Tensor, base: float) -> Tensor:
     return low + (high - low) * scores
 
 
-def release(
-    logits: Tensor, base: float, table: ReleaseTable, public: Public, draw: np.random.Generator
-) -> Tensor:
+def release(logits: Tensor, base: float, table: ReleaseTable, public: Public, draw: Draw) -> Tensor:
     """Released soft labels ``(M, C)``, or ``(M, k+1)`` over candidates, from logits ``(M, C)``.
 
-    ``base`` is the method's own temperature; ``draw`` gives the noise.
+    ``base`` is the method's own temperature; ``draw`` gives the noise. Where noise is added to what
+    all clients send together, these are the labels that one of them sends, without it.
 
     Under noise or draws a client answers whatever its student says: a logit that is not a number
     counts as 0, one that is infinite as :data:`LARGEST`. Otherwise a row that holds NaN stays one,
@@ -128,12 +134,12 @@ def release(
         even = there.to(labels) / there.sum(1, keepdim=True)
         law = even if public.law is None else public.law.to(labels)
         labels = (1 - table.mix) * labels + table.mix * law
-    if table.mechanism == "argmax":
+    if table.mechanism in ("argmax", "votes"):
         likeliest = torch.nn.functional.one_hot(labels.argmax(1), labels.shape[1])
         return likeliest + 0 * labels.sum(1, keepdim=True)
     if table.mechanism == "sample":
         return sampled(labels, table.draws, draw)
-    if not is_noisy(table):
+    if not is_noisy(table) or table.trust != "local":
         return labels
     if table.mechanism == "gaussian":
         noise = draw.standard_normal(tuple(labels.shape), dtype=np.float32)
@@ -143,7 +149,29 @@ def release(
     return onto_simplex(noisy.masked_fill(~there, -torch.inf))
 
 
-def sampled(labels: Tensor, draws: int, draw: np.random.Generator) -> Tensor:
+def aggregate(
+    labels: Tensor, table: ReleaseTable, public: Public, classes: int, draw: Draw
+) -> Tensor:
+    """The noisy aggregate ``(M, C)`` of what K clients sent, ``(K, M, C)``: a mean, or a vote.
+
+    As a trusted server computes it; the sum of K clients' own shares of noise, which secure
+    aggregation gives, has the same law.
+    """
+    if not is_noisy(table):
+        return labels.mean(0)
+    noise = table.scale * torch.from_numpy(
+        draw.standard_normal(tuple(labels.shape[1:]), dtype=np.float32)
+    )
+    there = torch.ones(1, labels.shape[2], dtype=torch.bool)
+    if public.among is not None:
+        there = possible(public.among, classes)
+    if table.mechanism == "votes":
+        noisy = (labels.sum(0) + noise).masked_fill(~there, -torch.inf)
+        return torch.nn.functional.one_hot(noisy.argmax(1), labels.shape[2]).to(labels)
+    return onto_simplex((labels.mean(0) + noise).masked_fill(~there, -torch.inf))
+
+
+def sampled(labels: Tensor, draws: int, draw: Draw) -> Tensor:
     """Shares ``(M, C)`` of ``draws`` labels drawn from each row: the exponential mechanism."""
     ends = labels.double().cumsum(1)
     ends = ends / ends[:, -1:]

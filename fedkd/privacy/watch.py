@@ -5,6 +5,7 @@ The server's strategy shows everything that passes to a :class:`Watch`, which ch
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -15,13 +16,24 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from fedkd.distillation.objectives import SMALLEST
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment, TrainingTable
 from fedkd.privacy import measure
 from fedkd.privacy.accounting import Release
+from fedkd.privacy.average import Averaging
 from fedkd.privacy.dpsgd import is_private, sees_private
 from fedkd.privacy.public import Public
-from fedkd.privacy.release import applies, charge, claims_epsilon, known_of
+from fedkd.privacy.release import (
+    aggregate,
+    applies,
+    charge,
+    claims_epsilon,
+    known_of,
+    possible,
+)
+from fedkd.privacy.votes import data_dependent_rdp
+from fedkd.random import SystemNoise, numpy_noise, privacy_noise
 from fedkd.replies import DP
 from fedkd.shapes import Shapes
 from fedkd.work import (
@@ -29,6 +41,7 @@ from fedkd.work import (
     Fit,
     Hold,
     Load,
+    Parameters,
     Predict,
     Proximal,
     Reply,
@@ -59,7 +72,8 @@ class ByLabels(NamedTuple):
 class Watch:
     """Keeps the ledger of releases, and measures exposure where that is due.
 
-    ``releases`` and ``exposures`` hold the lines of the round that is under way.
+    ``releases`` and ``exposures`` hold the lines of the round that is under way; ``averaging`` is
+    how the server averages parameters in it.
     """
 
     def __init__(
@@ -75,17 +89,21 @@ class Watch:
         # Of each client and student: what was asked, and the name of the answer.
         self.answers: dict[int, dict[str, dict[str, str]]] = {}
         self.charged: dict[int, list[str]] = {}
+        self.summed: list[str] = []  # names of aggregates that were charged
         self.trained: dict[int, list[list[float]]] = {}  # by DP-SGD, since it last sent anything
         self.releases: list[Line] = []
         self.exposures: list[Line] = []
+        self.averaging: Averaging | None = None
         self._students: dict[int, Tensor] = {}
         self._noted: set[tuple[int, str, str]] = set()  # in the ledger beside what was sent
         self._round = 0
+        self._resumed = False  # with other noise, and nobody has said so yet
 
     @property
     def claims(self) -> bool:
         """Whether an epsilon is claimed: what private data decide must then not be seen."""
-        return claims_epsilon(self.experiment)
+        noisy_average = self.averaging is not None and self.averaging.noise_multiplier > 0
+        return noisy_average or claims_epsilon(self.experiment)
 
     def begin(self, round: int) -> None:
         """Begin a round with no lines."""
@@ -104,10 +122,13 @@ class Watch:
 
     def lines(self) -> dict[str, list[Line]]:
         """The lines of the round, by the name of their file, in an order of their own."""
+        if self._resumed:
+            self._resumed = False
+            self._beside(0, "Resumed", "release.secure")
         if self._students:
             self._everybody("student", dict(sorted(self._students.items())))
         return {
-            "releases": sorted(self.releases, key=lambda e: (e["client"], e["step"], e["key"])),
+            "releases": sorted(self.releases, key=_place),
             "exposures": sorted(
                 self.exposures,
                 key=lambda e: (
@@ -126,13 +147,15 @@ class Watch:
                 for client, of_client in self.answers.items()
             },
             "charged": {client: list(names) for client, names in self.charged.items()},
+            "summed": list(self.summed),
             "trained": {client: list(steps) for client, steps in self.trained.items()},
         }
 
     def restore(self, state: Line) -> None:
         """Take in what :meth:`state` gave."""
         self.answers, self.charged = state["answers"], state["charged"]
-        self.trained = state["trained"]
+        self.summed, self.trained = state["summed"], state["trained"]
+        self._resumed = self.experiment.release.secure
 
     # --- which answers are the same ---------------------------------------------------------
 
@@ -162,7 +185,7 @@ class Watch:
                 step = _exact(step)
                 asked, name = _asked(step), f"{round} {phase} {place}"
                 of_student = known.setdefault(step.student, {})
-                if table.cache:
+                if table.cache and not table.secure:
                     name = of_student.setdefault(asked, name)
                 step = replace(step, answer=name)
             elif (student := changed(step, self.experiment.training)) is not None:
@@ -243,6 +266,101 @@ class Watch:
     def _items(self, on: Source, client: int) -> int:
         rows = self.shapes.samples(client) if on == "private" else self.shapes.rows(on, client)
         return rows or 0
+
+    def aggregated(
+        self, asked: Mapping[int, Assignment], replies: Sequence[Reply]
+    ) -> Sequence[Reply]:
+        """The replies of a round as the server's method may see them.
+
+        Where clients' parameters are averaged with clipping, or ``release.trust`` is not
+        ``local``, each has the aggregate in the place of its own: whatever a method makes of them
+        is post-processing. The line of the ledger is made with the aggregate.
+
+        Raises
+        ------
+        FedkdError
+            Labels that are to be added up are not answers to the same question.
+        """
+        if self.averaging is not None:
+            replies = self._averaged(asked, replies, self.averaging)
+        questions: dict[str, dict[int, Predict]] = {}
+        for client, assignment in asked.items():
+            for step in assignment.steps:
+                table = self.experiment.release
+                if applies(step, table) and table.trust != "local":
+                    questions.setdefault(step.key, {})[client] = step
+        for steps in questions.values():
+            replies = self._summed(steps, replies)
+        return replies
+
+    def _averaged(
+        self, asked: Mapping[int, Assignment], replies: Sequence[Reply], averaging: Averaging
+    ) -> Sequence[Reply]:
+        key = averaging.key
+        sharing = [
+            client
+            for client, assignment in asked.items()
+            if any(isinstance(step, Share) and step.key == key for step in assignment.steps)
+        ]
+        given = [cast(Parameters, r.values[key]) for r in replies if r.client in sharing]
+        if not given:
+            return replies
+        draw = SystemNoise() if self.experiment.release.secure else None
+        with numpy_noise(self.experiment.seed, "average", self._round):
+            mean, details = averaging.released(given, len(sharing), draw)
+        line = Release(self._round, None, "Average", key, 1, clients=tuple(sharing), **details)
+        self.releases.append(line.to_dict())
+        return [
+            replace(r, values=r.values | {key: mean}) if r.client in sharing else r for r in replies
+        ]
+
+    def _summed(self, steps: Mapping[int, Predict], replies: Sequence[Reply]) -> Sequence[Reply]:
+        """``replies`` with the aggregate of labels in the place of those that ``steps`` asked for.
+
+        It is the one that was given before, with its noise, where all of the same clients answer
+        as before.
+        """
+        first, table = next(iter(steps.values())), self.experiment.release
+        if len({_asked(step) for step in steps.values()}) > 1:
+            raise FedkdError(
+                f"release.trust = {table.trust!r} is not allowed with a method that asks clients "
+                f"for unlike things under one key, {first.key!r}: their labels are added up"
+            )
+        sending = [reply for reply in replies if reply.client in steps]
+        if not sending:
+            return replies
+        labels = torch.stack([cast(Tensor, reply.values[first.key]) for reply in sending])
+        if first.output == "logits":  # of what is released, the logarithm
+            labels = labels.exp()
+        clients = tuple(reply.client for reply in sending)
+        answers = repr([(client, steps[client].answer) for client in clients])
+        name = f"{first.key} {hashlib.blake2b(answers.encode(), digest_size=8).hexdigest()}"
+        public = known_of(self.public, first.on, labels.shape[1])
+        draw = privacy_noise(table.secure, self.experiment.seed, "aggregate", name)
+        value = aggregate(labels, table, public, self.classes, draw)
+        details = charge(float(first.temperature), table, public, self.classes, len(clients))
+        if table.mechanism == "votes" and table.trust == "central":
+            counts = labels.sum(0).double()
+            if public.among is not None:
+                there = possible(public.among, self.classes)
+                counts = counts.masked_fill(~there, -torch.inf)
+            details["rdp"] = tuple(data_dependent_rdp(counts.numpy(), table.scale).tolist())
+        line = Release(
+            *(self._round, None, "Aggregate", first.key, labels.shape[1]),
+            clients=clients,
+            answer=name,
+            fresh=name not in self.summed or not table.cache,
+            **details,
+        )
+        self.releases.append(line.to_dict())
+        if name not in self.summed:
+            self.summed.append(name)
+        if first.output == "logits":
+            value = value.clamp_min(SMALLEST).log()
+        return [
+            replace(r, values=r.values | {first.key: value}) if r.client in steps else r
+            for r in replies
+        ]
 
     def shown(self, assignment: Assignment, reply: Reply) -> Reply:
         """What a method is shown of a reply: what the client sent, and no measurement.
@@ -370,6 +488,11 @@ class _Observed(Reply):
         if name in ("samples", "metrics"):
             object.__getattribute__(self, "used")(name)
         return super().__getattribute__(name)
+
+
+def _place(line: Line) -> tuple[int, str, str]:
+    """Where a line of the ledger stands in its round; what the server releases comes first."""
+    return -1 if line["client"] is None else line["client"], line["step"], line["key"]
 
 
 def changed(step: Step, training: TrainingTable) -> str | None:

@@ -53,3 +53,21 @@ def canary_runs(tmp_path_factory):
         keys = [f"name={name}", f"release.tau_max={hottest}", "rounds=1", "canary.secrets=2"]
         run(texts.experiment(root / "text", *keys), root / name)
     return root
+
+
+@pytest.fixture(scope="session")
+def private_runs(tmp_path_factory):
+    """A folder of runs with guarantees of clients and records, against others and the server."""
+    root = tmp_path_factory.mktemp("private")
+    noise = ["release.mechanism=gaussian", "release.scale=3"]
+    average = ["strategy.clipping_norm=1", "strategy.noise_multiplier=2"]
+    settings = {
+        "average": ["strategy.name=fedavg", *average],
+        "local": ["strategy.name=uniform", *noise],
+        "central": ["strategy.name=uniform", "release.trust=central", *noise],
+        "record": ["strategy.name=uniform", "training.dp.noise_multiplier=2"],
+    }
+    for name, keys in settings.items():
+        size = ["data.transfer.size=10", "data.samples_per_client=20"]
+        run(Experiment.from_toml(TINY, [*keys, *size]), root / name)
+    return root

@@ -37,14 +37,16 @@ FIGURES = {
     "cuts": ("cuts", None, ()),
     "exposure": ("exposure", None, ()),
     "tradeoff": ("tradeoff", None, ()),
+    "profile": ("profile", None, ()),
 }
 NAMES_METHODS = ["curves", "alpha", "size", "pareto", "pareto in panels", "calibration"]
 
 
 @pytest.fixture(scope="session")
-def drawn(runs, cut_run, canary_runs):
+def drawn(runs, cut_run, canary_runs, private_runs):
     """Every figure, drawn when it is first asked for."""
     others = {"cuts": cut_run, "exposure": canary_runs, "tradeoff": canary_runs}
+    others["profile"] = private_runs
     figures = {}
 
     def draw(title):

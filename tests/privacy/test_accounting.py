@@ -23,8 +23,6 @@ from fedkd.privacy.accounting import (
     described,
     gaussian_epsilon,
     training_epsilon,
-    trusted_mean,
-    votes_rdp,
     zcdp_epsilon,
 )
 from fedkd.privacy.dpsgd import DPSGD
@@ -87,17 +85,11 @@ def test_magnitudes():
     unit = cost("gaussian", 0.1, 1, [1.0], None, 10)
     assert unit.nominal == pytest.approx(159, rel=0.02)
     assert cost("gaussian", 1.0, 1, [1.0], None, 10).nominal == pytest.approx(6.6, rel=0.02)
-    labels = cost("gaussian", 0.2, 1, np.ones(500), None, 10)
-    assert trusted_mean(labels.rho, 100, DELTA, "mean") == pytest.approx(7.5, rel=0.02)
-    assert trusted_mean(labels.rho, 10, DELTA, "mean") == pytest.approx(192, rel=0.02)
-
-
-def test_a_mean_of_one_is_no_mean_and_a_hundred_noises_are_ten_times_one():
-    rho = 3.0
-    alone = gaussian_epsilon(math.sqrt(2 * rho), DELTA)
-    for noise in ("each", "mean"):
-        assert trusted_mean(rho, 1, DELTA, noise) == alone
-    assert trusted_mean(rho, 100, DELTA) == trusted_mean(rho, 10, DELTA, "mean")
+    table = ReleaseTable(mechanism="gaussian", scale=0.2, trust="central")
+    for clients, epsilon in ((100, 7.5), (10, 192)):
+        mean = described(table, np.ones(500), 10, False, clients)
+        found = gaussian_epsilon(math.sqrt(2 * mean["rho"]), DELTA)
+        assert found == pytest.approx(epsilon, rel=0.02)
 
 
 # --- mechanisms by brute force --------------------------------------------------------------
@@ -227,8 +219,6 @@ def test_wrong_input_is_said(arguments, said):
         cost(*arguments, [1.0], 10.0, 10)
     with pytest.raises(FedkdError, match="delta = 0 is not allowed"):
         gaussian_epsilon(1.0, 0.0)
-    with pytest.raises(FedkdError, match="clients = 0 is not allowed"):
-        trusted_mean(1.0, 0, DELTA)
 
 
 # --- the ledger -----------------------------------------------------------------------------
@@ -544,9 +534,3 @@ def test_what_private_training_does_not_cover(lines, training, why):
     found = compose(lines, DELTA, training)
     assert found.epsilon is None
     assert found.why.startswith(why)
-
-
-def test_votes_are_gaussian_counts_of_distance_sqrt_2():
-    accountant = RdpAccountant([8.0]).compose(dp.GaussianDpEvent(10 / math.sqrt(2)), 5)
-    assert votes_rdp(8.0, 10.0, 5) == pytest.approx(accountant._rdp[0])
-    assert votes_rdp(2.0, 10.0) == 0.02

@@ -11,6 +11,7 @@ from fedkd.experiment import Experiment
 from fedkd.privacy import audit
 from fedkd.privacy.accounting import NEIGHBOURS, Release, gaussian_epsilon
 from fedkd.privacy.attacks import audited_epsilon_from_exposure
+from fedkd.privacy.guarantees import profiles
 from fedkd.results import Run
 
 
@@ -58,13 +59,36 @@ def test_the_ledger_alone_needs_neither_data_nor_an_attack(fedkd, finished, monk
         f"formal ε: {epsilon:.3g} (delta 1e-05, client); adversary: a server that sees every "
         "answer of every client",
         f"neighbours: {NEIGHBOURS['client']}",
+        "profile: " + profiles(run.releases, run.experiment)[0].text(),
         "nominal ε of one token or item, not a guarantee: 0.7 (client; adversary: a server that "
         "sees that answer alone)",
         "mine",
     ]
-    assert set(run.audit) == {"formal"}
+    assert set(run.audit) == {"formal", "guarantees", "profiles"}
     assert run.audit["formal"]["epsilon"] == pytest.approx(epsilon)
     assert run.audit["formal"]["unit"] == "client"
+
+
+def test_every_adversary_has_a_line_of_its_own(fedkd, small, tmp_path):
+    keys = ("strategy.name=fedavg", "strategy.clipping_norm=1", "strategy.noise_multiplier=4")
+    quick = ("rounds=2", "participation=0.5", "training.local_epochs=0.1")
+    run = simulate(small(*keys, *quick), tmp_path / "mine")
+    _, out, _ = fedkd("audit", "mine", "--shadows", "0")
+    server, others = run.audit["guarantees"]
+    assert (server["epsilon"], server) == (None, run.audit["formal"])
+    twice = gaussian_epsilon(2 * math.sqrt(2 * others["rho"]), 1e-5)
+    (profile,) = profiles(run.releases, run.experiment)
+    assert out.splitlines()[1:6] == [
+        "formal ε: none: parameters leave the client without noise; adversary: a server that sees "
+        "every answer of every client",
+        f"formal ε: {others['epsilon']:.3g} (delta 1e-05, client; replace-one: {twice:.3g}); "
+        "adversary: other clients, and whoever has the final model; the server is trusted",
+        "neighbours: zero-out client (its change counts as 0 in one of two), who takes part public",
+        f"profile: {profile.text()}",
+        f"that is without amplification, as everybody knows who takes part; ε would be "
+        f"{others['sampled']:.3g} if participants were secret and drawn by Poisson sampling at "
+        "rate 0.5, which they are not here",
+    ]
 
 
 def test_a_broken_rule_is_named_in_the_place_of_an_epsilon(fedkd, finished):
@@ -126,7 +150,7 @@ def test_attacks_on_a_real_run_are_printed_and_written(fedkd, small, tmp_path):
     assert re.search(r"TPR at 1 % FPR not said \(2\.\d false positives expected\)", lines[4])
     assert lines[-1] == "mine"
     found = json.loads((run.folder / "audit.json").read_text())
-    assert set(found) == {"formal", "label_inference", "membership"}
+    assert set(found) == {"formal", "guarantees", "profiles", "label_inference", "membership"}
     assert found["membership"]["shadows"] == 4
     assert set(found["membership"]["tpr"]) == {"0.1"}
     assert set(found["membership"]["refused"]) == {"0.001", "0.01"}

@@ -4,11 +4,10 @@ import pytest
 import torch
 from lines import measured
 
-from fedkd import FedkdError, check, run
+from fedkd import FedkdError, check, registry, run
+from fedkd.privacy.average import private_average
 from fedkd.random import numpy_noise
-from fedkd.work import Reply
-from strategies.base import Replies
-from strategies.fedavg import average, private_average
+from strategies.fedavg import FedAvg, average
 
 CLIPPED = ["ditto", "fedavg", "fedavg-ft", "fedper", "fedprox", "fedrep"]
 BEFORE = {"w": torch.ones(200, 100), "b": torch.zeros(50)}
@@ -65,15 +64,23 @@ def test_the_noise_on_the_mean_has_the_deviation_that_was_asked_for():
     assert float(noise.mean()) == pytest.approx(0, abs=0.01)
 
 
-def test_rounds_have_noise_of_their_own_and_the_same_again(made):
-    def fused(round, *overrides):
-        strategy = made("fedavg", "strategy.clipping_norm=1", "strategy.noise_multiplier=1")
-        start = dict(strategy.parameters)
-        strategy.fuse(round, Replies([Reply(0, 10, {"parameters": start})]))
-        return strategy.parameters["head.bias"]
+def test_rounds_have_noise_of_their_own_and_the_same_again(small, tmp_path):
+    private = ("strategy.clipping_norm=1", "strategy.noise_multiplier=1")
+    quick = ("strategy.name=fedavg", "rounds=2", "training.local_epochs=0", "training.min_steps=0")
+    seen = []
 
-    assert torch.equal(fused(1), fused(1))
-    assert not torch.equal(fused(1), fused(2))
+    class Keeping(FedAvg):
+        def fuse(self, round, replies):
+            super().fuse(round, replies)
+            seen.append(self.parameters["head.bias"])
+
+    registry.register("strategies", "keeping")(Keeping)
+    experiment = small(*quick, *private, "strategy.name=keeping", *private)
+    run(experiment, tmp_path / "once")
+    run(experiment, tmp_path / "again")
+    first, second = seen[0], seen[1] - seen[0]
+    assert not torch.allclose(first, second)
+    assert torch.equal(torch.stack(seen[:2]), torch.stack(seen[2:]))
 
 
 def test_clients_of_the_same_size_make_it_fedavg(small, tmp_path):
