@@ -222,7 +222,9 @@ def test_under_noise_nobody_sees_that_a_student_has_diverged(table, sick, small,
     assert [e["train_loss"] for e in lost] == [None, None]
     assert done.warnings == [
         "client 1: train_loss is nan; the client stays, as leaving it out would tell of its data "
-        "past the noise"
+        "past the noise",
+        "round 1: 1 of 4 clients' students, client 1's for one, answer with NaN; such an answer "
+        "counts as wrong, and as no loss",
     ]
     formal = guarantee(done.releases, done.experiment)
     assert formal.epsilon is not None
