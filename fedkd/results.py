@@ -787,8 +787,9 @@ def settings(run: Run) -> dict[str, Any]:
 
 def is_setting(name: str) -> bool:
     """Whether a column of runs is a key of their experiments by which numbers may differ."""
-    known = "." in name or name in flat(Experiment().model_dump(mode="json"))
-    return known and not WITHOUT_NUMBERS & {name, name.split(".")[0]}
+    table, dot, _ = name.partition(".")
+    known = table in Experiment.model_fields and (dot or name in flat(Experiment().model_dump()))
+    return bool(known) and not WITHOUT_NUMBERS & {name, table}
 
 
 def flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -32,7 +32,7 @@ SUITE = """# Does <fusion> help, and does it show?
 experiment = "quickstart"
 [set]
 rounds = 2
-"data.clients" = 4
+"data.clients" = 5
 "data.samples_per_client" = 60
 "student.models" = ["mlp"]
 "training.local_epochs" = 2

@@ -90,8 +90,15 @@ def test_killed_workers_change_no_number_of_a_run_that_began_elsewhere(small, tm
 @LINUX
 def test_a_worker_lost_again_and_again_is_one_line(small):
     experiment = small("engine.name=procs")
+
+    def start(worker):
+        Procs._start(host, worker)
+        while not children():  # it has another name until it has begun
+            pass
+        kill_children()
+
     with Procs(experiment, [[0, 1, 2, 3]]) as host:
-        host._start = lambda worker: (Procs._start(host, worker), kill_children())
+        host._start = start
         kill_children()
         work = [Assignment(0, 1, "learn", (Fit(),))]
         with pytest.raises(FedkdError, match=r"lost 3 times.*SIGKILL.*engine\.workers = 1"):
