@@ -6,6 +6,14 @@ import pytest
 from fedkd import registry
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """With ``--dist loadgroup``, Ray and Flower's runtime are begun in one process of tests."""
+    for item in items:
+        if item.path.parent.name == "engine" and item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.xdist_group("engines"))
+
+
 @pytest.fixture
 def _mishaps(tmp_path, monkeypatch):
     """Objectives and students that go wrong are installed, for processes that begin here too."""
