@@ -30,7 +30,7 @@ def main(run: Run, shadows: int, data_dir: Path | None) -> None:
     """
     if run.summary is None:
         raise FedkdError(f"{run.folder} has not ended: an audit needs a finished run")
-    from fedkd.privacy.audit import FEWEST
+    from fedkd.privacy.lab.membership import FEWEST
 
     if 0 < shadows < FEWEST:
         raise FedkdError(
@@ -100,9 +100,10 @@ def _exposed(run: Run) -> dict[str, Any]:
 
 
 def _attacked(experiment: Experiment, shadows: int) -> dict[str, Any]:
-    from fedkd.privacy import audit
+    from fedkd.privacy.lab.labels import infer_labels
+    from fedkd.privacy.lab.membership import infer_members
 
-    labels = audit.infer_labels(experiment)
+    labels = infer_labels(experiment)
     if labels is None:
         print("label distributions: nothing that is sent tells of them")
     else:
@@ -116,7 +117,7 @@ def _attacked(experiment: Experiment, shadows: int) -> dict[str, Any]:
     def done(shadow: int) -> None:
         print(f"shadow {shadow}/{shadows}", file=sys.stderr, flush=True)
 
-    members = audit.infer_members(experiment, shadows, done)
+    members = infer_members(experiment, shadows, done)
     found["membership"] = members and asdict(members)
     if members is None:
         print("membership: no model can be made of what is sent; it was not attacked")

@@ -8,9 +8,9 @@ import pytest
 
 from fedkd import run as simulate
 from fedkd.experiment import Experiment
-from fedkd.privacy import audit
 from fedkd.privacy.accounting import NEIGHBOURS, Release, gaussian_epsilon
 from fedkd.privacy.attacks import audited_epsilon_from_exposure
+from fedkd.privacy.lab import labels, membership
 from fedkd.results import Run
 
 
@@ -48,8 +48,8 @@ NOISY = {"mechanism": "gaussian", "scale": 1.0, "rho": 0.5, "nominal": 0.7}
 
 def test_the_ledger_alone_needs_neither_data_nor_an_attack(fedkd, finished, monkeypatch):
     run = finished([release(**NOISY), release(**NOISY, round=2, fresh=False)])
-    for attack in ("infer_labels", "infer_members"):
-        monkeypatch.setattr(audit, attack, None)
+    monkeypatch.setattr(labels, "infer_labels", None)
+    monkeypatch.setattr(membership, "infer_members", None)
     code, out, err = fedkd("audit", "mine", "--shadows", "0", "--data-dir", "nowhere")
     assert (code, err) == (0, "")
     epsilon = gaussian_epsilon(1.0, 1e-5)
@@ -184,7 +184,7 @@ def test_ctrl_c_writes_nothing(fedkd, finished, monkeypatch):
         raise KeyboardInterrupt
 
     run = finished([release()])
-    monkeypatch.setattr(audit, "infer_labels", interrupt)
+    monkeypatch.setattr(labels, "infer_labels", interrupt)
     code, _, err = fedkd("audit", "mine")
     assert (code, err) == (130, "fedkd: interrupted; nothing was written\n")
     assert run.audit is None
