@@ -2,68 +2,95 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from flwr.app import Message
 from torch import Tensor
 
 from fedkd import registry
+from fedkd.data.federated import FederatedData
 from fedkd.engine.inline import InlineGrid
 from fedkd.engine.worker import Worker
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
-from fedkd.work import Assignment, Parameters, Reply, decode
-
-Values: TypeAlias = "dict[str, Tensor | Parameters]"
+from fedkd.work import Assignment, Parameters, Predict, Reply, Represent, Share
 
 
-class _Heard(Exception):
-    """The last round's knowledge has been sent."""
+@dataclass(frozen=True)
+class Sent:
+    """One thing that a client sent in a round: the step that gave it, and its value."""
+
+    client: int
+    round: int
+    step: Predict | Represent | Share
+    value: Tensor | Parameters
+
+    @property
+    def place(self) -> str:
+        """What is sent, by the kind of the step and its key: ``"Predict soft_labels"``."""
+        return f"{type(self.step).__name__} {self.step.key}"
 
 
-class Untested(Worker):
-    """Measures nothing, as an attack looks at what is sent alone."""
+Listener: TypeAlias = "Callable[[Worker, Sent], None]"
+
+
+class _LastSent(Exception):
+    """Nothing more will be sent."""
+
+
+class WatchedWorker(Worker):
+    """Shows a listener all that clients send, and measures nothing beside it."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        listener: Listener,
+        data: FederatedData | None = None,
+        world: int = 0,
+    ) -> None:
+        super().__init__(experiment, data, world)
+        self.listener = listener
+        self.sends_late = False
+        """Whether something was sent after fusion, which in the last round is to be waited for."""
 
     def perform_all(
         self, assignments: Sequence[Assignment], *progress: Any, **care: Any
     ) -> list[Reply]:
         """Perform assignments without their trials."""
         untested = [replace(assignment, trial=()) for assignment in assignments]
-        return super().perform_all(untested, *progress, **care)
+        replies = super().perform_all(untested, *progress, **care)
+        for assignment, reply in zip(untested, replies, strict=True):
+            if reply.error:
+                raise FedkdError(reply.error)
+            for step in () if reply.failure else assignment.steps:
+                if isinstance(step, Predict | Represent | Share):
+                    self.sends_late |= assignment.phase != "learn"
+                    value = reply.values[step.key]
+                    self.listener(self, Sent(reply.client, assignment.round, step, value))
+        return replies
 
 
-class _Listening(InlineGrid):
-    """Keeps what clients sent last, and ends the run when they have sent it for the last time."""
+class _ShortGrid(InlineGrid):
+    """Ends the run when clients have sent something for the last time."""
 
-    def __init__(self, worker: Worker) -> None:
-        super().__init__(worker)
-        self.heard: dict[int, Values] = {}
+    worker: WatchedWorker
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        asked = list(messages)
-        answers = list(super().send_and_receive(asked, timeout=timeout))
-        learnt = [message for message in answers if message.metadata.message_type == "train"]
-        for message in learnt:
-            reply: Reply = decode(message.content)
-            if reply.error:
-                raise FedkdError(reply.error)
-            if reply.failure:
-                continue
-            sent = {line["key"] for line in reply.releases}
-            self.heard[reply.client] = {k: v for k, v in reply.values.items() if k in sent}
+        answers = list(super().send_and_receive(messages, timeout=timeout))
         last = str(self.worker.experiment.rounds)
-        if any(message.metadata.group_id == last for message in learnt):
-            raise _Heard
+        learnt = [answer for answer in answers if answer.metadata.message_type == "train"]
+        if not self.worker.sends_late and any(one.metadata.group_id == last for one in learnt):
+            raise _LastSent
         return answers
 
 
-def knowledge(worker: Worker) -> dict[int, Values]:
-    """What each client sends last in the worker's experiment, which is run from the start.
+def play(worker: WatchedWorker) -> None:
+    """Run the worker's experiment from the start, until clients have sent all that they send.
 
     What the server makes of it in the last round is left out.
     """
@@ -72,10 +99,9 @@ def knowledge(worker: Worker) -> dict[int, Values]:
     strategy = method(
         experiment, data.task, data.label_counts(), data.transfer().inputs, public=worker.public
     )
-    grid = _Listening(worker)
-    with suppress(_Heard):
+    grid = _ShortGrid(worker)
+    with suppress(_LastSent):
         strategy.start(grid)
-    return grid.heard
 
 
 def quiet(experiment: Experiment) -> Experiment:
