@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -114,7 +115,30 @@ def _exposed(run: Run) -> dict[str, Any]:
             f"{'' if alone else ', and may move others'}; adversary: "
             f"{'; '.join(f'{place}: {SEES[place]}' for place in proved)}"
         )
-    return {"exposure": found, "audited": proved, "level": levels[-1]}
+    secrets = _by_secret(run)
+    return {"exposure": found, "audited": proved, "level": levels[-1], "secrets": secrets}
+
+
+def _by_secret(run: Run) -> list[dict[str, Any]]:
+    """Exposure and rank of each secret in the last round that was measured, the highest first.
+
+    The rank is among all secrets that there could be, 1 the likeliest.
+    """
+    assert run.canaries is not None
+    last = max((line["round"] for line in run.exposures), default=0)
+    lines = [
+        line
+        for line in run.exposures
+        if line["round"] == last and line["exposure"] is not None
+        if math.isfinite(line["exposure"])
+    ]
+    space = run.canaries["log2_space"]
+    keys = ("place", "observer", "secret", "repeats", "holders", "exposure")
+    ranked = [
+        {key: line[key] for key in keys} | {"rank": round(2 ** (space - line["exposure"]), 1)}
+        for line in lines
+    ]
+    return sorted(ranked, key=lambda line: (PLACES.index(line["place"]), -line["exposure"]))
 
 
 def _attacked(experiment: Experiment, shadows: int | None) -> Attacked:

@@ -101,6 +101,9 @@ def test_exposures_are_told_by_place_and_repeats_and_the_highest_level_proves(fe
     assert set(run.audit["exposure"]) == {"teacher", "released", "student"}
     assert run.audit["exposure"]["released"]["1"]["mean"] == 2
     assert run.audit["exposure"]["student"]["8"] == {"mean": 4, "low": None, "high": None, "n": 1}
+    first = run.audit["secrets"][0]
+    assert (first["place"], first["exposure"], first["rank"]) == ("teacher", 10.0, 1)
+    assert [one["rank"] for one in run.audit["secrets"] if one["exposure"] == 4.0] == [64]
     assert run.audit["audited"] == {"released": pytest.approx(proved), "student": 0}
 
 
