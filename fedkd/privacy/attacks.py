@@ -166,6 +166,7 @@ def detection(
     curve = _Curve(flat, inside, owners)
     found = curve.rates(np.ones((1, starts[-1])), wanted)[:, 0]
     draw = np.random.default_rng(seed)
+    draws_of = draw.spawn(len(sizes))  # the same draws, however many are made at once
     again = []
     at_once = max(1, LARGEST_DRAW // len(flat))
     for start in range(0, draws, at_once):
@@ -173,8 +174,8 @@ def detection(
         chosen = draw.multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), count)
         # A client that is drawn twice has its records drawn twice as often.
         own = [
-            draw.multinomial(times * size, np.full(size, 1 / size))
-            for times, size in zip(chosen.T, sizes)
+            of_client.multinomial(times * size, np.full(size, 1 / size))
+            for of_client, times, size in zip(draws_of, chosen.T, sizes)
         ]
         weights = np.concatenate(own, 1).astype(np.float64)
         again.append(curve.rates(weights, wanted))
