@@ -40,7 +40,7 @@ ATTACKED = {
     "feddistill": ("Predict class_logits", MEANS, "counts"),
     "fedproto": ("Represent prototypes", MEANS, "counts"),
     "fedgkt": ("Represent representation", ROWS, "labels"),
-    "fedd2s": ("Represent fc1", ROWS, "labels"),
+    "fedd2s": ("Represent fc2", ROWS, "labels"),
 }
 """What each method sends, the attacks on it, and what label distributions are read from."""
 
@@ -247,9 +247,8 @@ def test_membership_that_has_nothing_to_do_with_what_is_sent_is_not_told(small, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", sorted(ATTACKED))
-@pytest.mark.parametrize("seed", [1, 2])
-def test_the_null_is_a_coins_toss_for_every_method_and_place(small, method, seed):
-    check_null(small(*NULL, f"strategy.name={method}", f"seed={seed}"))
+def test_the_null_is_a_coins_toss_for_every_method_and_place(small, method):
+    check_null(small(*NULL, f"strategy.name={method}", "seed=1"))
 
 
 @pytest.mark.slow
