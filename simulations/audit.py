@@ -13,7 +13,6 @@ from fedkd import lock
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
 from fedkd.results import PLACES, Run, exposures
-from simulations.tables import ruled
 
 if TYPE_CHECKING:
     from fedkd.privacy.lab.attack import Attacked
@@ -192,6 +191,7 @@ def attack_table(found: Mapping[str, Any], attacked: Attacked | None) -> str:
         What attacks on what was sent found.
     """
     from fedkd.privacy.lab.findings import strongest
+    from simulations.tables import ruled
 
     formal = found["formal"]
     shown = "none"
