@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedkd import lock
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
 from fedkd.results import PLACES, Run, exposures
+
+if TYPE_CHECKING:
+    from fedkd.privacy.lab.attack import Attacked
+    from fedkd.privacy.lab.findings import Finding
 
 SEES = {
     "teacher": "a server that sees the parameters",
@@ -20,8 +26,11 @@ SEES = {
 """Who looks at each place that proves an epsilon."""
 
 
-def main(run: Run, shadows: int, data_dir: Path | None) -> None:
-    """Print what was found about ``run``, a line each, and write it into its folder.
+def main(run: Run, shadows: int | None, data_dir: Path | None, reconstruct: bool = False) -> None:
+    """Print what was found about ``run``, and write it into its folder.
+
+    ``shadows`` is None for as many as usual, or as time allows. With ``reconstruct`` images are
+    reconstructed too, and a figure of them is written into the folder.
 
     Raises
     ------
@@ -30,9 +39,9 @@ def main(run: Run, shadows: int, data_dir: Path | None) -> None:
     """
     if run.summary is None:
         raise FedkdError(f"{run.folder} has not ended: an audit needs a finished run")
-    from fedkd.privacy.audit import FEWEST
+    from fedkd.privacy.lab.membership import FEWEST
 
-    if 0 < shadows < FEWEST:
+    if shadows is not None and 0 < shadows < FEWEST:
         raise FedkdError(
             f"--shadows {shadows} is too few: a likelihood ratio needs at least {FEWEST}; 0 is for "
             "no attack"
@@ -43,9 +52,18 @@ def main(run: Run, shadows: int, data_dir: Path | None) -> None:
         experiment = experiment.model_copy(update={"data": table})
     with lock.held(run.folder):
         found = _guaranteed(run) | _exposed(run)
-        if shadows:
-            found |= _attacked(experiment, shadows)
+        attacked = None if shadows == 0 else _attacked(experiment, shadows)
+        if text := attack_table(found, attacked):
+            print(text)
+        found |= {} if attacked is None else {"attacks": asdict(attacked)}
+        found |= _reconstructed(experiment) if reconstruct else {}
         run.write_audit(found)
+        if found.get("reconstructions"):
+            from plots.reconstruction import draw
+            from plots.style import save
+
+            for file in save(draw([run]), run.folder / "plots" / "reconstruction"):
+                print(file)
     print(run.folder)
 
 
@@ -110,50 +128,141 @@ def _exposed(run: Run) -> dict[str, Any]:
         print(f"exposure in bits by repeats, {null}, {place}: {said}")
     proved = audit.proved(run, bits, levels[-1])
     size, alone = audit.secret_in_records(run, levels[-1])
-    unit = f"client: a secret is {size} of its records{'' if alone else ', and may move others'}"
-    for place, epsilon in proved.items():
+    if proved:
         print(
-            f"audited ε ≥ {epsilon:.2f} by exposure, {place}, {levels[-1]} repeats ({unit}); "
-            f"adversary: {SEES[place]}"
+            f"audited by exposure is a client: a secret is {size} of its records"
+            f"{'' if alone else ', and may move others'}; adversary: "
+            f"{'; '.join(f'{place}: {SEES[place]}' for place in proved)}"
         )
-    return {"exposure": found, "audited": proved}
+    secrets = _by_secret(run)
+    return {"exposure": found, "audited": proved, "level": levels[-1], "secrets": secrets}
 
 
-def _attacked(experiment: Experiment, shadows: int) -> dict[str, Any]:
-    from fedkd.privacy import audit
+def _by_secret(run: Run) -> list[dict[str, Any]]:
+    """Exposure and rank of each secret in the last round that was measured, the highest first.
 
-    labels = audit.infer_labels(experiment)
-    if labels is None:
-        print("label distributions: nothing that is sent tells of them")
-    else:
-        print(
-            f"label distributions from {labels.how}: L1 error {labels.l1:.3f} (guessing the "
-            f"others' mean: {labels.l1_others:.3f}), commonest class right for "
-            f"{100 * labels.top:.0f} % of clients"
-        )
-    found: dict[str, Any] = {"label_inference": labels and asdict(labels)}
+    The rank is among all secrets that there could be, 1 the likeliest.
+    """
+    assert run.canaries is not None
+    last = max((line["round"] for line in run.exposures), default=0)
+    lines = [
+        line
+        for line in run.exposures
+        if line["round"] == last and line["exposure"] is not None
+        if math.isfinite(line["exposure"])
+    ]
+    space = run.canaries["log2_space"]
+    keys = ("place", "observer", "secret", "repeats", "holders", "exposure")
+    ranked = [
+        {key: line[key] for key in keys} | {"rank": round(2 ** (space - line["exposure"]), 1)}
+        for line in lines
+    ]
+    return sorted(ranked, key=lambda line: (PLACES.index(line["place"]), -line["exposure"]))
 
-    def done(shadow: int) -> None:
-        print(f"shadow {shadow}/{shadows}", file=sys.stderr, flush=True)
 
-    members = audit.infer_members(experiment, shadows, done)
-    found["membership"] = members and asdict(members)
-    if members is None:
-        print("membership: no model can be made of what is sent; it was not attacked")
-        return found
-    rates = "".join(
-        f", TPR at {100 * float(fpr):g} % FPR {100 * rate:.2f} % "
-        f"[{100 * low:.2f}, {100 * high:.2f}]"
-        for fpr, (rate, low, high) in members.tpr.items()
-    )
-    for fpr, count in members.refused.items():
-        rates += (
-            f", TPR at {100 * float(fpr):g} % FPR not said ({count:.1f} false positives expected)"
-        )
-    unit = "record" if members.group == 1 else f"record and its copies, up to {members.group}"
-    print(
-        f"membership from {members.how}, {members.shadows} shadows: AUC {members.auc:.3f} "
-        f"[{members.auc_low:.3f}, {members.auc_high:.3f}]{rates}; audited ε ≥ "
-        f"{members.epsilon:.2f} ({unit}); adversary: a server that sees what is sent last"
-    )
+def _attacked(experiment: Experiment, shadows: int | None) -> Attacked:
+    from fedkd.privacy.lab.attack import attack
+
+    def done(shadow: int, of: int) -> None:
+        print(f"shadow {shadow}/{of}", file=sys.stderr, flush=True)
+
+    found = attack(experiment, shadows, done)
+    for place in found.places:
+        guesses = [guess for guess in found.labels if guess.place == place]
+        if guesses:
+            best = min(guesses, key=lambda guess: guess.l1)
+            print(
+                f"label distributions from {best.how} ({place}, {best.window}): L1 error "
+                f"{best.l1:.3f} (guessing the others' mean: {best.l1_others:.3f}), commonest class "
+                f"right for {100 * best.top:.0f} % of clients"
+            )
     return found
+
+
+def _reconstructed(experiment: Experiment) -> dict[str, Any]:
+    from fedkd.privacy.lab.reconstruction import reconstruct
+
+    found = reconstruct(experiment)
+    if not found:
+        print("reconstruction: nothing that is sent is attacked")
+    for one in found:
+        print(
+            f"reconstruction from {one.place}, {one.attack}, {one.count} images: PSNR "
+            f"{one.psnr:.1f} dB (guessing the public mean: {one.psnr_guess:.1f}), SSIM "
+            f"{one.ssim:.2f} ({one.ssim_guess:.2f}), nearest to their own original "
+            f"{100 * one.matched:.0f} %"
+        )
+    return {"reconstructions": [asdict(one) for one in found]}
+
+
+# --- the table ----------------------------------------------------------------------------------
+
+HEAD = ("place", "attack", "AUC", "TPR at FPR", "audited ε ≥", "formal ε")
+
+
+def attack_table(found: Mapping[str, Any], attacked: Attacked | None) -> str:
+    """All that was attacked, the strongest attack of each place; empty if there is nothing.
+
+    Parameters
+    ----------
+    found : mapping
+        What :func:`_guaranteed` and :func:`_exposed` gave.
+    attacked : Attacked, optional
+        What attacks on what was sent found.
+    """
+    from fedkd.privacy.lab.findings import strongest
+    from simulations.tables import ruled
+
+    formal = found["formal"]
+    shown = "none"
+    if formal["epsilon"] is not None:
+        shown = f"{formal['epsilon']:.3g} (delta {formal['delta']:g}, {formal['unit']}; server)"
+    rows: list[tuple[str, ...]] = [
+        (
+            f"{place}, {found['level']} repeats",
+            "secrets: exposure",
+            "-",
+            "-",
+            f"{bits:.2f} (client)",
+            shown,
+        )
+        for place, bits in found.get("audited", {}).items()
+    ]
+    findings = [] if attacked is None else attacked.findings
+    rows += [_row(finding, shown) for finding in strongest(findings)]
+    there = {finding.place for finding in findings}
+    rows += [
+        (place, "none that fits", "-", "-", "-", shown)
+        for place in (attacked.places if attacked else ())
+        if place not in there
+    ]
+    if not rows:
+        return "" if attacked is None else "no client sends anything: nothing to attack"
+    text = ruled([HEAD, *rows])
+    if not findings:
+        return text
+    assert attacked is not None
+    return (
+        f"{text}\n{attacked.shadows} shadows, {attacked.records} records; each row is the "
+        f"strongest of its attacks, and all intervals and bounds hold together for {len(findings)} "
+        "attacks with 95 %; adversary: a server that sees everything that is sent"
+    )
+
+
+def _row(finding: Finding, formal: str) -> tuple[str, ...]:
+    auc, low, high = finding.auc
+    rates = "-"
+    if finding.tpr:
+        fpr, (rate, least, most) = next(iter(finding.tpr.items()))
+        rates = (
+            f"{100 * rate:.1f} % [{100 * least:.1f}, {100 * most:.1f}] at {100 * float(fpr):g} %"
+        )
+    unit = "record" if finding.group == 1 else f"up to {finding.group} copies of a record"
+    return (
+        f"{finding.place}, {finding.window}",
+        f"{finding.target}: {finding.attack}",
+        f"{auc:.3f} [{low:.3f}, {high:.3f}]",
+        rates,
+        "-" if finding.epsilon is None else f"{finding.epsilon:.2f} ({unit})",
+        formal,
+    )

@@ -874,16 +874,26 @@ def _seeds(text: str | None, experiment: Experiment) -> list[int]:
     epilog=examples(
         "fedkd audit runs/quickstart",
         "fedkd audit runs/swing --shadows 0  [dim]the ledger and what it guarantees alone[/dim]",
+        "fedkd audit runs/fedgkt --reconstruct",
     )
 )
 def audit(
     run: Annotated[Path, typer.Argument(parser=_path, metavar="RUN", show_default=False)],
     shadows: Annotated[
-        int,
+        int | None,
         typer.Option(
-            min=0, max=MOST_SHADOWS, help="Runs that membership inference compares; 0: no attack."
+            min=0,
+            max=MOST_SHADOWS,
+            help="Runs that membership inference compares; 0: no attack. If not given 16, or as "
+            "many as take about four minutes.",
         ),
-    ] = 16,
+    ] = None,
+    reconstruct: Annotated[
+        bool,
+        typer.Option(
+            "--reconstruct", help="Reconstruct images too, and draw them beside the originals."
+        ),
+    ] = False,
     data_dir: Annotated[
         Path | None,
         typer.Option(
@@ -893,13 +903,14 @@ def audit(
 ) -> None:
     """Say what a finished run's releases guarantee, and attack what its clients sent.
 
-    Attacks run the experiment of folder RUN again: once for label distributions, and with random
-    halves of every client's data, as often as --shadows says, for membership.
+    Attacks run the experiment of folder RUN again: once as it is, and with random halves of every
+    client's data, as often as --shadows says. One table has the strongest attack on each thing that
+    was sent, in the last round and over all rounds.
     """
     from simulations.audit import main as attack
 
     try:
-        attack(Run.open(run), shadows, data_dir)
+        attack(Run.open(run), shadows, data_dir, reconstruct)
     except KeyboardInterrupt as error:
         print("fedkd: interrupted; nothing was written", file=sys.stderr)
         raise typer.Exit(exit_code(error)) from None
@@ -1110,6 +1121,12 @@ def profile(runs: Runs, out: Stem = None) -> None:
     For runs whose ledger guarantees anything; of several seeds the worst is shown.
     """
     _draw("profile", runs, out)
+
+
+@plot.command(epilog=examples("fedkd plot reconstruction runs/fedgkt-0a1b2c3d"))
+def reconstruction(run: OneRun, out: Stem = None) -> None:
+    """Images of clients beside what an audit with --reconstruct made of what was sent."""
+    _draw("reconstruction", [run], out)
 
 
 if __name__ == "__main__":

@@ -248,6 +248,11 @@ class FederatedData:
             inputs -= self._mean / self._std
         return inputs.permute(0, 3, 1, 2) if inputs.dim() == 4 else inputs
 
+    def pixels(self, inputs: Tensor) -> Tensor:
+        """Images ``(K, C, H, W)`` that students take as they were decoded: eight bits as [0, 1]."""
+        shape = (-1, *(1,) * (inputs.dim() - 2))
+        return inputs * self._std.view(shape) + self._mean.view(shape)
+
     def fingerprint(self) -> str:
         """A digest of all that clients hold and share, 32 hexadecimal digits.
 

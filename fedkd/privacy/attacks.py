@@ -166,15 +166,18 @@ def detection(
     curve = _Curve(flat, inside, owners)
     found = curve.rates(np.ones((1, starts[-1])), wanted)[:, 0]
     draw = np.random.default_rng(seed)
+    draws_of = draw.spawn(len(sizes))  # the same draws, however many are made at once
     again = []
     at_once = max(1, LARGEST_DRAW // len(flat))
     for start in range(0, draws, at_once):
-        weights = np.zeros((min(at_once, draws - start), starts[-1]))
-        for row in weights:
-            for client in draw.integers(len(sizes), size=len(sizes)):
-                drawn = draw.integers(sizes[client], size=sizes[client])
-                own = slice(starts[client], starts[client + 1])
-                row[own] += np.bincount(drawn, minlength=sizes[client])
+        count = min(at_once, draws - start)
+        chosen = draw.multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), count)
+        # A client that is drawn twice has its records drawn twice as often.
+        own = [
+            of_client.multinomial(times * size, np.full(size, 1 / size))
+            for of_client, times, size in zip(draws_of, chosen.T, sizes)
+        ]
+        weights = np.concatenate(own, 1).astype(np.float64)
         again.append(curve.rates(weights, wanted))
     error = (1 - confidence) / 2
     low, high = np.nanquantile(np.concatenate(again, 1), [error, 1 - error], axis=1)
@@ -273,6 +276,30 @@ def lira(scores: Any, members: Any, few: int = FEW) -> Numbers:
     FedkdError
         If shapes differ, a score is not finite, or there are fewer than 3 runs.
     """
+    given, inside = _checked_runs(scores, members)
+    centred = given - given.mean(0)
+    with_it = _likelihood(centred, inside, few)
+    without = _likelihood(centred, ~inside, few)
+    return np.where(np.isfinite(with_it) & np.isfinite(without), with_it - without, 0.0)
+
+
+def lira_offline(scores: Any, members: Any, few: int = FEW) -> Numbers:
+    """Standardised scores of the offline attack, each run in turn being the target.
+
+    Carlini et al. 2022, section VI-C: a record's score under the target is compared with its scores
+    under other runs that were trained without it, as ``(score - mean) / deviation``; a record needs
+    no run that was trained with it, and half as many numbers are estimated as by :func:`lira`.
+
+    Parameters, return value and errors are those of :func:`lira`.
+    """
+    given, inside = _checked_runs(scores, members)
+    mean, variance = _of_others(given - given.mean(0), ~inside, few)
+    with np.errstate(invalid="ignore"):
+        found = (given - given.mean(0) - mean) / np.sqrt(variance)
+    return np.where(np.isfinite(found), found, 0.0)
+
+
+def _checked_runs(scores: Any, members: Any) -> tuple[Numbers, NDArray[np.bool_]]:
     given, inside = as_numbers(scores), as_numbers(members).astype(bool)
     if given.shape != inside.shape or given.ndim != 2:
         raise FedkdError(
@@ -282,14 +309,18 @@ def lira(scores: Any, members: Any, few: int = FEW) -> Numbers:
         raise FedkdError("scores are not all finite: bound them, as logit_confidence does")
     if len(given) < 3:
         raise FedkdError(f"{len(given)} runs: an attack needs a target and two others, in and out")
-    centred = given - given.mean(0)
-    with_it = _likelihood(centred, inside, few)
-    without = _likelihood(centred, ~inside, few)
-    return np.where(np.isfinite(with_it) & np.isfinite(without), with_it - without, 0.0)
+    return given, inside
 
 
 def _likelihood(scores: Numbers, group: np.ndarray, few: int) -> Numbers:
     """Log-density of each score under the Gaussian of the others in its column's ``group``."""
+    mean, variance = _of_others(scores, group, few)
+    with np.errstate(invalid="ignore"):
+        return -((scores - mean) ** 2) / (2 * variance) - np.log(variance) / 2
+
+
+def _of_others(scores: Numbers, group: np.ndarray, few: int) -> tuple[Numbers, Numbers]:
+    """Mean and variance of the other scores in each score's column that are in ``group``."""
 
     def others(values: Numbers) -> Numbers:
         values = np.where(group, values, 0.0)
@@ -302,8 +333,7 @@ def _likelihood(scores: Numbers, group: np.ndarray, few: int) -> Numbers:
         pooled = np.nansum(spread, 1, keepdims=True)
         pooled = pooled / np.maximum(count - 1, 0).sum(1, keepdims=True)
         variance = np.where(count < few, pooled, spread / (count - 1))
-        variance = np.maximum(variance, 1e-12)
-        return -((scores - mean) ** 2) / (2 * variance) - np.log(variance) / 2
+        return mean, np.maximum(variance, 1e-12)
 
 
 # --- label distribution ---------------------------------------------------------------------

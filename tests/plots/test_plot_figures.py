@@ -10,6 +10,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
 import plots
+from fedkd.experiment import Experiment
+from fedkd.results import Run
 from plots.gather import find
 from plots.style import COLUMN, PAGE, save
 from simulations import cli
@@ -38,15 +40,31 @@ FIGURES = {
     "exposure": ("exposure", None, ()),
     "tradeoff": ("tradeoff", None, ()),
     "profile": ("profile", None, ()),
+    "reconstruction": ("reconstruction", None, ()),
 }
 NAMES_METHODS = ["curves", "alpha", "size", "pareto", "pareto in panels", "calibration"]
 
 
 @pytest.fixture(scope="session")
-def drawn(runs, cut_run, canary_runs, private_runs):
+def audited(tmp_path_factory):
+    """A run from which images of two places were reconstructed."""
+    experiment = Experiment()
+    run = Run.at(experiment, tmp_path_factory.mktemp("audited") / "run").begin(experiment)
+    run.append_round({"round": 1})
+    images = np.random.default_rng(0).random((6, 1, 8, 8)).tolist()
+    numbers = dict.fromkeys(("psnr", "psnr_guess"), 12.3) | dict.fromkeys(("ssim", "ssim_guess"), 1)
+    shown = {"originals": images, "reconstructions": images, "attack": "linear decoder"}
+    places = ("Represent prototypes", "Share parameters")
+    found = [{"place": place, **shown, **numbers} for place in places]
+    run.write_audit({"formal": {}, "reconstructions": found})
+    return run.folder
+
+
+@pytest.fixture(scope="session")
+def drawn(runs, cut_run, canary_runs, private_runs, audited):
     """Every figure, drawn when it is first asked for."""
     others = {"cuts": cut_run, "exposure": canary_runs, "tradeoff": canary_runs}
-    others["profile"] = private_runs
+    others |= {"profile": private_runs, "reconstruction": audited}
     figures = {}
 
     def draw(title):

@@ -8,10 +8,10 @@ import pytest
 
 from fedkd import run as simulate
 from fedkd.experiment import Experiment
-from fedkd.privacy import audit
 from fedkd.privacy.accounting import NEIGHBOURS, Release, gaussian_epsilon
 from fedkd.privacy.attacks import audited_epsilon_from_exposure
 from fedkd.privacy.guarantees import profiles
+from fedkd.privacy.lab import attack as lab
 from fedkd.results import Run
 
 
@@ -49,8 +49,7 @@ NOISY = {"mechanism": "gaussian", "scale": 1.0, "rho": 0.5, "nominal": 0.7}
 
 def test_the_ledger_alone_needs_neither_data_nor_an_attack(fedkd, finished, monkeypatch):
     run = finished([release(**NOISY), release(**NOISY, round=2, fresh=False)])
-    for attack in ("infer_labels", "infer_members"):
-        monkeypatch.setattr(audit, attack, None)
+    monkeypatch.setattr(lab, "attack", None)
     code, out, err = fedkd("audit", "mine", "--shadows", "0", "--data-dir", "nowhere")
     assert (code, err) == (0, "")
     epsilon = gaussian_epsilon(1.0, 1e-5)
@@ -109,20 +108,26 @@ def test_exposures_are_told_by_place_and_repeats_and_the_highest_level_proves(fe
     }
     run = finished([release()], bits)
     _, out, _ = fedkd("audit", "mine", "--shadows", "0")
-    said = [line for line in out.splitlines() if "exposure" in line]
+    said = [line for line in out.splitlines() if "exposure" in line and "|" not in line]
     proved = audited_epsilon_from_exposure([10.0] * 30, 10.0, 1e-5, 0.975)
     assert said == [
         "exposure in bits by repeats, null 1.44, teacher: 2.00 at 1, 10.00 at 8",
         "exposure in bits by repeats, null not known, released: 2.00 at 1, 10.00 at 8",
         "exposure in bits by repeats, null 1.44, student: 4.00 at 8",
-        f"audited ε ≥ {proved:.2f} by exposure, released, 8 repeats (client: a secret is 8 of its "
-        "records, and may move others); adversary: a server that sees the labels",
-        "audited ε ≥ 0.00 by exposure, student, 8 repeats (client: a secret is 8 of its records, "
-        "and may move others); adversary: whoever has the student",
+        "audited by exposure is a client: a secret is 8 of its records, and may move others; "
+        "adversary: released: a server that sees the labels; student: whoever has the student",
+    ]
+    rows = [line.split("|")[1:3] + line.split("|")[5:7] for line in out.splitlines() if "|" in line]
+    assert [[cell.strip() for cell in row] for row in rows[2:]] == [
+        ["released, 8 repeats", "secrets: exposure", f"{proved:.2f} (client)", "none"],
+        ["student, 8 repeats", "secrets: exposure", "0.00 (client)", "none"],
     ]
     assert set(run.audit["exposure"]) == {"teacher", "released", "student"}
     assert run.audit["exposure"]["released"]["1"]["mean"] == 2
     assert run.audit["exposure"]["student"]["8"] == {"mean": 4, "low": None, "high": None, "n": 1}
+    first = run.audit["secrets"][0]
+    assert (first["place"], first["exposure"], first["rank"]) == ("teacher", 10.0, 1)
+    assert [one["rank"] for one in run.audit["secrets"] if one["exposure"] == 4.0] == [64]
     assert run.audit["audited"] == {"released": pytest.approx(proved), "student": 0}
 
 
@@ -130,6 +135,7 @@ def test_one_run_with_shown_secrets_proves_nothing(fedkd, finished):
     run = finished([release()], {("released", 8): [10.0] * 30}, public="exact")
     _, out, _ = fedkd("audit", "mine", "--shadows", "0")
     assert "audited" not in out
+    assert "|" not in out
     assert run.audit["audited"] == {}
 
 
@@ -143,20 +149,32 @@ def test_attacks_on_a_real_run_are_printed_and_written(fedkd, small, tmp_path):
     lines = out.splitlines()
     assert lines[0] == "ledger: 2 releases, 2 of them new answers"
     assert "formal ε: none: parameters leave the client without noise" in lines[1]
-    assert lines[3].startswith("label distributions from parameters: L1 error 0.")
-    assert lines[4].startswith("membership from the parameters it sent, 4 shadows: AUC 0.")
-    assert "TPR at 10 % FPR" in lines[4]
-    # 120 records, half of them in each of four shadows.
-    assert re.search(r"TPR at 1 % FPR not said \(2\.\d false positives expected\)", lines[4])
+    assert lines[3].startswith(
+        "label distributions from parameters (Share parameters, last round): L1 error 0."
+    )
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if "|" in line]
+    assert rows[0] == ["place", "attack", "AUC", "TPR at FPR", "audited ε ≥", "formal ε"]
+    assert [row[0] for row in rows[2:]] == ["Share parameters, last round"] * 2
+    member, label = rows[2:]
+    assert member[1].startswith("membership: confidence, LiRA o")
+    assert re.fullmatch(r"0\.\d{3} \[0\.\d{3}, 0\.\d{3}\]", member[2])
+    # 120 records, half in each of four shadows: too few false positives for a rate at 1 %.
+    assert re.fullmatch(r"[\d.]+ % \[[\d., ]+\] at 10 %", member[3])
+    assert re.fullmatch(r"\d\.\d\d \(record\)", member[4])
+    assert member[5] == "none"
+    assert label[1] == "label distribution: read from parameters"
+    assert label[3:5] == ["-", "-"]
+    assert "4 shadows, 120 records" in lines[-2]
+    assert "hold together for 3 attacks" in lines[-2]
     assert lines[-1] == "mine"
     found = json.loads((run.folder / "audit.json").read_text())
-    assert set(found) == {"formal", "guarantees", "profiles", "label_inference", "membership"}
-    assert found["membership"]["shadows"] == 4
-    assert set(found["membership"]["tpr"]) == {"0.1"}
-    assert set(found["membership"]["refused"]) == {"0.001", "0.01"}
-    low, high = found["membership"]["auc_low"], found["membership"]["auc_high"]
-    assert low < found["membership"]["auc"] < high
-    assert found["label_inference"]["how"] == "parameters"
+    assert set(found) == {"formal", "guarantees", "profiles", "attacks"}
+    assert found["attacks"]["shadows"] == 4
+    assert len(found["attacks"]["findings"]) == 3
+    first = found["attacks"]["findings"][0]
+    assert set(first["tpr"]) == {"0.1"}
+    assert set(first["refused"]) == {"0.001", "0.01"}
+    assert found["attacks"]["labels"][0]["how"] == "parameters"
     after = {file.name: file.read_bytes() for file in run.folder.iterdir() if file.is_file()}
     assert after.keys() - before.keys() == {"audit.json"}
     assert all(after[name] == content for name, content in before.items())
@@ -168,10 +186,8 @@ def test_what_is_not_attacked_is_said(fedkd, small, tmp_path):
     _, out, _ = fedkd("audit", "mine", "--shadows", "4")
     assert "ledger: 0 releases" in out
     assert "formal ε: 0 (delta 1e-05, client)" in out
-    assert "label distributions: nothing that is sent tells of them" in out
-    assert "membership: no model can be made of what is sent; it was not attacked" in out
-    found = Run.open("mine").audit
-    assert found["label_inference"] is found["membership"] is None
+    assert "no client sends anything: nothing to attack" in out
+    assert Run.open("mine").audit["attacks"]["findings"] == []
 
 
 def test_an_unfinished_run_is_one_line(fedkd, finished):
@@ -204,11 +220,11 @@ def test_data_that_are_not_there_are_one_line(fedkd, tmp_path):
 
 
 def test_ctrl_c_writes_nothing(fedkd, finished, monkeypatch):
-    def interrupt(experiment):
+    def interrupt(*given):
         raise KeyboardInterrupt
 
     run = finished([release()])
-    monkeypatch.setattr(audit, "infer_labels", interrupt)
+    monkeypatch.setattr(lab, "attack", interrupt)
     code, _, err = fedkd("audit", "mine")
     assert (code, err) == (130, "fedkd: interrupted; nothing was written\n")
     assert run.audit is None

@@ -1,0 +1,1 @@
+"""Attacks on an experiment: what its clients send tells about their data."""
