@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedkd import lock
+from fedkd.caveats import caveats
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
 from fedkd.results import PLACES, Run, exposures
@@ -58,6 +59,8 @@ def main(run: Run, shadows: int | None, data_dir: Path | None, reconstruct: bool
         found |= {} if attacked is None else {"attacks": asdict(attacked)}
         found |= _reconstructed(experiment) if reconstruct else {}
         run.write_audit(found)
+    for caveat in caveats(run):
+        print(f"of the run: {caveat}")
         if found.get("reconstructions"):
             from plots.reconstruction import draw
             from plots.style import save

@@ -61,6 +61,7 @@ def test_the_ledger_alone_needs_neither_data_nor_an_attack(fedkd, finished, monk
         "profile: " + profiles(run.releases, run.experiment)[0].text(),
         "nominal ε of one token or item, not a guarantee: 0.7 (client; adversary: a server that "
         "sees that answer alone)",
+        "of the run: ended after 1 of 10 rounds",
         "mine",
     ]
     assert set(run.audit) == {"formal", "guarantees", "profiles"}
@@ -164,8 +165,9 @@ def test_attacks_on_a_real_run_are_printed_and_written(fedkd, small, tmp_path):
     assert member[5] == "none"
     assert label[1] == "label distribution: read from parameters"
     assert label[3:5] == ["-", "-"]
-    assert "4 shadows, 120 records" in lines[-2]
-    assert "hold together for 3 attacks" in lines[-2]
+    assert "4 shadows, 120 records" in lines[-3]
+    assert "hold together for 3 attacks" in lines[-3]
+    assert lines[-2].startswith("of the run: 1 measured round: too few to tell")
     assert lines[-1] == "mine"
     found = json.loads((run.folder / "audit.json").read_text())
     assert set(found) == {"formal", "guarantees", "profiles", "attacks"}

@@ -124,10 +124,10 @@ def _by_parameters(worker: Worker, sent: Sent, records: Samples, reference: Refe
 def _by_labels(worker: Worker, sent: Sent, records: Samples, reference: Reference) -> Scores:
     """Log odds of the record's label, from labels of the transfer set.
 
-    By kernel regression of log-probabilities in the features of the server's own student: as strong
-    as a student distilled from the labels, and thousands of times as fast. Of text a student is
-    distilled, from what the client sends last. Where each label is one class alone, also by how
-    many of the nearest transfer samples got the record's.
+    By kernel regression of log-probabilities in the features of the server's own student: on digits
+    it told members as well as a student distilled from the labels did, in one comparison, and takes
+    no training. Of text a student is distilled, from what the client sends last. Where each label
+    is one class alone, also by how many of the nearest transfer samples got the record's.
     """
     step = sent.step
     assert isinstance(step, Predict)
