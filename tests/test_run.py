@@ -412,20 +412,24 @@ def test_what_came_after_the_checkpoint_may_be_as_it_will(short, tmp_path, numbe
 # --- disks that are full, signals ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize("writes", [0, 3, 9, 14, 20, 26])
-def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(
-    short, numbers, tmp_path, monkeypatch, writes
+@pytest.mark.parametrize(
+    ("writes", "error"),
+    [*[(writes, errno.ENOSPC) for writes in (0, 3, 9, 14, 20, 26)], (9, errno.EROFS)],
+)
+def test_a_disk_that_is_full_or_read_only_is_one_line_and_the_run_goes_on_later(
+    short, numbers, tmp_path, monkeypatch, writes, error
 ):
     fsync, left = os.fsync, [writes]
 
     def full(handle):
         left[0] -= 1
         if left[0] < 0:
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise OSError(error, os.strerror(error))
         fsync(handle)
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(FedkdError, match="cannot be written: No space left on device") as failure:
+    said = f"cannot be written: {os.strerror(error)}"
+    with pytest.raises(FedkdError, match=said) as failure:
         run(short(), tmp_path / "run")
     assert "\n" not in str(failure.value)
     monkeypatch.setattr(os, "fsync", fsync)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from fedkd import Experiment, run
 from fedkd.data.datasets import Dataset, Part, statistics
 from fedkd.data.federated import load
 from fedkd.errors import FedkdError
@@ -265,6 +266,19 @@ def test_features_of_any_size_are_standardised(own, experiment, scale):
     x = np.random.default_rng(1).normal(0, 1, (200, 3)) * scale
     data = load(experiment(**plain(dataset=own(x=x, y=np.arange(200) % 2), transfer={"size": 90})))
     assert (normalised(data).std(0) - 1).abs().max() < 0.25
+
+
+def test_a_run_on_tiny_features_learns_as_on_large_ones(own, experiment, tmp_path):
+    drawn = np.random.default_rng(1).normal(0, 1, (400, 8))
+    labels = (drawn[:, 0] > 0).astype(np.int64)
+    accuracies = []
+    for scale in (1.0, 1e-13):
+        data = plain(dataset=own(x=drawn * scale, y=labels), transfer={"size": 90})
+        data |= {"test": {"fraction": 0.25, "common": 0}}
+        made = experiment(**data).model_dump() | {"student": {"models": ["mlp"]}, "rounds": 3}
+        done = run(Experiment.from_dict(made), tmp_path / str(scale))
+        accuracies.append(done.summary["own_accuracy_mean"])
+    assert accuracies[0] == accuracies[1] > 0.9
 
 
 @pytest.mark.parametrize(("centre", "spread"), [(1e6, 1e-3), (-1e9, 1.0), (1.0, 1e-9)])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedkd import Experiment, FedkdError, run
+from fedkd import Experiment, FedkdError, registry, run
 from fedkd.engine import plan
 from fedkd.engine.inline import Inline
 from fedkd.engine.stack import Stack
@@ -96,6 +96,21 @@ def test_a_cohort_gives_what_a_loop_gives_whatever_the_student(name):
         assert why in plan.host(host, print).plan
     else:
         assert "client by client" not in plan.host(host, print).plan
+
+
+def test_a_layer_that_computes_other_than_its_class_learns_the_same_in_a_cohort(tmp_path):
+    def student(shape, classes, norm, width):
+        head = nasty.Cosine(64, classes, bias=False)
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), head)
+
+    registry.register("students", "own")(student)
+    keys = ("strategy.name=fedavg", "rounds=5", "data.test.common=200", "data.alpha=5")
+    accuracies = []
+    for cohort in ("auto", "on", "off"):
+        experiment = Experiment.from_toml(UNEVEN, [*keys, f"engine.cohort={cohort}"])
+        accuracies.append(run(experiment, tmp_path / cohort).rounds[-1]["own_accuracy_mean"])
+    assert accuracies[2] > 0.5
+    assert accuracies == pytest.approx([accuracies[2]] * 3, abs=1e-3)
 
 
 def test_the_plan_names_the_student_and_says_what_it_does_client_by_client():

@@ -69,6 +69,17 @@ def test_the_ledger_alone_needs_neither_data_nor_an_attack(fedkd, finished, monk
     assert run.audit["formal"]["unit"] == "client"
 
 
+def test_half_a_ledger_guarantees_nothing_and_is_one_line(fedkd, small, tmp_path):
+    keys = ("release.mechanism=gaussian", "release.scale=1", "release.clip=4")
+    run = simulate(small("strategy.name=uniform", *keys), tmp_path / "mine")
+    file = run.folder / "releases.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(lines[: len(lines) // 2]))
+    code, out, err = fedkd("audit", "mine", "--shadows", "0")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "releases.jsonl" in err
+
+
 def test_every_adversary_has_a_line_of_its_own(fedkd, small, tmp_path):
     keys = ("strategy.name=fedavg", "strategy.clipping_norm=1", "strategy.noise_multiplier=4")
     quick = ("rounds=2", "participation=0.5", "training.local_epochs=0.1")
