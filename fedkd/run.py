@@ -207,6 +207,7 @@ def _check_finished(taken: Run, experiment: Experiment, resume: bool, observer: 
         )
     if versions := other_versions(before):
         observer.warned(f"{taken.folder} was made by another version; now: {', '.join(versions)}")
+    taken.check()
     observer.finished_before(taken)
 
 

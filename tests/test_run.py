@@ -409,6 +409,15 @@ def test_what_came_after_the_checkpoint_may_be_as_it_will(short, tmp_path, numbe
     assert not [file for file in done.folder.iterdir() if file.name.startswith(".")]
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_finished_run_that_was_edited_is_not_given_back(short, tmp_path, resume):
+    done = run(short(), tmp_path / "run")
+    file = done.folder / "rounds.jsonl"
+    file.write_text(file.read_text().replace('"round": 2', '"round": 2, "mine": 1', 1))
+    with pytest.raises(FedkdError, match=r"rounds\.jsonl is not what the run has written"):
+        run(short(), tmp_path / "run", resume=resume)
+
+
 # --- disks that are full, signals ---------------------------------------------------------------
 
 
