@@ -165,6 +165,7 @@ def drops(tmp_path, monkeypatch):
     registry._points.cache_clear()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("drops")
 def test_draws_are_the_same_in_worker_processes_in_a_second_run_and_in_one_that_goes_on(
     small, tmp_path

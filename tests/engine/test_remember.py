@@ -124,6 +124,7 @@ def test_private_training_costs_what_it_cost(small, tmp_path, forbidden):
         assert steps == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "other",
     [

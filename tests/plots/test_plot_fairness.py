@@ -153,6 +153,7 @@ def test_the_figure_says_what_its_axes_and_marks_are(tmp_path):
     assert said == ["client", "median", "mean", "mean of the worst 10 %"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("methods", "name", "angle"),
     [

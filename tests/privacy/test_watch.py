@@ -483,6 +483,7 @@ def test_exposure_is_measured_every_so_many_rounds_and_in_the_last(every, rounds
     assert sorted({line["round"] for line in done.exposures}) == rounds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["swing", "knfu", "fedavg", "fml", "local"])
 @pytest.mark.parametrize("how", ["participation=0.5", "evaluate_every=2"])
 def test_measuring_exposure_changes_no_other_number(name, how, small, tmp_path):

@@ -90,6 +90,7 @@ def test_clients_of_the_same_size_make_it_fedavg(small, tmp_path):
         assert one["own_loss_mean"] == pytest.approx(other["own_loss_mean"], rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CLIPPED)
 def test_two_private_runs_are_alike_and_not_the_plain_one(name, small, tmp_path):
     private = ("strategy.clipping_norm=0.5", "strategy.noise_multiplier=0.1")
