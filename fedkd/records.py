@@ -178,11 +178,30 @@ class Canaries(TypedDict):
     public: NotRequired[str]
 
 
+Image = list[list[list[float]]]
+"""``(C, H, W)``."""
+
+
+@with_config(STRICT)
+class Reconstruction(TypedDict):
+    """What was reconstructed at one place."""
+
+    place: str
+    attack: str
+    psnr: float
+    psnr_guess: float
+    ssim: float
+    ssim_guess: float
+    originals: Annotated[list[Image], Field(min_length=1)]
+    reconstructions: list[Image]
+
+
 @with_config(STRICT)
 class Audit(TypedDict):
     """``audit.json``."""
 
     formal: dict[str, Any]
+    reconstructions: NotRequired[list[Reconstruction]]
 
 
 TABLES: dict[str, Any] = {
@@ -231,7 +250,25 @@ def check(name: str, value: Any, where: str) -> Entry:
         raise FedkdError(f"{where}: rounds is missing")
     if name == PARTITION:
         _check_partition(value, where)
+    if name == AUDIT:
+        _check_images(value, where)
     return value
+
+
+def _check_images(value: Entry, where: str) -> None:
+    """Refuse images that are no arrays of one shape, or of neither one nor three channels."""
+    for number, found in enumerate(value.get("reconstructions", [])):
+        images = [*found["originals"], *found["reconstructions"]]
+        first = images[0]
+        wide = {len(row) for image in images for channel in image for row in channel}
+        high = {len(channel) for image in images for channel in image}
+        if {len(image) for image in images} != {len(first)} or len(first) not in (1, 3):
+            fault = "images have one or three channels, all of them as many"
+        elif len(high) != 1 or len(wide) != 1 or not min(wide):
+            fault = "images are of one size"
+        else:
+            continue
+        raise FedkdError(f"{where}: reconstructions.{number} is not allowed: {fault}")
 
 
 def check_order(name: str, entries: Sequence[Entry], file: Path) -> None:

@@ -270,6 +270,34 @@ def test_keys_of_another_version_are_passed_over_with_a_word_and_never_written_t
         Run.at(experiment, copied.folder)
 
 
+IMAGE = [[[0.0, 0.5], [1.0, 0.5]]]
+SHOWN = {"place": "Share", "attack": "a", "originals": [IMAGE], "reconstructions": [IMAGE]}
+SHOWN |= dict.fromkeys(("psnr", "psnr_guess", "ssim", "ssim_guess"), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("found", "line"),
+    [
+        (3, r"reconstructions"),
+        ([{"place": 1}], r"reconstructions\.0\.place"),
+        ([SHOWN | {"originals": []}], r"reconstructions\.0\.originals"),
+        ([SHOWN | {"originals": [[[0.5]]]}], r"reconstructions\.0\.originals"),
+        ([SHOWN | {"originals": [[[["x"]]]]}], r"reconstructions\.0\.originals"),
+        ([SHOWN | {"originals": [[[[0.5], [0.5, 1.0]]]]}], r"reconstructions\.0 .*one size"),
+        ([SHOWN | {"originals": [[[[]]]]}], r"reconstructions\.0 .*one size"),
+        ([SHOWN | {"reconstructions": [2 * IMAGE]}], r"reconstructions\.0 .*one or three channels"),
+    ],
+)
+def test_an_audit_whose_images_are_none_is_one_line(found, line, tmp_path, fedkd_cli):
+    run = made_up(tmp_path / "run")
+    run.write_audit({"formal": {}, "reconstructions": [SHOWN]})
+    assert fedkd_cli("plot", "reconstruction", str(run.folder))[0] == 0
+    run.write_audit({"formal": {}, "reconstructions": found})
+    code, out, err = fedkd_cli("plot", "reconstruction", str(run.folder))
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert re.search(rf"audit\.json.*{line}", err)
+
+
 # --- one bad run among many ---------------------------------------------------------------------
 
 
