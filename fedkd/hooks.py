@@ -220,6 +220,7 @@ class Keeping:
     def __init__(self, fixed: Collection[str]) -> None:
         self.fixed = fixed
         self._checked: dict[str, type] = {}
+        self._classes: list[type] = []
         self._shared: dict[str, Any] = {}
 
     def begin(self, strategy: type, base: type) -> None:

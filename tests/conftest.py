@@ -48,3 +48,17 @@ def _elsewhere(tmp_path, monkeypatch):
 def _registry_as_it_was(monkeypatch):
     """What a test registers is gone after it."""
     monkeypatch.setattr(registry, "_added", dict(registry._added))
+
+
+@pytest.fixture
+def fedkd(capsys):
+    """Run a command line in this process: exit code, stdout, stderr."""
+    from simulations import cli
+
+    def call(*words):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(words)
+        out, err = capsys.readouterr()
+        return ended.value.code or 0, out, err
+
+    return call

@@ -288,12 +288,12 @@ SHOWN |= dict.fromkeys(("psnr", "psnr_guess", "ssim", "ssim_guess"), 1.0)
         ([SHOWN | {"reconstructions": [2 * IMAGE]}], r"reconstructions\.0 .*one or three channels"),
     ],
 )
-def test_an_audit_whose_images_are_none_is_one_line(found, line, tmp_path, fedkd_cli):
+def test_an_audit_whose_images_are_none_is_one_line(found, line, tmp_path, fedkd):
     run = made_up(tmp_path / "run")
     run.write_audit({"formal": {}, "reconstructions": [SHOWN]})
-    assert fedkd_cli("plot", "reconstruction", str(run.folder))[0] == 0
+    assert fedkd("plot", "reconstruction", str(run.folder))[0] == 0
     run.write_audit({"formal": {}, "reconstructions": found})
-    code, out, err = fedkd_cli("plot", "reconstruction", str(run.folder))
+    code, out, err = fedkd("plot", "reconstruction", str(run.folder))
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert re.search(rf"audit\.json.*{line}", err)
 
@@ -310,7 +310,7 @@ def many(tmp_path):
     return tmp_path / "runs"
 
 
-def test_bad_runs_among_others_are_named_and_the_others_shown(many, fedkd_cli):
+def test_bad_runs_among_others_are_named_and_the_others_shown(many, fedkd):
     with pytest.warns(FedkdWarning) as said:
         frame = load_runs(many)
     assert list(frame.seed) == [0, 3]
@@ -321,19 +321,19 @@ def test_bad_runs_among_others_are_named_and_the_others_shown(many, fedkd_cli):
         assert [run.folder.name for run in find([many])] == ["0", "3"]
     folders = [str(many / name) for name in "0123"]
     for words in (["compare", *folders], ["table", str(many), "--rows", "seed"]):
-        code, out, err = fedkd_cli(*words)
+        code, out, err = fedkd(*words)
         assert (code, err.count("\n")) == (0, 2)
         assert err.count("fedkd: warning: left out: ") == 2
         assert "40.0" in out
 
 
 @pytest.mark.parametrize("name", ["summary.json", "rounds.jsonl", "experiment.toml"])
-def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(name, many, fedkd_cli):
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(name, many, fedkd):
     (many / "0" / name).unlink(missing_ok=True)
     os.mkfifo(many / "0" / name)
     with pytest.raises(FedkdError, match=r"not a regular file|is not a run"):
         Run.open(many / "0").check()
-    code, out, err = fedkd_cli("table", str(many), "--rows", "seed")
+    code, out, err = fedkd("table", str(many), "--rows", "seed")
     assert code == 0
     assert "40.0" in out
     assert f"{name} cannot be read: it is not a regular file" in err
@@ -341,8 +341,8 @@ def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(name, many, fedkd_cli):
 
 @pytest.mark.parametrize("command", ["compare", "table", "audit", "plot curves"])
 @pytest.mark.parametrize("name", ["1", "2"])
-def test_a_bad_run_that_is_named_alone_is_one_line(command, name, many, fedkd_cli):
-    code, out, err = fedkd_cli(*command.split(), str(many / name))
+def test_a_bad_run_that_is_named_alone_is_one_line(command, name, many, fedkd):
+    code, out, err = fedkd(*command.split(), str(many / name))
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert str(many / name) in err
 
@@ -350,20 +350,6 @@ def test_a_bad_run_that_is_named_alone_is_one_line(command, name, many, fedkd_cl
 def test_where_none_can_be_read_the_first_reason_is_given(many):
     with pytest.warns(FedkdWarning), pytest.raises(FedkdError, match=r"1/summary\.json"):
         readable([Run(many / "1"), Run(many / "2")], named=True)
-
-
-@pytest.fixture
-def fedkd_cli(capsys):
-    """Run a command line in this process: exit code, stdout, stderr."""
-    from simulations import cli
-
-    def call(*words):
-        with pytest.raises(SystemExit) as ended:
-            cli.main(words)
-        out, err = capsys.readouterr()
-        return ended.value.code or 0, out, err
-
-    return call
 
 
 # --- what cannot be written ---------------------------------------------------------------------
@@ -421,18 +407,18 @@ def test_a_file_that_cannot_be_written_whole_stays_as_it_was(copied, monkeypatch
         ("/proc/run", "/proc/run cannot be written"),
     ],
 )
-def test_a_folder_that_cannot_be_made_is_one_line(out, why, fedkd_cli, tmp_path):
+def test_a_folder_that_cannot_be_made_is_one_line(out, why, fedkd, tmp_path):
     (tmp_path / "file").write_text("")
-    code, printed, err = fedkd_cli("run", "quickstart", "--out", out)
+    code, printed, err = fedkd("run", "quickstart", "--out", out)
     assert (code, printed, err.count("\n")) == (2, "", 1)
     assert why in err
     assert [path.name for path in Path().iterdir()] == ["file"]
 
 
-def test_a_folder_in_a_runs_own_is_refused(copied, fedkd_cli):
+def test_a_folder_in_a_runs_own_is_refused(copied, fedkd):
     before = sorted(copied.folder.iterdir())
     for name in ("checkpoint", "inner/deeper"):
-        code, _, err = fedkd_cli("run", "quickstart", "--out", str(copied.folder / name))
+        code, _, err = fedkd("run", "quickstart", "--out", str(copied.folder / name))
         assert (code, err.count("\n")) == (2, 1)
         assert f"lies in the folder of a run, {copied.folder}" in err
     assert sorted(copied.folder.iterdir()) == before
