@@ -39,6 +39,30 @@ def interruptible() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
+@contextmanager
+def interrupts_held_back() -> Iterator[list[int]]:
+    """Let Ctrl-C, and what ends a run as it does, come after the block.
+
+    What is half started could not be ended, and what is half written would be lost. What this
+    process does about such signals is afterwards what it was before: Ray would end it on SIGTERM,
+    without a checkpoint. Gives the signals that are held back; the block may add to them.
+    """
+    held: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield held
+        return
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, *SIGNALS)}
+    for number in handlers:
+        signal.signal(number, lambda number, _: held.append(number))
+    try:
+        yield held
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        for number in held:
+            signal.raise_signal(number)
+
+
 def exit_code(error: BaseException | None) -> int:
     """What a process ends with that was interrupted so: 130 after Ctrl-C, 143 after SIGTERM."""
     return 128 + (error.number if isinstance(error, Interrupted) else signal.SIGINT)

@@ -6,19 +6,15 @@ of a phase at once, so that it can send every worker one piece of work.
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from flwr.app import DEFAULT_TTL, Message, Metadata, RecordDict
 from flwr.serverapp import Grid
 
-from fedkd.interrupt import SIGNALS
 from fedkd.work import Assignment, Codec, Reply, decode
 
 if TYPE_CHECKING:
@@ -27,30 +23,6 @@ if TYPE_CHECKING:
 SERVER = -1
 Answered = Callable[[], None]
 """Called whenever a client has done its work."""
-
-
-@contextmanager
-def interrupts_held_back() -> Iterator[list[int]]:
-    """Let Ctrl-C, and what ends a run as it does, come after the block.
-
-    What is half started could not be ended. What this process does about such signals is afterwards
-    what it was before: Ray would end it on SIGTERM, without a checkpoint. Gives the signals that
-    are held back; the block may add to them.
-    """
-    held: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield held
-        return
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, *SIGNALS)}
-    for number in handlers:
-        signal.signal(number, lambda number, _: held.append(number))
-    try:
-        yield held
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        for number in held:
-            signal.raise_signal(number)
 
 
 class Host(ABC):

@@ -14,12 +14,12 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 
 from fedkd.engine.blocks import NAMELESS, Block, Window
-from fedkd.engine.host import interrupts_held_back
 from fedkd.engine.payload import Payload
 from fedkd.engine.pool import Done, Event, Lost, Pool
 from fedkd.engine.worker import Care, State
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
+from fedkd.interrupt import interrupts_held_back
 
 CHILD = "from fedkd.engine.child import main; main()"
 ENDS_WITHIN = 5.0

@@ -25,7 +25,6 @@ os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died|killed due to 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from fedkd.engine.host import interrupts_held_back
 from fedkd.engine.payload import Payload
 from fedkd.engine.pool import (
     Done,
@@ -41,6 +40,7 @@ from fedkd.engine.temporary import TemporaryFolder
 from fedkd.engine.worker import Care, State, Worker
 from fedkd.errors import FedkdError, blamed
 from fedkd.experiment import Experiment
+from fedkd.interrupt import interrupts_held_back
 
 LOOKS_EVERY = 0.25
 """Seconds between looks at how far the actors are."""

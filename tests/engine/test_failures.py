@@ -14,10 +14,10 @@ from lines import ended, measured
 
 from fedkd import FedkdError, Observer, Run, run
 from fedkd.client import client_app
-from fedkd.engine.host import interrupts_held_back
 from fedkd.engine.inline import InlineGrid
 from fedkd.engine.procs import Procs
 from fedkd.engine.worker import Worker
+from fedkd.interrupt import interrupts_held_back
 from fedkd.work import Assignment, Codec, Evaluate, Fit, Hold, Predict, Share, Soft, decode
 
 pytestmark = pytest.mark.usefixtures("_mishaps")
