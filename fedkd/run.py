@@ -17,7 +17,7 @@ from fedkd.effects import machinery_without_effect, without_effect
 from fedkd.environment import other_sources, other_versions
 from fedkd.errors import CheckpointError, FedkdError, MissingData, blamed
 from fedkd.experiment import Experiment
-from fedkd.interrupt import interruptible
+from fedkd.interrupt import interruptible, interrupts_held_back
 from fedkd.results import Run, reached
 
 if TYPE_CHECKING:
@@ -373,10 +373,11 @@ def serve(
     )
 
     def on_round(line: dict[str, Any], details: dict[str, list[dict[str, Any]]]) -> None:
-        taken.append_round(line, **details)
-        for message in line.get("warnings", []):
-            warn(message, line["round"], strategy.warned.get(message, ""))
-        keeping.round_done(line["round"])
+        with interrupts_held_back():  # a round that is written is one to go on from
+            taken.append_round(line, **details)
+            for message in line.get("warnings", []):
+                warn(message, line["round"], strategy.warned.get(message, ""))
+            keeping.round_done(line["round"])
         observer.round_done(line)
 
     progress = _Progress(strategy, observer)
@@ -431,8 +432,10 @@ class _Keeping:
 
     def _write(self) -> None:
         if self.newest is not None and self.newest.round > self.written:
-            checkpoint.write(self.taken.folder, self.newest)
-            self.written = self.newest.round
+            # Whoever ends a group of processes often tells one of them twice.
+            with interrupts_held_back():
+                checkpoint.write(self.taken.folder, self.newest)
+                self.written = self.newest.round
 
     def __enter__(self) -> None: ...
 

@@ -490,6 +490,53 @@ def test_ctrl_c_twice_leaves_nothing_half_written(short, tmp_path, monkeypatch):
     assert len(Run(tmp_path / "other").rounds) == 2
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("every", [1, 100])
+def test_a_second_signal_while_the_checkpoint_is_written_waits_for_it(
+    number, every, short, numbers, tmp_path, monkeypatch
+):
+    """Of a batch system that tells all processes, and of the process that started this one."""
+    save = torch.save
+
+    def interrupted(saved, file):
+        signal.raise_signal(number)
+        save(saved, file)
+
+    class Signals(Observer):
+        def round_done(self, line):
+            if line["round"] == 2:
+                monkeypatch.setattr(torch, "save", interrupted)
+                signal.raise_signal(number)
+
+    experiment = short(f"checkpoint_every={every}")
+    with pytest.raises(KeyboardInterrupt):
+        run(experiment, tmp_path / "run", observer=Signals())
+    monkeypatch.setattr(torch, "save", save)
+    rounds = len(Run(tmp_path / "run").rounds)
+    assert checkpoint.files(tmp_path / "run")[0].name.startswith(f"round-{rounds}-")
+    assert measured(run(experiment, tmp_path / "run", resume=True)) == numbers
+
+
+def test_a_signal_while_a_round_is_written_waits_for_its_state(
+    short, numbers, tmp_path, monkeypatch
+):
+    append = Run.append_round
+
+    def interrupted(self, line, **details):
+        append(self, line, **details)
+        if line["round"] == 1:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Run, "append_round", interrupted)
+    with pytest.raises(Interrupted):
+        run(short("checkpoint_every=100"), tmp_path / "run")
+    assert [file.name[:8] for file in checkpoint.files(tmp_path / "run")] == ["round-1-"]
+    told = Told()
+    resumed = run(short("checkpoint_every=100"), tmp_path / "run", resume=True, observer=told)
+    assert told.first == 2
+    assert measured(resumed) == numbers
+
+
 def test_a_signal_that_is_ignored_stays_so(short, tmp_path):
     class Signals(Observer):
         def round_done(self, line):
