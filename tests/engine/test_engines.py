@@ -57,6 +57,7 @@ def test_a_text_run_with_canaries_and_noise_agrees_in_its_ledger_and_exposures(t
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
 def test_flowers_runtime_leaves_no_process_behind(small, tmp_path):
     before = running("flower-superlink") + running("raylet")

@@ -264,6 +264,7 @@ def test_a_client_that_costs_its_worker_twice_is_left_out_and_no_other(small, he
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("act", ["exits", "segfaults"])
 def test_who_was_found_out_costs_one_loss_in_the_next_phase(act, engine, small, healthy):
@@ -305,6 +306,7 @@ def test_of_a_cohort_that_costs_its_worker_one_client_is_found_out(engine, small
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("cohort", [ALONE, TOGETHER])
 @pytest.mark.parametrize("act", ["hangs", "stops"])
@@ -325,6 +327,7 @@ def test_a_client_that_does_not_answer_in_time_is_left_out_and_no_other(
 
 @LINUX
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_worker_that_stands_still_between_phases_is_started_again(small, healthy):
     warnings = []
     with elsewhere("procs", small(ALONE, "engine.timeout=1"), [range(CLIENTS)], warnings) as host:

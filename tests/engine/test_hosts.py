@@ -240,6 +240,7 @@ def ray_processes():
 
 @LINUX
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_ray_agrees_bit_for_bit_and_leaves_no_process(name, small, tmp_path):
     before = ray_processes()
@@ -274,6 +275,7 @@ def test_a_killed_actor_changes_no_number(small, tmp_path):
 
 @LINUX
 @pytest.mark.slow
+@pytest.mark.alone
 def test_sigterm_ends_a_run_on_ray_as_ctrl_c_does(small, tmp_path):
     class Signals(Observer):
         def round_done(self, line):
