@@ -408,15 +408,17 @@ class Experiment(Table):
         """Eight hex digits that depend on everything that can change a number.
 
         Not on the name, the engine or where the data lies: the same experiment run elsewhere is
-        the same experiment. What of the engine is :data:`NUMERICAL` counts.
+        the same experiment. What of the engine is :data:`NUMERICAL` counts. Keys that have their
+        defaults do not: a key that a later version adds makes no other experiment.
         """
-        tables = self.model_dump(mode="json", exclude_none=True)
-        engine = tables.pop("engine")
-        tables["engine"] = {key: engine[key] for key in NUMERICAL}
+        tables = self.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
+        engine = tables.pop("engine", {})
+        tables["engine"] = {key: engine[key] for key in NUMERICAL if key in engine}
         for key in ("name", "checkpoint_every"):
-            tables.pop(key)
+            tables.pop(key, None)
         for key in ("data_dir", "download"):
-            tables["data"].pop(key, None)
+            tables.get("data", {}).pop(key, None)
+        tables = {name: value for name, value in tables.items() if value != {}}
         return hashlib.blake2b(repr(_sorted(tables)).encode(), digest_size=4).hexdigest()
 
     def data_dir(self) -> Path | None:

@@ -60,6 +60,18 @@ def test_the_digest_tells_experiments_apart_and_not_where_they_run():
         assert base.digest() == Experiment.from_toml("", [elsewhere]).digest()
 
 
+def test_keys_that_have_their_defaults_do_not_count_in_the_digest():
+    """So that a key which a later version adds makes no other experiment of an old one."""
+    given = Experiment.from_toml(Experiment().to_toml())
+    assert given.digest() == Experiment().digest()
+
+    class Later(Experiment):
+        another: int = 3
+
+    assert Later().digest() == Experiment().digest()
+    assert Later(another=4).digest() != Later().digest()
+
+
 @pytest.mark.parametrize(
     ("override", "line"),
     [
