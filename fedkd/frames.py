@@ -29,7 +29,10 @@ def load_runs(folder: str | Path) -> DataFrame:
         matrices and lists are left out. ``warnings`` are the run's :func:`fedkd.caveats.caveats`,
         a tuple. Of runs with canaries also ``exposure_teacher``, ``exposure_released``,
         ``exposure_fused`` and ``exposure_student``: the mean over the most repeated secrets in the
-        last measured round, in bits. What a run does not have is missing: NaN or None.
+        last measured round, in bits. Of audited runs ``membership_auc`` and ``audited_epsilon``,
+        those of the strongest attack of all on what clients send, ``formal_epsilon`` against the
+        server, and the same with ``_others`` on what a trusted server makes, and against those who
+        see that. What a run does not have is missing: NaN or None.
 
     Raises
     ------
@@ -108,7 +111,31 @@ def row(run: Run) -> dict[str, Any]:
         bits, _ = exposures([run], place, most_repeated(run))
         if bits:
             known[f"exposure_{place}"] = sum(bits) / len(bits)
+    if run.audit is not None:
+        known |= _audited(run.audit)
     return known
+
+
+def _audited(audit: Mapping[str, Any]) -> dict[str, float]:
+    """What an audit found, by who attacks: the server, and others."""
+    from fedkd.privacy.lab.findings import MEMBERSHIP
+    from fedkd.privacy.lab.worlds import AGGREGATE
+
+    formals = audit.get("guarantees", [audit["formal"]])
+    by_who: dict[str, list[dict[str, Any]]] = {"": [], "_others": []}
+    found = {
+        f"formal_epsilon{who}": formal["epsilon"]
+        for who, formal in zip(by_who, formals)
+        if formal["epsilon"] is not None
+    }
+    for one in audit.get("attacks", {}).get("findings", []):
+        if one["target"] == MEMBERSHIP:
+            by_who["_others" if one["place"].startswith(AGGREGATE) else ""].append(one)
+    for who, findings in by_who.items():
+        if findings:
+            found[f"membership_auc{who}"] = max(one["auc"][0] for one in findings)
+            found[f"audited_epsilon{who}"] = max(one["epsilon"] or 0.0 for one in findings)
+    return found
 
 
 def frame(rows: list[dict[str, Any]]) -> DataFrame:

@@ -197,10 +197,36 @@ class Reconstruction(TypedDict):
 
 
 @with_config(STRICT)
+class Guarantee(TypedDict):
+    """What one adversary cannot tell, in ``audit.json``."""
+
+    epsilon: float | None
+
+
+@with_config(STRICT)
+class Found(TypedDict):
+    """What one attack found, in ``audit.json``."""
+
+    place: str
+    target: str
+    auc: Annotated[list[float], Field(min_length=3, max_length=3)]
+    epsilon: float | None
+
+
+@with_config(STRICT)
+class Attacks(TypedDict):
+    """What attacks found, in ``audit.json``."""
+
+    findings: list[Found]
+
+
+@with_config(STRICT)
 class Audit(TypedDict):
     """``audit.json``."""
 
-    formal: dict[str, Any]
+    formal: Guarantee
+    guarantees: NotRequired[list[Guarantee]]
+    attacks: NotRequired[Attacks]
     reconstructions: NotRequired[list[Reconstruction]]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,9 @@ SEES = {
 """Who looks at each place that proves an epsilon."""
 
 
+Say = Callable[[str], None]
+
+
 def main(run: Run, shadows: int | None, data_dir: Path | None, reconstruct: bool = False) -> None:
     """Print what was found about ``run``, and write it into its folder.
 
@@ -36,69 +39,105 @@ def main(run: Run, shadows: int | None, data_dir: Path | None, reconstruct: bool
     Raises
     ------
     FedkdError
+        As :func:`audited`.
+    """
+
+    def counted(shadow: int, of: int) -> None:
+        print(f"shadow {shadow}/{of}", file=sys.stderr, flush=True)
+
+    found = audited(run, shadows, data_dir, reconstruct, print, counted)
+    for caveat in caveats(run):
+        print(f"of the run: {caveat}")
+    if found.get("reconstructions"):
+        from plots.reconstruction import draw
+        from plots.style import save
+
+        for file in save(draw([run]), run.folder / "plots" / "reconstruction"):
+            print(file)
+    print(run.folder)
+
+
+def audited(
+    run: Run,
+    shadows: int | None,
+    data_dir: Path | None = None,
+    reconstruct: bool = False,
+    say: Say = lambda line: None,
+    done: Callable[[int, int], None] = lambda shadow, of: None,
+) -> dict[str, Any]:
+    """What was found about ``run``, which is written into its folder too.
+
+    ``say`` is given each line of it, ``done`` how many shadows there are yet, and of how many.
+
+    Raises
+    ------
+    FedkdError
         The run has not ended; its data are not there; or there are too few shadows.
     """
     if run.summary is None:
         raise FedkdError(f"{run.folder} has not ended: an audit needs a finished run")
-    from fedkd.privacy.lab.membership import FEWEST
-
-    if shadows is not None and 0 < shadows < FEWEST:
-        raise FedkdError(
-            f"--shadows {shadows} is too few: a likelihood ratio needs at least {FEWEST}; 0 is for "
-            "no attack"
-        )
+    check_shadows(shadows, "--shadows")
     experiment = run.experiment
     if data_dir is not None:
         table = experiment.data.model_copy(update={"data_dir": str(data_dir)})
         experiment = experiment.model_copy(update={"data": table})
     with lock.held(run.folder):
-        found = _guaranteed(run) | _exposed(run)
-        attacked = None if shadows == 0 else _attacked(experiment, shadows)
+        found = _guaranteed(run, say) | _exposed(run, say)
+        attacked = None if shadows == 0 else _attacked(experiment, shadows, say, done)
         if text := attack_table(found, attacked):
-            print(text)
+            say(text)
         found |= {} if attacked is None else {"attacks": asdict(attacked)}
-        found |= _reconstructed(experiment) if reconstruct else {}
+        found |= _reconstructed(experiment, say) if reconstruct else {}
         run.write_audit(found)
-    for caveat in caveats(run):
-        print(f"of the run: {caveat}")
-        if found.get("reconstructions"):
-            from plots.reconstruction import draw
-            from plots.style import save
-
-            for file in save(draw([run]), run.folder / "plots" / "reconstruction"):
-                print(file)
-    print(run.folder)
+    return found
 
 
-def _guaranteed(run: Run) -> dict[str, Any]:
+def check_shadows(shadows: int | None, key: str) -> None:
+    """Refuse a number of shadows that no likelihood ratio can be made of.
+
+    Raises
+    ------
+    FedkdError
+        One line naming ``key``.
+    """
+    from fedkd.privacy.lab.membership import FEWEST
+
+    if shadows is not None and not (shadows == 0 or shadows >= FEWEST):
+        raise FedkdError(
+            f"{key} {shadows} is too few: a likelihood ratio needs at least {FEWEST}; 0 is for "
+            "no attack"
+        )
+
+
+def _guaranteed(run: Run, say: Say) -> dict[str, Any]:
     from fedkd.privacy import audit
 
     releases = run.releases
     found = audit.guarantees(releases, run.experiment)
     fresh = sum(line["fresh"] for line in releases)
-    print(f"ledger: {len(releases)} releases, {fresh} of them new answers")
+    say(f"ledger: {len(releases)} releases, {fresh} of them new answers")
     profiles = {p.formal.adversary: p for p in audit.profiles(releases, run.experiment)}
     for formal in found:
-        print(f"formal ε: {formal.text()}; adversary: {formal.adversary}")
+        say(f"formal ε: {formal.text()}; adversary: {formal.adversary}")
         if formal.epsilon is None:
             continue
-        print(f"neighbours: {formal.neighbours}")
-        print(f"profile: {profiles[formal.adversary].text()}")
+        say(f"neighbours: {formal.neighbours}")
+        say(f"profile: {profiles[formal.adversary].text()}")
         if formal.sampled is not None:
-            print(
+            say(
                 f"that is without amplification, as everybody knows who takes part; ε would be "
                 f"{formal.sampled:.3g} if participants were secret and drawn by Poisson sampling "
                 f"at rate {formal.rate:.3g}, which they are not here"
             )
         if formal.data_dependent is not None:
-            print(
+            say(
                 f"by these very votes ε would be {formal.data_dependent:.3g} (data-dependent), a "
                 "number that is itself private: not to be published without smooth sensitivity"
             )
     against_server, nominal = found[0], [f for f in found if f.nominal is not None]
     who = "a server that sees that answer" if nominal[:1] == found[:1] else "who sees that item"
     shown = f"{nominal[0].nominal:.3g} (client; adversary: {who} alone)" if nominal else "-"
-    print(f"nominal ε of one token or item, not a guarantee: {shown}")
+    say(f"nominal ε of one token or item, not a guarantee: {shown}")
     return {
         "formal": asdict(against_server),
         "guarantees": [asdict(formal) for formal in found],
@@ -106,7 +145,7 @@ def _guaranteed(run: Run) -> dict[str, Any]:
     }
 
 
-def _exposed(run: Run) -> dict[str, Any]:
+def _exposed(run: Run, say: Say) -> dict[str, Any]:
     """Exposure by place and level of repeats, and what that of the highest level proves."""
     from fedkd.privacy import audit
     from fedkd.privacy.exposure import NULL_MEAN, interval
@@ -125,14 +164,14 @@ def _exposed(run: Run) -> dict[str, Any]:
         bits[f"{place}, linear"] = exposures([run], place, levels[-1], "linear")[0]
         estimates = {level: interval(*values) for level, values in by_level.items()}
         found[place] = {str(level): asdict(one) for level, one in estimates.items()}
-        said = ", ".join(f"{one.mean:.2f} at {level}" for level, one in estimates.items())
+        levels_told = ", ".join(f"{one.mean:.2f} at {level}" for level, one in estimates.items())
         # Of labels on a public corpus it is that of a run in which nobody has secrets.
         null = f"null {NULL_MEAN:.2f}" if place in ("teacher", "student") else "null not known"
-        print(f"exposure in bits by repeats, {null}, {place}: {said}")
+        say(f"exposure in bits by repeats, {null}, {place}: {levels_told}")
     proved = audit.proved(run, bits, levels[-1])
     size, alone = audit.secret_in_records(run, levels[-1])
     if proved:
-        print(
+        say(
             f"audited by exposure is a client: a secret is {size} of its records"
             f"{'' if alone else ', and may move others'}; adversary: "
             f"{'; '.join(f'{place}: {SEES[place]}' for place in proved)}"
@@ -163,18 +202,17 @@ def _by_secret(run: Run) -> list[dict[str, Any]]:
     return sorted(ranked, key=lambda line: (PLACES.index(line["place"]), -line["exposure"]))
 
 
-def _attacked(experiment: Experiment, shadows: int | None) -> Attacked:
+def _attacked(
+    experiment: Experiment, shadows: int | None, say: Say, done: Callable[[int, int], None]
+) -> Attacked:
     from fedkd.privacy.lab.attack import attack
-
-    def done(shadow: int, of: int) -> None:
-        print(f"shadow {shadow}/{of}", file=sys.stderr, flush=True)
 
     found = attack(experiment, shadows, done)
     for place in found.places:
         guesses = [guess for guess in found.labels if guess.place == place]
         if guesses:
             best = min(guesses, key=lambda guess: guess.l1)
-            print(
+            say(
                 f"label distributions from {best.how} ({place}, {best.window}): L1 error "
                 f"{best.l1:.3f} (guessing the others' mean: {best.l1_others:.3f}), commonest class "
                 f"right for {100 * best.top:.0f} % of clients"
@@ -182,14 +220,14 @@ def _attacked(experiment: Experiment, shadows: int | None) -> Attacked:
     return found
 
 
-def _reconstructed(experiment: Experiment) -> dict[str, Any]:
+def _reconstructed(experiment: Experiment, say: Say) -> dict[str, Any]:
     from fedkd.privacy.lab.reconstruction import reconstruct
 
     found = reconstruct(experiment)
     if not found:
-        print("reconstruction: nothing that is sent is attacked")
+        say("reconstruction: nothing that is sent is attacked")
     for one in found:
-        print(
+        say(
             f"reconstruction from {one.place}, {one.attack}, {one.count} images: PSNR "
             f"{one.psnr:.1f} dB (guessing the public mean: {one.psnr_guess:.1f}), SSIM "
             f"{one.ssim:.2f} ({one.ssim_guess:.2f}), nearest to their own original "
@@ -214,12 +252,10 @@ def attack_table(found: Mapping[str, Any], attacked: Attacked | None) -> str:
         What attacks on what was sent found.
     """
     from fedkd.privacy.lab.findings import strongest
+    from fedkd.privacy.lab.worlds import AGGREGATE
     from simulations.tables import ruled
 
-    formal = found["formal"]
-    shown = "none"
-    if formal["epsilon"] is not None:
-        shown = f"{formal['epsilon']:.3g} (delta {formal['delta']:g}, {formal['unit']}; server)"
+    shown = _stated(found["formal"], "server")
     rows: list[tuple[str, ...]] = [
         (
             f"{place}, {found['level']} repeats",
@@ -232,10 +268,16 @@ def attack_table(found: Mapping[str, Any], attacked: Attacked | None) -> str:
         for place, bits in found.get("audited", {}).items()
     ]
     findings = [] if attacked is None else attacked.findings
-    rows += [_row(finding, shown) for finding in strongest(findings)]
+    # The first is against the server, another one against who sees what it makes.
+    others = [_stated(formal, "others") for formal in found["guarantees"][1:]] or [shown]
+
+    def held(place: str) -> str:
+        return others[0] if place.startswith(AGGREGATE) else shown
+
+    rows += [_row(finding, held(finding.place)) for finding in strongest(findings)]
     there = {finding.place for finding in findings}
     rows += [
-        (place, "none that fits", "-", "-", "-", shown)
+        (place, "none that fits", "-", "-", "-", held(place))
         for place in (attacked.places if attacked else ())
         if place not in there
     ]
@@ -245,11 +287,21 @@ def attack_table(found: Mapping[str, Any], attacked: Attacked | None) -> str:
     if not findings:
         return text
     assert attacked is not None
+    adversary = "a server that sees everything that is sent"
+    if any(place.startswith(AGGREGATE) for place in attacked.places):
+        adversary += f"; of {AGGREGATE}: others, who see what the server makes of it"
     return (
         f"{text}\n{attacked.shadows} shadows, {attacked.records} records; each row is the "
         f"strongest of its attacks, and all intervals and bounds hold together for {len(findings)} "
-        "attacks with 95 %; adversary: a server that sees everything that is sent"
+        f"attacks with 95 %; adversary: {adversary}"
     )
+
+
+def _stated(formal: Mapping[str, Any], who: str) -> str:
+    """A guarantee as it stands in the table."""
+    if formal["epsilon"] is None:
+        return "none"
+    return f"{formal['epsilon']:.3g} (delta {formal['delta']:g}, {formal['unit']}; {who})"
 
 
 def _row(finding: Finding, formal: str) -> tuple[str, ...]:

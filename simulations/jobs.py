@@ -10,9 +10,10 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -31,10 +32,14 @@ KILLED = "the process was killed; with fewer --jobs each has more memory"
 
 @dataclass(frozen=True)
 class Job:
-    """An experiment and the folder of its run, which goes on from a checkpoint if there is one."""
+    """An experiment and the folder of its run, which goes on from a checkpoint if there is one.
+
+    With ``shadows`` the run is audited when it has ended.
+    """
 
     experiment: Experiment
     folder: Path
+    shadows: int = 0
 
 
 def most(experiments: Sequence[Experiment]) -> int:
@@ -90,7 +95,7 @@ def _inside(task: Job) -> Job:
     # A client that does not answer in time can only be ended with the process that it works in.
     update = {"name": "inline"} if table.timeout is None else {"name": "procs", "workers": 1}
     engine = table.model_copy(update=update)
-    return Job(task.experiment.model_copy(update={"engine": engine}), task.folder)
+    return replace(task, experiment=task.experiment.model_copy(update={"engine": engine}))
 
 
 def _side_by_side(
@@ -180,7 +185,8 @@ def _end_with_parent() -> None:
 
 
 def _one(task: Job) -> tuple[float, str]:
-    """Seconds that a run took, and what went wrong in one line."""
+    """Seconds that a run and its audit took, and what went wrong in one line."""
+    begin = time.perf_counter()
     try:
         try:
             done = run(task.experiment, task.folder, resume=True)
@@ -188,7 +194,13 @@ def _one(task: Job) -> tuple[float, str]:
             for file in checkpoint.files(task.folder):
                 checkpoint.set_aside(file)
             done = run(task.experiment, task.folder, resume=True)
-        return float((done.summary or {}).get("seconds", 0.0)), ""
+        if not task.shadows:
+            return float((done.summary or {}).get("seconds", 0.0)), ""
+        if done.audit is None:
+            from simulations.audit import audited
+
+            audited(done, task.shadows)
+        return time.perf_counter() - begin, ""
     except FedkdError as error:
         return 0.0, " ".join(str(error).split())
     except Exception as error:

@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from fedkd import folder as disk
 from fedkd import lock
@@ -37,6 +37,7 @@ from fedkd.results import (
     left_out,
 )
 from fedkd.toml import parse, read_text
+from simulations.audit import check_shadows
 from simulations.jobs import Job, most, outcomes
 from simulations.shipped import experiment_text, find
 
@@ -61,7 +62,7 @@ class Cell:
 
     ``missing`` says why the data is not there; it is empty where it is, or the run has finished.
     ``damaged`` says why a run that has finished cannot be read. Cells that are the same experiment
-    share a folder.
+    share a folder. ``shadows`` is how many runs its audit compares; 0 is for no audit.
     """
 
     labels: dict[str, Label]
@@ -69,11 +70,17 @@ class Cell:
     folder: Path
     missing: str
     damaged: str = ""
+    shadows: int = 0
 
     @property
     def finished(self) -> bool:
         """Whether the run has ended and can be read."""
         return not self.damaged and (self.folder / SUMMARY).is_file()
+
+    @property
+    def done(self) -> bool:
+        """Whether the run has finished and, with ``shadows``, has been audited."""
+        return self.finished and not (self.shadows and Run(self.folder).audit is None)
 
     @property
     def title(self) -> str:
@@ -91,7 +98,7 @@ class Suite:
     """A grid of cells.
 
     ``axes`` are the cells' labels by axis, ``about`` is the file's first comment, ``overrides`` are
-    what was set in every cell besides, as ``key=value``.
+    what was set in every cell besides, as ``key=value``; with ``shadows`` runs are audited.
     """
 
     name: str
@@ -101,6 +108,7 @@ class Suite:
     cells: tuple[Cell, ...]
     folder: Path
     overrides: tuple[str, ...] = ()
+    shadows: int = 0
 
 
 @dataclass(frozen=True)
@@ -129,14 +137,32 @@ class Watch:
 # --- the file -----------------------------------------------------------------------------------
 
 
+class _Audit(Table):
+    shadows: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _enough(self) -> _Audit:
+        check_shadows(self.shadows, "audit.shadows =")
+        return self
+
+
+class _Only(Table):
+    """Keys of the cells that have these labels."""
+
+    at: dict[str, Any]
+    keys: dict[str, Any] = Field(alias="set")
+
+
 class _Scale(Table):
     keys: dict[str, Any] = Field(default_factory=dict, alias="set")
     axes: dict[str, Any] = Field(default_factory=dict)
     skip: tuple[dict[str, Any], ...] = ()
+    cells: tuple[_Only, ...] = ()
 
 
 class _File(_Scale):
     experiment: str
+    audit: _Audit = _Audit()
     quick: _Scale = _Scale()
     full: _Scale = _Scale()
 
@@ -154,6 +180,7 @@ class _Stored(Table):
     about: str
     axes: dict[str, tuple[Label, ...]]
     overrides: tuple[str, ...] = Field(default=(), alias="set")
+    shadows: int = Field(default=0, ge=0)
     cells: tuple[_StoredCell, ...]
     failed: dict[str, str] = Field(default_factory=dict)
 
@@ -224,18 +251,22 @@ def read(
         labelled = [
             labels
             for labels in _combinations(axes)
-            if not any(_matches(labels, one, axes) for one in (*table.skip, *of_scale.skip))
+            if not any(_matches(labels, one, axes, "skip") for one in (*table.skip, *of_scale.skip))
         ]
         experiments = []
         for labels in labelled:
             changes = {key: v for axis, one in labels.items() for key, v in axes[axis][one].items()}
+            for one in (*table.cells, *of_scale.cells):
+                if _matches(labels, one.at, axes, "cells.at"):
+                    changes |= flat(one.keys)
             named = file.stem, labels
             experiments.append(_experiment(base, (everywhere, changes, given), named))
     except FedkdError as error:
         raise FedkdError(f"suite {file}: {error}") from error
     found = {name: tuple(labels) for name, labels in axes.items()}
-    cells = _cells(labelled, experiments, folder)
-    return Suite(file.stem, about, scale, found, cells, folder, tuple(overrides))
+    shadows = table.audit.shadows
+    cells = _cells(labelled, experiments, folder, shadows)
+    return Suite(file.stem, about, scale, found, cells, folder, tuple(overrides), shadows)
 
 
 def _file(name: str) -> Path:
@@ -283,10 +314,13 @@ def _combinations(axes: Mapping[str, Mapping[Label, Any]]) -> Iterator[dict[str,
         yield dict(zip(axes, labels, strict=True))
 
 
-def _matches(labels: Mapping[str, Label], skip: Mapping[str, Any], axes: Mapping[str, Any]) -> bool:
-    for axis, some in skip.items():
+def _matches(
+    labels: Mapping[str, Label], wanted: Mapping[str, Any], axes: Mapping[str, Any], where: str
+) -> bool:
+    """Whether a cell has the labels that are ``wanted``, of each axis one of several."""
+    for axis, some in wanted.items():
         if axis not in axes:
-            raise FedkdError(f"skip: {_unknown(axis, axes)}")
+            raise FedkdError(f"{where}: {_unknown(axis, axes)}")
         if labels[axis] not in (some if isinstance(some, list) else [some]):
             return False
     return True
@@ -348,7 +382,10 @@ def _number(label: Label) -> bool:
 
 
 def _cells(
-    labelled: Sequence[dict[str, Label]], experiments: Sequence[Experiment], folder: Path
+    labelled: Sequence[dict[str, Label]],
+    experiments: Sequence[Experiment],
+    folder: Path,
+    shadows: int,
 ) -> tuple[Cell, ...]:
     """Cells in ``folder``; what is there under another name is not done again."""
     taken = {}
@@ -358,12 +395,25 @@ def _cells(
     for labels, experiment in zip(labelled, experiments, strict=True):
         digest = experiment.digest()
         places.append(taken.setdefault(digest, folder / f"{_slug(_names(labels))}-{digest}"))
-    return tuple(map(_cell, labelled, experiments, places, _damages(experiments, places)))
+    return _placed(labelled, experiments, places, shadows)
 
 
-def _cell(labels: dict[str, Label], experiment: Experiment, place: Path, damaged: str) -> Cell:
-    there = (place / SUMMARY).is_file()
-    return Cell(labels, experiment, place, "" if there else _missing(experiment), damaged)
+def _placed(
+    labelled: Sequence[dict[str, Label]],
+    experiments: Sequence[Experiment],
+    places: Sequence[Path],
+    shadows: int,
+) -> tuple[Cell, ...]:
+    """Cells, and of each what keeps it from being run, or read."""
+    found = []
+    damages = _damages(experiments, places)
+    for labels, experiment, place, damaged in zip(
+        labelled, experiments, places, damages, strict=True
+    ):
+        cell = Cell(labels, experiment, place, "", damaged, shadows)
+        there = damaged or cell.done
+        found.append(cell if there else replace(cell, missing=_missing(experiment)))
+    return tuple(found)
 
 
 def _damages(experiments: Sequence[Experiment], places: Sequence[Path]) -> list[str]:
@@ -440,13 +490,13 @@ def _opened(folder: Path, data_dir: Path | None) -> Suite:
         raise FedkdError(f"{folder / MANIFEST} cannot be read: {error}") from error
     places = [child(folder, one.folder, MANIFEST) for one in stored.cells]
     labelled = [one.labels for one in stored.cells]
-    cells = list(map(_cell, labelled, experiments, places, _damages(experiments, places)))
+    cells = list(_placed(labelled, experiments, places, stored.shadows))
     for number, unknown in enumerate(others):
         if unknown and not cells[number].finished:  # it would be another experiment
             why = f"{unknown[0]} is not a key of this version of fedkd"
             cells[number] = replace(cells[number], missing=why)
     head = stored.name, stored.about, stored.scale
-    return Suite(*head, stored.axes, tuple(cells), folder, stored.overrides)
+    return Suite(*head, stored.axes, tuple(cells), folder, stored.overrides, stored.shadows)
 
 
 def _stored(folder: Path) -> _Stored:
@@ -500,8 +550,8 @@ def _write(suite: Suite, failed: Mapping[Path, str]) -> None:
         for cell in suite.cells
     ]
     told = {place.name: why for place, why in failed.items()}
-    head = {"name": suite.name, "scale": suite.scale, "about": suite.about, "axes": suite.axes}
-    head["set"] = list(suite.overrides)
+    head: dict[str, Any] = {"name": suite.name, "scale": suite.scale, "about": suite.about}
+    head |= {"axes": suite.axes, "set": list(suite.overrides), "shadows": suite.shadows}
     text = json.dumps(head | {"cells": cells, "failed": told}, indent=1)
     disk.write(suite.folder / MANIFEST, text)
 
@@ -604,10 +654,10 @@ def run_suite(
 
 
 def _run_cells(suite: Suite, cells: Sequence[Cell], jobs: int | None, observer: Watch) -> Outcome:
-    there = [cell for cell in cells if cell.finished]
-    skipped = [cell for cell in cells if cell.missing and not cell.finished]
+    there = [cell for cell in cells if cell.done]
+    skipped = [cell for cell in cells if cell.missing and not cell.done]
     failed = list({cell.folder: (cell, cell.damaged) for cell in cells if cell.damaged}.values())
-    waiting = [cell for cell in cells if not (cell.finished or cell.missing or cell.damaged)]
+    waiting = [cell for cell in cells if not (cell.done or cell.missing or cell.damaged)]
     left = list({cell.folder: cell for cell in reversed(waiting)}.values())[::-1]
     jobs = jobs or most([cell.experiment for cell in left])
     told = failures(suite)
@@ -615,7 +665,7 @@ def _run_cells(suite: Suite, cells: Sequence[Cell], jobs: int | None, observer: 
         told.pop(cell.folder, None)
     _write(suite, told)
     observer.begins(there, left, min(jobs, max(len(left), 1)))
-    tasks = [Job(cell.experiment, cell.folder) for cell in left]
+    tasks = [Job(cell.experiment, cell.folder, suite.shadows) for cell in left]
     ran = []
     for index, seconds, why in outcomes(tasks, jobs, lambda index: observer.started(left[index])):
         cell = left[index]

@@ -52,7 +52,7 @@ from fedkd.hooks import (
 from fedkd.privacy.average import Averaging
 from fedkd.privacy.public import Public
 from fedkd.privacy.release import over_classes
-from fedkd.privacy.watch import Watch
+from fedkd.privacy.watch import Aggregate, Watch
 from fedkd.random import generator, global_draws, key
 from fedkd.replies import COHORT, Contract, Unreadable, read
 from fedkd.results import spread
@@ -92,6 +92,7 @@ OWN_STATE = frozenset({"_latest", "_changed", "_held", "_warned"})
 
 Line = dict[str, Any]
 OnRound = Callable[[Line, dict[str, list[Line]]], None]
+OnAggregates = Callable[[int, Sequence[Aggregate]], None]
 
 
 class StrategyOptions(Table):
@@ -240,6 +241,7 @@ class KnowledgeStrategy(Strategy):
         )
         self._shapes, self._contract, self._checker = shapes, Contract(shapes), Checker(shapes)
         self._privacy = Watch(experiment, self.public, canaries, self.transfer, shapes)
+        self._on_aggregates: OnAggregates | None = None
         self._label_counts = label_counts
         self._nodes: dict[int, int] = {}
         self._assigned: dict[int, Assignment] = {}
@@ -523,6 +525,8 @@ class KnowledgeStrategy(Strategy):
             return None, None
         with blaming(self._where, "averaging", server_round):
             given = self._privacy.aggregated(self._assigned, fit.replies)
+        if self._on_aggregates is not None:
+            self._on_aggregates(server_round, self._privacy.aggregates)
         shown = [self._privacy.shown(self._assigned[r.client], r) for r in given]
         fuse: Any = self.fuse  # for a method that returns something
         with blaming(self._where, "fuse", server_round):
@@ -610,11 +614,15 @@ class KnowledgeStrategy(Strategy):
         *,
         first_round: int = 1,
         on_round: OnRound | None = None,
+        on_aggregates: OnAggregates | None = None,
+        world: tuple[str | int, ...] = (),
     ) -> Result:
         """Run the rounds, as Flower's ``Strategy.start`` does, from ``first_round`` on.
 
         ``on_round`` gets, when a round has ended, its line and the lines on its ``clients``,
-        ``releases`` and ``exposures``.
+        ``releases`` and ``exposures``; ``on_aggregates`` gets, in each round that somebody
+        answers in, what a trusted server made of what clients sent, before the method sees it.
+        ``world`` is in the key of the noise that it adds.
 
         Raises
         ------
@@ -624,6 +632,7 @@ class KnowledgeStrategy(Strategy):
         result, nothing, config = Result(), ArrayRecord(), ConfigRecord()
         name = self.experiment.strategy.name
         self._nodes = self._identify(grid, timeout)
+        self._privacy.world, self._on_aggregates = world, on_aggregates
         for round in range(first_round, (num_rounds or self.experiment.rounds) + 1):
             begin = time.perf_counter()
             self._line = {"round": round, "left_out": [], "bytes_up": 0, "bytes_down": 0}

@@ -290,9 +290,9 @@ SHOWN |= dict.fromkeys(("psnr", "psnr_guess", "ssim", "ssim_guess"), 1.0)
 )
 def test_an_audit_whose_images_are_none_is_one_line(found, line, tmp_path, fedkd):
     run = made_up(tmp_path / "run")
-    run.write_audit({"formal": {}, "reconstructions": [SHOWN]})
+    run.write_audit({"formal": {"epsilon": None}, "reconstructions": [SHOWN]})
     assert fedkd("plot", "reconstruction", str(run.folder))[0] == 0
-    run.write_audit({"formal": {}, "reconstructions": found})
+    run.write_audit({"formal": {"epsilon": None}, "reconstructions": found})
     code, out, err = fedkd("plot", "reconstruction", str(run.folder))
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert re.search(rf"audit\.json.*{line}", err)

@@ -69,11 +69,20 @@ class ByLabels(NamedTuple):
     linear: Tensor
 
 
+class Aggregate(NamedTuple):
+    """What stands in the place of what ``clients`` sent under ``key``: a mean, or votes."""
+
+    key: str
+    clients: tuple[int, ...]
+    value: Tensor | Parameters
+
+
 class Watch:
     """Keeps the ledger of releases, and measures exposure where that is due.
 
-    ``releases`` and ``exposures`` hold the lines of the round that is under way; ``averaging`` is
-    how the server averages parameters in it.
+    ``releases`` and ``exposures`` hold the lines of the round that is under way, ``aggregates``
+    what the server made in it; ``averaging`` is how it averages parameters. ``world`` is in the key
+    of all its noise, so that worlds that are compared share none; a run's is empty.
     """
 
     def __init__(
@@ -93,7 +102,9 @@ class Watch:
         self.trained: dict[int, list[list[float]]] = {}  # by DP-SGD, since it last sent anything
         self.releases: list[Line] = []
         self.exposures: list[Line] = []
+        self.aggregates: list[Aggregate] = []
         self.averaging: Averaging | None = None
+        self.world: tuple[str | int, ...] = ()
         self._students: dict[int, Tensor] = {}
         self._noted: set[tuple[int, str, str]] = set()  # in the ledger beside what was sent
         self._round = 0
@@ -107,7 +118,7 @@ class Watch:
 
     def begin(self, round: int) -> None:
         """Begin a round with no lines."""
-        self._round, self.releases, self.exposures = round, [], []
+        self._round, self.releases, self.exposures, self.aggregates = round, [], [], []
         self._students, self._noted = {}, set()
         for client, charged in self.charged.items():
             # Others are never given again.
@@ -306,10 +317,11 @@ class Watch:
         if not given:
             return replies
         draw = SystemNoise() if self.experiment.release.secure else None
-        with numpy_noise(self.experiment.seed, "average", self._round):
+        with numpy_noise(self.experiment.seed, "average", self._round, *self.world):
             mean, details = averaging.released(given, len(sharing), draw)
         line = Release(self._round, None, "Average", key, 1, clients=tuple(sharing), **details)
         self.releases.append(line.to_dict())
+        self.aggregates.append(Aggregate(key, tuple(sharing), mean))
         return [
             replace(r, values=r.values | {key: mean}) if r.client in sharing else r for r in replies
         ]
@@ -336,7 +348,7 @@ class Watch:
         answers = repr([(client, steps[client].answer) for client in clients])
         name = f"{first.key} {hashlib.blake2b(answers.encode(), digest_size=8).hexdigest()}"
         public = known_of(self.public, first.on, labels.shape[1])
-        draw = privacy_noise(table.secure, self.experiment.seed, "aggregate", name)
+        draw = privacy_noise(table.secure, self.experiment.seed, "aggregate", name, *self.world)
         value = aggregate(labels, table, public, self.classes, draw)
         details = charge(float(first.temperature), table, public, self.classes, len(clients))
         if table.mechanism == "votes" and table.trust == "central":
@@ -357,6 +369,7 @@ class Watch:
             self.summed.append(name)
         if first.output == "logits":
             value = value.clamp_min(SMALLEST).log()
+        self.aggregates.append(Aggregate(first.key, clients, value))
         return [
             replace(r, values=r.values | {first.key: value}) if r.client in steps else r
             for r in replies

@@ -56,7 +56,7 @@ def audited(tmp_path_factory):
     shown = {"originals": images, "reconstructions": images, "attack": "linear decoder"}
     places = ("Represent prototypes", "Share parameters")
     found = [{"place": place, **shown, **numbers} for place in places]
-    run.write_audit({"formal": {}, "reconstructions": found})
+    run.write_audit({"formal": {"epsilon": None}, "reconstructions": found})
     return run.folder
 
 

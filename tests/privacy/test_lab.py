@@ -167,6 +167,16 @@ def test_labels_that_are_sent_along_tell_the_distribution_exactly(small):
     assert (guess.top, guess.l1_others > 0.1) == (1, True)
 
 
+def test_the_same_guess_for_every_client_tells_no_label_distribution(small):
+    found = attack(small(*QUICK, *TRUSTED["central"]), 4)
+    (one,) = [
+        each
+        for each in found.findings
+        if (each.place, each.target) == ("Aggregate soft_labels", LABELS)
+    ]
+    assert one.auc == (0.5, 0.5, 0.5)
+
+
 def test_clients_that_are_alike_are_told_by_guessing_too(small):
     alike = ("data.partition=iid", "data.clients=4", "data.samples_per_client=200", "rounds=1")
     guesses = attack(small("strategy.name=fedavg", "training.local_epochs=6", *alike), 4).labels
@@ -217,6 +227,65 @@ def test_noise_that_drowns_the_data_is_not_cancelled_between_shadows(small):
     for one in members_of(attack(small(*DROWNED), 8)):
         assert one.auc.value == pytest.approx(0.5, abs=0.1)
         assert one.epsilon == 0
+
+
+# --- what a trusted server makes ----------------------------------------------------------------
+
+NOISY = ("release.mechanism=gaussian", "release.clip=10", "release.scale=0.1")
+TRUSTED = {
+    "average": ("strategy.name=fedavg", "strategy.clipping_norm=1", "strategy.noise_multiplier=1"),
+    "central": ("strategy.name=uniform", *NOISY, "release.trust=central"),
+    "secure-aggregation": ("strategy.name=fedmd", *NOISY, "release.trust=secure-aggregation"),
+    "votes": (
+        "strategy.name=uniform",
+        "release.mechanism=votes",
+        "release.scale=1",
+        "release.trust=central",
+    ),
+}
+
+
+@pytest.mark.parametrize("way", TRUSTED)
+def test_what_a_trusted_server_makes_is_what_others_attack(small, way):
+    """Behind secure aggregation it is all that anybody sees."""
+    found = attack(small(*QUICK, *TRUSTED[way]), 4)
+    made = [place for place in found.places if place.startswith("Aggregate ")]
+    assert len(made) == 1
+    assert {finding.place for finding in found.findings} >= {*made}
+    sent = [place for place in found.places if place not in made]
+    assert len(sent) == (0 if way == "secure-aggregation" else 1)
+
+
+@pytest.mark.parametrize("way", ["average", "central", "votes"])
+def test_worlds_share_no_noise_of_the_server(small, way):
+    """Else comparing them would cancel it."""
+    heavy = {"average": "strategy.noise_multiplier=1e6"}.get(way, "release.scale=1e6")
+    experiment = quiet(small(*QUICK, *TRUSTED[way], heavy))
+
+    def made(world):
+        values = []
+
+        def listener(worker, sent):
+            if sent.aggregate:
+                value = sent.value
+                values.extend(value.values() if isinstance(value, dict) else [value])
+
+        play(WatchedWorker(experiment, listener, world=world))
+        return torch.cat([value.flatten() for value in values])
+
+    assert made(1).equal(made(1))
+    apart = torch.corrcoef(torch.stack([made(1), made(2)]))[0, 1]
+    assert abs(float(apart)) < 0.2
+
+
+@pytest.mark.parametrize("way", ["average", "central"])
+def test_noise_of_the_server_that_drowns_the_data_leaves_nothing_to_attack(small, way):
+    heavy = {"average": "strategy.noise_multiplier=1e4"}.get(way, "release.scale=1e4")
+    found = attack(small(*QUICK, *TRUSTED[way], heavy), 8)
+    aucs = [one.auc for one in found.findings if one.place.startswith("Aggregate")]
+    aucs = [auc for auc, one in zip(aucs, found.findings) if one.target == MEMBERSHIP]
+    assert aucs
+    assert all(low <= 0.5 <= high for _, low, high in aucs)
 
 
 def test_hard_labels_alone_are_attacked_too(small):

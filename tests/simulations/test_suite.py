@@ -21,7 +21,7 @@ from fedkd.experiment import Experiment
 from fedkd.results import CHECKPOINT, Run
 from fedkd.run import Observer
 from fedkd.run import run as simulate
-from simulations import cli, jobs, suite
+from simulations import audit, cli, jobs, suite
 from simulations.suite import read, run_suite
 
 ROOT = Path(cli.__file__).parent.parent
@@ -123,6 +123,56 @@ def test_a_scale_replaces_axes_whole(grid):
     assert found.axes["seed"] == (0, 1, 2)
     assert found.cells[0].experiment.rounds == 2
     assert found.folder == Path("runs/grid-full")
+
+
+def test_keys_of_some_cells_alone_are_set_there(grid):
+    """As noise that gives one epsilon with one method, and another with the next."""
+    old = "[quick.set]"
+    new = """[[cells]]
+at = {method = "knfu", "data.alpha" = 10}
+set = {"strategy.beta" = 7.0}
+
+[[cells]]
+at = {"data.alpha" = [10, 0.1], seed = 1}
+set = {training = {lr = 0.5}}
+
+[quick.set]"""
+    for cell in read(grid((old, new))).cells:
+        labels, experiment = cell.labels, cell.experiment
+        if labels["method"] == "knfu":
+            beta = 7.0 if labels["data.alpha"] == 10 else 3.0
+            assert experiment.strategy.options["beta"] == beta
+        assert (experiment.training.lr == 0.5) == (labels["seed"] == 1)
+
+
+def test_keys_of_cells_on_an_axis_that_is_not_there_are_one_line(grid):
+    new = "[[cells]]\nat = {colour = 1}\nset = {rounds = 3}\n\n[quick.set]"
+    with pytest.raises(FedkdError, match="cells.at: 'colour' is not an axis"):
+        read(grid(("[quick.set]", new)))
+
+
+def test_a_suite_that_is_to_be_audited_audits_each_run_once(grid, monkeypatch):
+    seen = []
+
+    def audited(run, shadows):
+        seen.append((run.experiment.name, run.experiment.seed, shadows))
+        run.write_audit({"formal": {"epsilon": None}})
+
+    monkeypatch.setattr(audit, "audited", audited)
+    only = ["method=knfu", "data.alpha=10"]
+    run_suite(read(grid()), 1, only)
+    assert not seen
+    audits = read(grid(("[quick.set]", "[audit]\nshadows = 5\n\n[quick.set]")))
+    ran = run_suite(audits, 1, only).ran
+    assert [cell.done for cell in ran] == [True, True]
+    assert seen == [("alpha10-knfu", seed, 5) for seed in (0, 1)]
+    assert not run_suite(read("runs/grid-quick"), 1, only).ran
+    assert len(seen) == 2
+
+
+def test_too_few_shadows_of_a_suite_are_one_line(grid):
+    with pytest.raises(FedkdError, match="audit.shadows = 2 is too few"):
+        read(grid(("[quick.set]", "[audit]\nshadows = 2\n\n[quick.set]")))
 
 
 def test_runs_are_called_by_their_labels_and_digest(grid):

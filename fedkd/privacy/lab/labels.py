@@ -67,7 +67,8 @@ class LabelGuesses:
         """Errors of the guesses, and their evidence on which classes a client has more of.
 
         Of all rounds the guess is the mean. The evidence is, for each client and class, by how much
-        the guess is above the mean of the other clients' truth, and whether the truth is.
+        the guess is above the mean guess of the other clients, and whether the truth is above
+        theirs: who guesses the same of everybody tells nobody apart, an AUC of 0.5.
         """
         counts = self._label_counts.double()
         if not self._guesses:
@@ -85,10 +86,17 @@ class LabelGuesses:
                 errors.append(_errors(place, window, how, guesses, truth, others))
                 members = [(truth[n] > others[n])[None] for n in guesses]
                 if 0 < np.concatenate(members, 1).mean() < 1:
-                    scores = [(guess - others[n])[None] for n, guess in guesses.items()]
+                    scores = [over[None] for over in _over_others(np.stack([*guesses.values()]))]
                     attack = f"read from {how}"
                     evidence.append(Evidence(place, window, LABELS, attack, scores, members))
         return errors, evidence
+
+
+def _over_others(guesses: np.ndarray) -> np.ndarray:
+    """``(N, C)``: by how much each client's guess is above the mean of the others'."""
+    if len(guesses) == 1:
+        return guesses - 1 / guesses.shape[1]
+    return np.asarray(guesses - (guesses.sum(0) - guesses) / (len(guesses) - 1))
 
 
 def _errors(
