@@ -916,6 +916,34 @@ def audit(
         raise typer.Exit(exit_code(error)) from None
 
 
+@app.command(
+    epilog=examples(
+        "fedkd calibrate runs/quickstart --epsilon 8",
+        "fedkd calibrate runs/mine --epsilon 0.5,1,2,4,8",
+    )
+)
+def calibrate(
+    run: Annotated[Path, typer.Argument(parser=_path, metavar="RUN", show_default=False)],
+    epsilon: Annotated[
+        str, typer.Option(metavar="E[,E]", help="What is to be guaranteed.", show_default=False)
+    ],
+) -> None:
+    """Say how much noise would give a finished run another epsilon, all else as it is.
+
+    By the ledger of folder RUN, without running anything again: DP-SGD, Gaussian noise and votes,
+    averages with clipping.
+    """
+    from simulations.calibrate import main as calibrated
+
+    try:
+        wanted = [float(part) for part in epsilon.split(",")]
+    except ValueError as error:
+        raise FedkdError(
+            f"--epsilon {shown(epsilon)} is not allowed: numbers, as in 0.5,1,2"
+        ) from error
+    calibrated(Run.open(run), wanted)
+
+
 # --- fedkd plot ---------------------------------------------------------------------------------
 
 

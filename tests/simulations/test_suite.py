@@ -147,7 +147,7 @@ set = {training = {lr = 0.5}}
 
 def test_keys_of_cells_on_an_axis_that_is_not_there_are_one_line(grid):
     new = "[[cells]]\nat = {colour = 1}\nset = {rounds = 3}\n\n[quick.set]"
-    with pytest.raises(FedkdError, match="cells.at: 'colour' is not an axis"):
+    with pytest.raises(FedkdError, match=r"cells\.at: 'colour' is not an axis"):
         read(grid(("[quick.set]", new)))
 
 
@@ -171,7 +171,7 @@ def test_a_suite_that_is_to_be_audited_audits_each_run_once(grid, monkeypatch):
 
 
 def test_too_few_shadows_of_a_suite_are_one_line(grid):
-    with pytest.raises(FedkdError, match="audit.shadows = 2 is too few"):
+    with pytest.raises(FedkdError, match=r"audit\.shadows = 2 is too few"):
         read(grid(("[quick.set]", "[audit]\nshadows = 2\n\n[quick.set]")))
 
 
