@@ -55,7 +55,7 @@ def draw(runs: Sequence[Run]) -> Figure:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     for line in methods:
         _draw(axes, line)
-    outer([axes], "Noise multiplier σ", "ε of a record")
+    outer([axes], "Noise multiplier", "ε of a record")
     titles(figure, [axes], [""], "")
     legend(figure, [axes], *(_handle(name) for name in CURVES))
     thin(figure, [axes])

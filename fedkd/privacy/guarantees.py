@@ -150,8 +150,7 @@ def private_steps(
     for line in lines:
         if line["client"] is not None:
             found[line["client"]] += [
-                PrivateSteps(sigma, rate, int(steps))
-                for rate, steps in line.get("dp_training", [])
+                PrivateSteps(sigma, rate, int(steps)) for rate, steps in line.get("dp_training", [])
             ]
     return found
 

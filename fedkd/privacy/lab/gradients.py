@@ -26,9 +26,9 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.errors import FedkdError
-from fedkd.experiment import Experiment, TrainingTable
+from fedkd.experiment import TrainingTable
 from fedkd.privacy import attacks
-from fedkd.privacy.accounting import PrivateSteps, training_epsilon
+from fedkd.privacy.accounting import PrivateSteps, gaussian_mu, training_epsilon
 from fedkd.privacy.audit import CONFIDENCE
 from fedkd.privacy.dpsgd import DPSGD
 from fedkd.privacy.guarantees import private_steps
@@ -49,8 +49,8 @@ LENGTH = 10.0
 """Norm of a canary's gradient before it is clipped, in units of the clipping norm."""
 DELTAS = (1e-4, 1e-3, 0.01, 0.03, 0.1, 0.3)
 """Where bounds are held against formal epsilons, beside the experiment's own delta."""
-FARTHEST = 1e6
-"""Times the noise multiplier up to which noise is looked for that would explain what is seen."""
+LEAST_NOISE = 1 / 8
+"""Of the noise multiplier: less noise than this is not looked for to explain what is seen."""
 MARGIN = 1e4
 """Logits by which the student is wrong about every canary: the gradient stays what it is."""
 
@@ -117,16 +117,17 @@ def audit_gradients(run: Run, canaries: int = CANARIES, seconds: float = SECONDS
     """
     client, phases = _worst_off(run)
     mechanism = _Mechanism(run, client, phases)
-    start, scores, members = time.monotonic(), [], []
-    while not members or (sum(map(len, members)) < canaries and time.monotonic() - start < seconds):
-        number = len(members)
-        draw = generator(run.experiment.seed, "gradient canaries", number)
+    start, members = time.monotonic(), np.zeros(0, dtype=bool)
+    scores: list[Numbers] = []
+    while not scores or (len(members) < canaries and time.monotonic() - start < seconds):
+        pair = len(scores)
+        draw = generator(run.experiment.seed, "gradient canaries", pair)
         inside = torch.rand(AT_ONCE, generator=draw) < 0.5
-        seen = mechanism.updates(inside, 2 * number + 1)
-        other = mechanism.updates(torch.zeros_like(inside), 2 * number + 2)
+        seen = mechanism.updates(inside, 2 * pair + 1)
+        other = mechanism.updates(torch.zeros_like(inside), 2 * pair + 2)
         scores.append(mechanism.scores(seen, other))
-        members.append(inside.numpy())
-    return _judged(mechanism, np.concatenate(scores, 1), np.concatenate(members), len(members))
+        members = np.append(members, inside.numpy())
+    return _judged(mechanism, np.concatenate(scores, 1), members, 2 * len(scores))
 
 
 def _worst_off(run: Run) -> tuple[int, list[PrivateSteps]]:
@@ -140,8 +141,8 @@ def _worst_off(run: Run) -> tuple[int, list[PrivateSteps]]:
     phases = {client: each for client, each in phases.items() if each}
     if not phases:
         raise FedkdError(
-            f"{run.folder} has no noisy step in its ledger: nothing that a client trained privately "
-            "was released"
+            f"{run.folder} has no noisy step in its ledger: nothing was released of what clients "
+            "trained privately"
         )
     delta = experiment.training.dp.delta
     client = max(sorted(phases), key=lambda n: training_epsilon(phases[n], delta))
@@ -302,7 +303,7 @@ def _samples_of(partition: Mapping[str, Any], client: int) -> int:
 
 
 def _judged(
-    mechanism: _Mechanism, scores: Numbers, members: np.ndarray, pairs: int
+    mechanism: _Mechanism, scores: Numbers, members: np.ndarray, fits: int
 ) -> GradientAudit:
     """The most that scores ``(A, R)`` prove, all bounds together with 95 %.
 
@@ -330,7 +331,7 @@ def _judged(
         steps=len(mechanism.rates),
         canaries=len(members),
         inside=int(members.sum()),
-        fits=2 * pairs,
+        fits=fits,
         bounds=bounds,
         largest=proved(members.astype(np.float64), table.delta),
         noise_at_most=noise,
@@ -343,23 +344,29 @@ def _judged(
 def noise_at_most(phases: Sequence[PrivateSteps], bounds: Sequence[Bound]) -> float | None:
     """The noise multiplier above which ``phases`` would leak less than ``bounds`` prove.
 
-    It is up to 2 % too large. None where nothing is proved.
+    It is up to 2 % too large, and no less than :data:`LEAST_NOISE` of that of ``phases``. None
+    where nothing is proved.
     """
 
     def allows(noise: float) -> bool:
         changed = _with_noise(phases, noise)
         return all(bound.epsilon <= training_epsilon(changed, bound.delta) for bound in bounds)
 
-    if not any(bound.epsilon for bound in bounds):
+    # Without sampling the steps are one Gaussian, which leaks no less.
+    steps = sum(phase.steps for phase in phases)
+    above = [
+        math.sqrt(steps) / gaussian_mu(bound.epsilon, bound.delta)
+        for bound in bounds
+        if bound.epsilon > 0
+    ]
+    if not above:
         return None
-    low = high = phases[0].noise_multiplier
-    least, most = low / FARTHEST, high * FARTHEST
-    while not allows(low) and low > least:
+    high, least = min(above), LEAST_NOISE * phases[0].noise_multiplier
+    low = high / 2
+    while not allows(low):
         high, low = low, low / 2
-    while allows(high):
-        low, high = high, high * 2
-        if high > most:
-            return None
+        if high < least:
+            return high
     while high > low * 1.02:
         middle = math.sqrt(low * high)
         low, high = (middle, high) if allows(middle) else (low, middle)
