@@ -211,7 +211,7 @@ class GradientCanaries(TypedDict):
 
     place: str
     client: Count
-    noise_multiplier: float
+    noise_multiplier: Annotated[float, Field(gt=0)]
     rate: float
     steps: Count
     canaries: Count
