@@ -188,6 +188,15 @@ def with_the_same_noise_in_every_step(monkeypatch):
     monkeypatch.setattr(opacus_optimizer, "_generate_noise", again)
 
 
+def with_the_same_noise_in_every_coordinate(monkeypatch):
+    real = opacus_optimizer._generate_noise
+
+    def alike(std, reference, generator, **how):
+        return real(std, reference.new_zeros(1), generator, **how).expand_as(reference)
+
+    monkeypatch.setattr(opacus_optimizer, "_generate_noise", alike)
+
+
 def without_clipping(monkeypatch):
     def summed(self):
         for parameter in self.params:
@@ -212,6 +221,7 @@ def drawing_everybody_in_every_step(monkeypatch):
         without_noise_to_speak_of,
         with_the_same_noise_in_every_fit,
         with_the_same_noise_in_every_step,
+        with_the_same_noise_in_every_coordinate,
         without_clipping,
         drawing_everybody_in_every_step,
     ],

@@ -8,9 +8,9 @@ student. That is what the formal epsilon of DP-SGD is about: no record is easier
 
 Attacked is the code that trains clients, :func:`fedkd.training.fit` with
 :class:`fedkd.privacy.dpsgd.DPSGD`, and not a copy of it: the student is another one, a linear
-layer, and all records of a fit are canaries, each in a direction of its own, or count as 0. Every
-record is clipped and drawn by itself and the noise of unlike directions is independent, so that
-no canary moves what is seen of another: each is a repetition.
+layer, and the records of a fit are many canaries, each in a direction of its own; all others have
+a gradient of 0. A record is clipped and drawn by itself and the noise of unlike directions is
+independent, so that no canary moves what is seen of another: each is a repetition.
 """
 
 from __future__ import annotations
@@ -115,6 +115,7 @@ def audit_gradients(run: Run, canaries: int = CANARIES, seconds: float = SECONDS
     FedkdError
         The run has no DP-SGD, or its ledger no noisy step.
     """
+    torch.set_num_threads(run.experiment.engine.threads)
     client, phases = _worst_off(run)
     mechanism = _Mechanism(run, client, phases)
     start, members = time.monotonic(), np.zeros(0, dtype=bool)
@@ -136,7 +137,8 @@ def _worst_off(run: Run) -> tuple[int, list[PrivateSteps]]:
     check_private(run)
     by_client = private_steps(run.releases, experiment)
     phases = {
-        client: [phase for phase in each if phase.steps] for client, each in by_client.items()
+        client: [phase for phase in each if phase.steps and phase.sample_rate]
+        for client, each in by_client.items()
     }
     phases = {client: each for client, each in phases.items() if each}
     if not phases:
@@ -225,7 +227,7 @@ ATTACKS = (
 
 
 class _Watched(DPSGD):
-    """DP-SGD by whose side somebody sees every update of the student's first parameter."""
+    """DP-SGD, where every update of the student's first parameter is seen."""
 
     def attach(self, student: nn.Sequential, optimiser: torch.optim.Optimizer) -> Any:
         """The optimiser, watched."""
@@ -242,6 +244,7 @@ class _WatchedOptimiser:
         self._inner, self._parameter, self._updates = inner, parameter, updates
 
     def step(self) -> None:
+        """Take the step and note it."""
         before = self._parameter.detach().clone()
         self._inner.step()
         self._updates.append(before - self._parameter.detach())
@@ -253,7 +256,7 @@ def wrong_student(directions: int) -> nn.Sequential:
     The gradient of a record of the second class is its inputs for the first class, and their
     opposite for the second.
     """
-    layer = nn.Linear(directions, 2)
+    layer: nn.Linear = nn.utils.skip_init(nn.Linear, directions, 2)
     with torch.no_grad():
         layer.weight.zero_()
         layer.bias.copy_(torch.tensor([MARGIN, 0.0]))
