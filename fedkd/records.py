@@ -221,12 +221,37 @@ class Attacks(TypedDict):
 
 
 @with_config(STRICT)
+class GradientBound(TypedDict):
+    """What gradient canaries prove at one delta."""
+
+    delta: float
+    epsilon: float
+    formal: float
+
+
+@with_config(STRICT)
+class GradientCanaries(TypedDict):
+    """What gradient canaries prove about a client's DP-SGD."""
+
+    place: str
+    client: Count
+    noise_multiplier: Annotated[float, Field(gt=0)]
+    rate: float
+    steps: Count
+    canaries: Count
+    bounds: Annotated[list[GradientBound], Field(min_length=1)]
+    noise_at_most: Number
+    epsilon_as_sampled_gaussian: Number
+
+
+@with_config(STRICT)
 class Audit(TypedDict):
     """``audit.json``."""
 
     formal: Guarantee
     guarantees: NotRequired[list[Guarantee]]
     attacks: NotRequired[Attacks]
+    gradient_canaries: NotRequired[GradientCanaries]
     reconstructions: NotRequired[list[Reconstruction]]
 
 

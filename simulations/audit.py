@@ -18,6 +18,7 @@ from fedkd.results import PLACES, Run, exposures
 if TYPE_CHECKING:
     from fedkd.privacy.lab.attack import Attacked
     from fedkd.privacy.lab.findings import Finding
+    from fedkd.privacy.lab.gradients import GradientAudit
 
 SEES = {
     "teacher": "a server that sees the parameters",
@@ -30,11 +31,18 @@ SEES = {
 Say = Callable[[str], None]
 
 
-def main(run: Run, shadows: int | None, data_dir: Path | None, reconstruct: bool = False) -> None:
+def main(
+    run: Run,
+    shadows: int | None,
+    data_dir: Path | None,
+    reconstruct: bool = False,
+    gradient_canaries: bool = False,
+) -> None:
     """Print what was found about ``run``, and write it into its folder.
 
     ``shadows`` is None for as many as usual, or as time allows. With ``reconstruct`` images are
-    reconstructed too, and a figure of them is written into the folder.
+    reconstructed too, and a figure of them is written into the folder; with ``gradient_canaries``
+    DP-SGD is attacked at each of its noisy steps.
 
     Raises
     ------
@@ -45,7 +53,8 @@ def main(run: Run, shadows: int | None, data_dir: Path | None, reconstruct: bool
     def counted(shadow: int, of: int) -> None:
         print(f"shadow {shadow}/{of}", file=sys.stderr, flush=True)
 
-    found = audited(run, shadows, data_dir, reconstruct, print, counted)
+    wanted = {"reconstruct": reconstruct, "gradient_canaries": gradient_canaries}
+    found = audited(run, shadows, data_dir, **wanted, say=print, done=counted)
     for caveat in caveats(run):
         print(f"of the run: {caveat}")
     if found.get("reconstructions"):
@@ -62,6 +71,7 @@ def audited(
     shadows: int | None,
     data_dir: Path | None = None,
     reconstruct: bool = False,
+    gradient_canaries: bool = False,
     say: Say = lambda line: None,
     done: Callable[[int, int], None] = lambda shadow, of: None,
 ) -> dict[str, Any]:
@@ -72,21 +82,28 @@ def audited(
     Raises
     ------
     FedkdError
-        The run has not ended; its data are not there; or there are too few shadows.
+        The run has not ended; its data are not there; there are too few shadows; or there is no
+        DP-SGD to attack.
     """
     if run.summary is None:
         raise FedkdError(f"{run.folder} has not ended: an audit needs a finished run")
     check_shadows(shadows, "--shadows")
     experiment = run.experiment
+    if gradient_canaries:
+        from fedkd.privacy.lab.gradients import check_private
+
+        check_private(run)
     if data_dir is not None:
         table = experiment.data.model_copy(update={"data_dir": str(data_dir)})
         experiment = experiment.model_copy(update={"data": table})
     with lock.held(run.folder):
         found = _guaranteed(run, say) | _exposed(run, say)
+        gradients = _gradients(run, say) if gradient_canaries else None
         attacked = None if shadows == 0 else _attacked(experiment, shadows, say, done)
-        if text := attack_table(found, attacked):
+        if text := attack_table(found, attacked, gradients):
             say(text)
         found |= {} if attacked is None else {"attacks": asdict(attacked)}
+        found |= {} if gradients is None else {"gradient_canaries": asdict(gradients)}
         found |= _reconstructed(experiment, say) if reconstruct else {}
         run.write_audit(found)
     return found
@@ -220,6 +237,37 @@ def _attacked(
     return found
 
 
+def _gradients(run: Run, say: Say) -> GradientAudit:
+    """Attack DP-SGD at each of its steps, and say so loudly where it leaks more than it may."""
+    from fedkd.privacy.lab.gradients import audit_gradients
+
+    found = audit_gradients(run)
+    stated = found.bounds[0]
+    say(
+        f"gradient canaries: client {found.client}, {found.steps} noisy steps at sampling rate "
+        f"{found.rate:.3g}; {found.canaries} canaries, {found.inside} of them in, in {found.fits} "
+        f"fits; audited ε ≥ {stated.epsilon:.2f} of at most {found.largest:.2f} that so many can "
+        f"show, formal ε {stated.formal:.3g} (delta {stated.delta:g}, zero-out record); best "
+        f"attack: {found.attack}"
+    )
+    if found.noise_at_most is not None:
+        say(
+            f"if all but the size of Gaussian noise is as in the ledger: noise multiplier ≤ "
+            f"{found.noise_at_most:.3g} and ε ≥ {found.epsilon_as_sampled_gaussian:.3g}; "
+            f"training.dp.noise_multiplier = {found.noise_multiplier:g}"
+        )
+    if found.refuted:
+        above = ", ".join(
+            f"ε ≥ {bound.epsilon:.3g} at delta {bound.delta:g} (formal {bound.formal:.3g})"
+            for bound in found.refuted
+        )
+        say(
+            f"WARNING: more is proved than the formal ε allows: {above}. Noise, clipping or "
+            "sampling of DP-SGD is not what the ledger says, but for a chance of 5 %"
+        )
+    return found
+
+
 def _reconstructed(experiment: Experiment, say: Say) -> dict[str, Any]:
     from fedkd.privacy.lab.reconstruction import reconstruct
 
@@ -241,7 +289,9 @@ def _reconstructed(experiment: Experiment, say: Say) -> dict[str, Any]:
 HEAD = ("place", "attack", "AUC", "TPR at FPR", "audited ε ≥", "formal ε")
 
 
-def attack_table(found: Mapping[str, Any], attacked: Attacked | None) -> str:
+def attack_table(
+    found: Mapping[str, Any], attacked: Attacked | None, gradients: GradientAudit | None = None
+) -> str:
     """All that was attacked, the strongest attack of each place; empty if there is nothing.
 
     Parameters
@@ -250,6 +300,8 @@ def attack_table(found: Mapping[str, Any], attacked: Attacked | None) -> str:
         What :func:`_guaranteed` and :func:`_exposed` gave.
     attacked : Attacked, optional
         What attacks on what was sent found.
+    gradients : GradientAudit, optional
+        What gradient canaries found.
     """
     from fedkd.privacy.lab.findings import strongest
     from fedkd.privacy.lab.worlds import AGGREGATE
@@ -267,6 +319,11 @@ def attack_table(found: Mapping[str, Any], attacked: Attacked | None) -> str:
         )
         for place, bits in found.get("audited", {}).items()
     ]
+    if gradients is not None:
+        bound = gradients.bounds[0]
+        formal_of_steps = f"{bound.formal:.3g} (delta {bound.delta:g}, record; all noisy steps)"
+        proved = f"{bound.epsilon:.2f} (record, zero-out)"
+        rows.append((gradients.place, "gradient canaries", "-", "-", proved, formal_of_steps))
     findings = [] if attacked is None else attacked.findings
     # The first is against the server, another one against who sees what it makes.
     others = [_stated(formal, "others") for formal in found["guarantees"][1:]] or [shown]

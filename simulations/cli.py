@@ -875,6 +875,7 @@ def _seeds(text: str | None, experiment: Experiment) -> list[int]:
         "fedkd audit runs/quickstart",
         "fedkd audit runs/swing --shadows 0  [dim]the ledger and what it guarantees alone[/dim]",
         "fedkd audit runs/fedgkt --reconstruct",
+        "fedkd audit runs/dp-sgd --shadows 0 --gradient-canaries",
     )
 )
 def audit(
@@ -894,6 +895,13 @@ def audit(
             "--reconstruct", help="Reconstruct images too, and draw them beside the originals."
         ),
     ] = False,
+    gradient_canaries: Annotated[
+        bool,
+        typer.Option(
+            "--gradient-canaries",
+            help="Attack DP-SGD at each noisy step, in the worst case; about a minute at most.",
+        ),
+    ] = False,
     data_dir: Annotated[
         Path | None,
         typer.Option(
@@ -910,7 +918,7 @@ def audit(
     from simulations.audit import main as attack
 
     try:
-        attack(Run.open(run), shadows, data_dir, reconstruct)
+        attack(Run.open(run), shadows, data_dir, reconstruct, gradient_canaries)
     except KeyboardInterrupt as error:
         print("fedkd: interrupted; nothing was written", file=sys.stderr)
         raise typer.Exit(exit_code(error)) from None
@@ -1149,6 +1157,15 @@ def profile(runs: Runs, out: Stem = None) -> None:
     For runs whose ledger guarantees anything; of several seeds the worst is shown.
     """
     _draw("profile", runs, out)
+
+
+@plot.command(epilog=examples("fedkd plot auditing runs/sigma-*"))
+def auditing(runs: Runs, out: Stem = None) -> None:
+    """Audited and formal ε of DP-SGD against its noise: a pair of lines per method or setting.
+
+    For runs that were audited with --gradient-canaries.
+    """
+    _draw("auditing", runs, out)
 
 
 @plot.command(epilog=examples("fedkd plot reconstruction runs/fedgkt-0a1b2c3d"))

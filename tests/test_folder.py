@@ -298,6 +298,35 @@ def test_an_audit_whose_images_are_none_is_one_line(found, line, tmp_path, fedkd
     assert re.search(rf"audit\.json.*{line}", err)
 
 
+BOUND = {"delta": 1e-5, "epsilon": 1.0, "formal": 2.0}
+GRADIENTS = {"place": "each step", "client": 0, "noise_multiplier": 1.0, "rate": 0.5, "steps": 4}
+GRADIENTS |= {"canaries": 512, "bounds": [BOUND], "noise_at_most": 2.0}
+GRADIENTS |= {"epsilon_as_sampled_gaussian": None}
+
+
+@pytest.mark.parametrize(
+    ("found", "line"),
+    [
+        (3, r"gradient_canaries"),
+        (GRADIENTS | {"client": -1}, r"gradient_canaries\.client"),
+        (GRADIENTS | {"bounds": []}, r"gradient_canaries\.bounds"),
+        (
+            GRADIENTS | {"bounds": [BOUND | {"formal": "8"}]},
+            r"gradient_canaries\.bounds\.0\.formal",
+        ),
+        (GRADIENTS | {"noise_at_most": "much"}, r"gradient_canaries\.noise_at_most"),
+        (GRADIENTS | {"noise_multiplier": 0.0}, r"gradient_canaries\.noise_multiplier"),
+    ],
+)
+def test_an_audit_by_gradient_canaries_that_is_none_is_one_line(found, line, tmp_path):
+    run = made_up(tmp_path / "run")
+    run.write_audit({"formal": {"epsilon": None}, "gradient_canaries": GRADIENTS})
+    assert run.audit["gradient_canaries"] == GRADIENTS
+    run.write_audit({"formal": {"epsilon": None}, "gradient_canaries": found})
+    with pytest.raises(FedkdError, match=rf"audit\.json.*{line}"):
+        _ = run.audit
+
+
 # --- one bad run among many ---------------------------------------------------------------------
 
 

@@ -447,7 +447,8 @@ def training_epsilon(
         return math.inf
     squares = math.fsum(count / multiplier**2 for (multiplier, _), count in steps.items())
     unsampled = gaussian_epsilon(group * (1 + replaced) * math.sqrt(squares), delta)
-    if unsampled > PLD_LARGEST or not steps or (replaced and group > 1):
+    everybody = all(rate == 1 for _, rate in steps)  # one Gaussian, of which unsampled is exact
+    if everybody or unsampled > PLD_LARGEST or (replaced and group > 1):
         return unsampled
     return float(min(unsampled, _losses(tuple(steps.items()), group, replaced).get_epsilon(delta)))
 

@@ -138,14 +138,21 @@ def _against_server(
     dp = experiment.training.dp
     if not dp.noise_multiplier:
         return compose(releases, delta or experiment.release.delta)
-    training: dict[int, list[PrivateSteps]] = defaultdict(list)
-    for line, release in zip(ledger, releases, strict=True):
-        if release.client is not None:
-            training[release.client] += [
-                PrivateSteps(dp.noise_multiplier, rate, int(steps))
-                for rate, steps in line.get("dp_training", [])
+    return compose(releases, delta or dp.delta, private_steps(ledger, experiment))
+
+
+def private_steps(
+    lines: Iterable[Mapping[str, Any]], experiment: Experiment
+) -> dict[int, list[PrivateSteps]]:
+    """All DP-SGD of each client that its releases may tell of, in the order of the ledger."""
+    sigma = experiment.training.dp.noise_multiplier
+    found: dict[int, list[PrivateSteps]] = defaultdict(list)
+    for line in lines:
+        if line["client"] is not None:
+            found[line["client"]] += [
+                PrivateSteps(sigma, rate, int(steps)) for rate, steps in line.get("dp_training", [])
             ]
-    return compose(releases, delta or dp.delta, training)
+    return found
 
 
 def _aggregates(releases: list[Release], delta: float) -> Formal:

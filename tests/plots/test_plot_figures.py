@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
+from test_plot_auditing import gradient_audit
 
 import plots
 from fedkd.experiment import Experiment
@@ -41,6 +42,7 @@ FIGURES = {
     "tradeoff": ("tradeoff", None, ()),
     "profile": ("profile", None, ()),
     "reconstruction": ("reconstruction", None, ()),
+    "auditing": ("auditing", None, ()),
 }
 NAMES_METHODS = ["curves", "alpha", "size", "pareto", "pareto in panels", "calibration"]
 
@@ -61,10 +63,19 @@ def audited(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def drawn(runs, cut_run, canary_runs, private_runs, audited):
+def gradient_audits(tmp_path_factory):
+    """Runs that were audited by gradient canaries, at three noise multipliers."""
+    root = tmp_path_factory.mktemp("noise")
+    for noise in (0.5, 2.0, 8.0):
+        gradient_audit(root / f"{noise}", noise)
+    return root
+
+
+@pytest.fixture(scope="session")
+def drawn(runs, cut_run, canary_runs, private_runs, audited, gradient_audits):
     """Every figure, drawn when it is first asked for."""
     others = {"cuts": cut_run, "exposure": canary_runs, "tradeoff": canary_runs}
-    others |= {"profile": private_runs, "reconstruction": audited}
+    others |= {"profile": private_runs, "reconstruction": audited, "auditing": gradient_audits}
     figures = {}
 
     def draw(title):

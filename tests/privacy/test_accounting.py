@@ -420,6 +420,14 @@ def test_a_guarantee_in_words_beside_what_is_none():
 STEPS = PrivateSteps(noise_multiplier=1.0, sample_rate=0.05, steps=100)
 
 
+def test_steps_that_draw_everybody_are_one_gaussian():
+    everybody = [PrivateSteps(3.0, 1.0, 4), PrivateSteps(6.0, 1.0, 20)]
+    ratio = math.sqrt(4 / 3.0**2 + 20 / 6.0**2)
+    assert training_epsilon(everybody, 1e-5) == gaussian_epsilon(ratio, 1e-5)
+    twice = training_epsilon(everybody, 1e-5, replaced=True)
+    assert twice == gaussian_epsilon(2 * ratio, 1e-5)
+
+
 def test_what_a_privately_trained_student_says_is_free():
     unnoised = [
         line(mechanism="none"),

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from functools import partial
 
 import pytest
 
@@ -12,6 +13,8 @@ from fedkd.privacy.accounting import NEIGHBOURS, Release, gaussian_epsilon
 from fedkd.privacy.attacks import audited_epsilon_from_exposure
 from fedkd.privacy.guarantees import profiles
 from fedkd.privacy.lab import attack as lab
+from fedkd.privacy.lab import gradients
+from fedkd.privacy.lab.gradients import Bound, GradientAudit, audit_gradients
 from fedkd.results import Run
 
 
@@ -19,9 +22,10 @@ from fedkd.results import Run
 def finished(tmp_path):
     """A function that makes up a finished run in the folder ``mine``."""
 
-    def make(releases, exposures=None, ended=True, **canary):
+    def make(releases, exposures=None, ended=True, noise_multiplier=0.0, **canary):
         planted = {"secrets": 1, "repeats": [1, 8], **canary} if exposures else {}
-        experiment = Experiment.from_dict({"canary": planted})
+        dp = {"noise_multiplier": noise_multiplier}
+        experiment = Experiment.from_dict({"canary": planted, "training": {"dp": dp}})
         run = Run.at(experiment, tmp_path / "mine").begin(experiment)
         lines = [
             {"round": 1, "place": place, "observer": None, "secret": 100 * level + n}
@@ -44,6 +48,7 @@ def release(**more):
     return line.to_dict() | more
 
 
+PRIVATE = {"dp_training": [[0.25, 4]]}
 NOISY = {"mechanism": "gaussian", "scale": 1.0, "rho": 0.5, "nominal": 0.7}
 
 
@@ -201,6 +206,70 @@ def test_what_is_not_attacked_is_said(fedkd, small, tmp_path):
     assert "formal ε: 0 (delta 1e-05, client)" in out
     assert "no client sends anything: nothing to attack" in out
     assert Run.open("mine").audit["attacks"]["findings"] == []
+
+
+def test_gradient_canaries_are_a_line_a_row_and_an_entry(fedkd, finished, monkeypatch):
+    run = finished([release(**PRIVATE)], noise_multiplier=2.0)
+    monkeypatch.setattr(gradients, "audit_gradients", partial(audit_gradients, canaries=1))
+    monkeypatch.setattr(gradients, "noise_at_most", lambda phases, bounds: 3.0)
+    code, out, err = fedkd("audit", "mine", "--shadows", "0", "--gradient-canaries")
+    assert (code, err) == (0, "")
+    found = run.audit["gradient_canaries"]
+    proved, formal = found["bounds"][0]["epsilon"], run.audit["formal"]["epsilon"]
+    assert found["bounds"][0]["formal"] == formal
+    said = [line for line in out.splitlines() if "canaries" in line or "multiplier" in line]
+    assert said[0].startswith(
+        "gradient canaries: client 0, 4 noisy steps at sampling rate 0.25; 512 "
+        f"canaries, {found['inside']} of them in, in 2 fits; audited ε ≥ {proved:.2f} of at most "
+    )
+    assert f"formal ε {formal:.3g} (delta 1e-05, zero-out record)" in said[0]
+    assert said[1].startswith(
+        "if all but the size of Gaussian noise is as in the ledger: noise multiplier ≤ 3 and ε ≥ "
+    )
+    row = [cell.strip() for cell in said[2].split("|")[1:-1]]
+    assert row[:4] == ["each noisy step (white box)", "gradient canaries", "-", "-"]
+    assert row[4] == f"{proved:.2f} (record, zero-out)"
+    assert row[5] == f"{formal:.3g} (delta 1e-05, record; all noisy steps)"
+    assert "WARNING" not in out
+
+
+def test_more_than_the_formal_epsilon_is_said_loudly(fedkd, finished, monkeypatch):
+    def refuting(run):
+        bounds = [Bound(1e-5, 3.0, 2.5), Bound(0.1, 1.0, 2.0), Bound(0.3, 0.5, 0.25)]
+        counts = {"steps": 4, "canaries": 512, "inside": 256, "fits": 2, "client": 1}
+        return GradientAudit(
+            place="each noisy step (white box)",
+            attack="spread over steps",
+            noise_multiplier=2.0,
+            rate=0.25,
+            bounds=bounds,
+            largest=5.0,
+            noise_at_most=None,
+            epsilon_as_sampled_gaussian=None,
+            **counts,
+        )
+
+    finished([release(**PRIVATE)], noise_multiplier=2.0)
+    monkeypatch.setattr(gradients, "audit_gradients", refuting)
+    code, out, _ = fedkd("audit", "mine", "--shadows", "0", "--gradient-canaries")
+    assert code == 0
+    (warning,) = [line for line in out.splitlines() if line.startswith("WARNING")]
+    assert warning == (
+        "WARNING: more is proved than the formal ε allows: ε ≥ 3 at delta 1e-05 (formal 2.5), "
+        "ε ≥ 0.5 at delta 0.3 (formal 0.25). Noise, clipping or sampling of DP-SGD is not what the "
+        "ledger says, but for a chance of 5 %"
+    )
+
+
+def test_gradient_canaries_without_dp_sgd_are_one_line_before_anything_is_printed(fedkd, finished):
+    run = finished([release()])
+    code, out, err = fedkd("audit", "mine", "--shadows", "0", "--gradient-canaries")
+    assert (code, out) == (2, "")
+    assert err == (
+        "fedkd: --gradient-canaries audits DP-SGD, and mine has training.dp.noise_multiplier = 0; "
+        "allowed: above 0\n"
+    )
+    assert run.audit is None
 
 
 def test_an_unfinished_run_is_one_line(fedkd, finished):
