@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from fedkd.data.federated import FederatedData
     from fedkd.privacy.canary import Canaries
 
-CANDIDATES = 1024
+CANDIDATES = 256
 """Images that are made and shown to a student at a time."""
 
 
