@@ -237,8 +237,8 @@ def plant(
     packed again; the new rows come after all others of the store. A row packed anew has the label
     of the row that was about where it is. Images: the store gets each image once, and a holder's
     row numbers name it as often as it has copies; in the transfer set they come last, by secret, or
-    what is there in their place.
-    With ``canary.control`` the store and ``private`` are left as they are.
+    what is there in their place. With ``canary.control`` the store and ``private`` are left as they
+    are.
 
     Parameters
     ----------
