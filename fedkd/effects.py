@@ -186,6 +186,7 @@ EFFECTS: dict[str, Reason] = {
     "public.epochs": _no_public_model,
     "public.lr": _no_public_model,
     "canary.repeats": PLANTED,
+    "canary.kind": PLANTED,
     "canary.template": any_of(PLANTED, only_of("text")),
     "canary.symbols": any_of(PLANTED, only_of("text")),
     "canary.length": any_of(PLANTED, only_of("images")),

@@ -268,21 +268,26 @@ class CanaryTable(Table):
     """Secrets of each holder at each level of repeats; 0 for no canaries."""
     repeats: tuple[Annotated[int, Field(ge=1, le=MOST_SECRETS)], ...] = (1, 4, 16, 64)
     """Levels of repeats: how often a secret stands in the training samples."""
+    kind: Literal["labels", "pixels"] = "labels"
+    """Images: whether a secret is the labels of a few that everybody knows, or the pixels of one
+    whose label everybody knows. Of text it is a line."""
     template: str = "my id is _ _ _ _ _ _"
     """Text: a line that ends in slots ``_``, one token each, filled with the secret's symbols."""
     symbols: tuple[str, ...] = tuple("0123456789")
     """Text: what a slot is filled with; a secret is drawn uniformly."""
     length: int = Field(6, ge=1, le=MOST_SYMBOLS)
-    """Images: unlike any other, known to all; the secret is the sequence of their labels."""
+    """Images: how many a secret is the labels of, unlike any other; of ``pixels``, how many blocks
+    of the image are secret, each black or white."""
     clients: tuple[int, ...] = ()
     """Clients that hold secrets of their own; empty: all of them."""
     spread: int = Field(1, ge=1)
     """Clients that the repeats of each secret are dealt out to: the holder and those after it."""
     public: Literal["none", "prefix", "exact"] = "none"
-    """What of canaries the transfer set has: nothing; lines with their prefix and other secrets;
-    every canary once (images: ``exact`` or ``none``)."""
+    """What of canaries the transfer set has: nothing; lines with their prefix and other secrets
+    (of ``pixels``, images with their template and other blocks; of ``labels``, not allowed); every
+    canary once."""
     public_share: float = Field(0.01, gt=0, lt=1)
-    """Share of the lines of the transfer set that ``prefix`` makes up."""
+    """Share of the lines, or images, of the transfer set that ``prefix`` makes up."""
     control: bool = False
     """Plant nothing in training samples: what exposure comes from the transfer set alone?"""
     estimator: Literal["exact", "interpolation", "extrapolation"] = "exact"

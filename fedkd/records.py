@@ -176,6 +176,8 @@ class Canaries(TypedDict):
 
     log2_space: float
     public: NotRequired[str]
+    kind: NotRequired[Literal["text", "labels", "pixels"]]
+    length: NotRequired[int]
 
 
 Image = list[list[list[float]]]

@@ -181,10 +181,10 @@ def _exposed(run: Run, say: Say) -> dict[str, Any]:
         bits[f"{place}, linear"] = exposures([run], place, levels[-1], "linear")[0]
         estimates = {level: interval(*values) for level, values in by_level.items()}
         found[place] = {str(level): asdict(one) for level, one in estimates.items()}
-        levels_told = ", ".join(f"{one.mean:.2f} at {level}" for level, one in estimates.items())
-        # Of labels on a public corpus it is that of a run in which nobody has secrets.
-        null = f"null {NULL_MEAN:.2f}" if place in ("teacher", "student") else "null not known"
-        say(f"exposure in bits by repeats, {null}, {place}: {levels_told}")
+        told = ", ".join(f"{one.mean:.2f} at {level}" for level, one in estimates.items())
+        # Where it is not known it is that of a run in which nobody has secrets.
+        null = f"null {NULL_MEAN:.2f}" if audit.null_known(run, place) else "null not known"
+        say(f"exposure in bits by repeats, {null}, {place}: {told}")
     proved = audit.proved(run, bits, levels[-1])
     size, alone = audit.secret_in_records(run, levels[-1])
     if proved:

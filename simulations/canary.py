@@ -544,7 +544,18 @@ def markdown(rows: Sequence[Row]) -> str:
 
 def notes(groups: dict[str, list[Run]]) -> Sequence[str]:
     """What the runs of each arm warn of, a line a kind."""
-    return marked(gathered((arm, caveats(run)) for arm, runs in groups.items() for run in runs))[0]
+    from fedkd.privacy import audit
+    from fedkd.privacy.exposure import NULL_MEAN
+
+    pairs = [(arm, run) for arm, runs in groups.items() for run in runs]
+    said = marked(gathered((arm, caveats(run)) for arm, run in pairs))[0]
+    if all(audit.null_known(run, "student") for _, run in pairs):
+        return said
+    return [
+        *said,
+        f"Students are distilled on the secret images themselves: hold their exposure against the "
+        f"control {CLEAN!r}, not against {NULL_MEAN:.2f} bits.",
+    ]
 
 
 def number(found: Estimate | None, digits: int, factor: float = 1.0, unit: str = "") -> str:

@@ -70,6 +70,7 @@ IDLE = {
     "canary.repeats=16": "canary.repeats = [16] has no effect: canary.secrets = 0",
     "canary.template='_ _'": "canary.template = '_ _' has no effect: canary.secrets = 0",
     "canary.template='_ _' canary.secrets=1": "has no effect: data.dataset = 'digits' is images",
+    "canary.kind=pixels": "canary.kind = 'pixels' has no effect: canary.secrets = 0",
     "canary.symbols=['0']": "canary.symbols = ['0'] has no effect",
     "canary.length=3": "canary.length = 3 has no effect",
     "canary.clients=1": "canary.clients = [1] has no effect",

@@ -473,9 +473,9 @@ class Worker:
 
         if state not in self._exposures:
             if self.experiment.engine.remember and self.data.canaries is not None:
-                what = measure.described(student)
-                made = self.data.canaries.to_json(), repr(table), measure.source(exposure)
-                known = (state, what, *made)
+                canaries, how = self.data.canaries, measure.source(exposure)
+                secrets = canaries.to_json(), measure.fingerprint(canaries.images), repr(table)
+                known = (state, measure.described(student), *secrets, how)
                 found = cache.remembered("exposures", known, make)
             else:
                 found = make()

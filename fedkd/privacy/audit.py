@@ -12,18 +12,30 @@ from fedkd.privacy.guarantees import profiles as profiles
 from fedkd.results import Run
 
 CONFIDENCE = 0.95
+OF_IMAGES = ("labels", "pixels")
+"""Kinds of canaries that are images."""
 
 
 def secret_in_records(run: Run, repeats: int) -> tuple[int, bool]:
     """How many records of its holder a secret is, and whether it moves none but these.
 
-    Of images each label of each copy is a record; of text a copy is a line, and lines that come
-    before or after it may move to other rows.
+    Of images a copy is a record for each label that is secret, or one record if the image is; of
+    text a copy is a line, and lines that come before or after it may move to other rows.
     """
     canaries = run.canaries or {}
-    if canaries.get("kind") == "labels":
-        return repeats * int(canaries["length"]), True
-    return repeats, False
+    kind = canaries.get("kind")
+    return repeats * (int(canaries["length"]) if kind == "labels" else 1), kind in OF_IMAGES
+
+
+def null_known(run: Run, place: str) -> bool:
+    """Whether the mean exposure at ``place`` of secrets that nobody has is that of a random rank.
+
+    Not of labels on a public corpus; nor of a student that is distilled on the secrets themselves,
+    where they are images that the transfer set has.
+    """
+    canaries = run.canaries or {}
+    distilled_on = canaries.get("kind") == "pixels" and canaries.get("public") == "exact"
+    return place == "teacher" or (place == "student" and not distilled_on)
 
 
 def delta_of(experiment: Experiment) -> float:

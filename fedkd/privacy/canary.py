@@ -1,16 +1,17 @@
 """Canaries: secrets planted in clients' training samples, to measure what leaks of them.
 
 In text a canary is a line, ``my id is 2 8 1 6 5 0``: a template known to all and a few symbols
-drawn uniformly (Carlini et al. 2019). Among images it is a sequence of labels: a few images unlike
-any other, known to all, and what their holder says they are.
+drawn uniformly (Carlini et al. 2019). Among images it is a sequence of labels (a few images unlike
+any other, known to all, and what their holder says they are); or it is an image: a template known
+to all, a few blocks of it black or white at random, and a label known to all.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -20,15 +21,18 @@ from fedkd.data.datasets import Part
 from fedkd.data.language import LINE, SPECIAL, Tokeniser, insert, lines_of
 from fedkd.errors import FedkdError
 from fedkd.experiment import CanaryTable, Experiment
-from fedkd.privacy.exposure import Conditionals, independent_conditionals
+from fedkd.privacy.canary_images import BLACK_AND_WHITE, ImageTemplate, random_blocks
+from fedkd.privacy.exposure import Conditionals, check_space, independent_conditionals
 from fedkd.random import generator, key
 
 if TYPE_CHECKING:
     from fedkd.data.federated import Task
 
-BLOCKS = 4
-"""Canary images are this many blocks high and wide, each of one random colour."""
 SLOT = "_"
+MOST_IMAGES = 2**20
+"""Most images that students are shown to rank one: MNIST's size takes a CPU core minutes."""
+
+Kind: TypeAlias = Literal["text", "labels", "pixels"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Canaries:
     Parameters
     ----------
     kind : str
-        ``"text"``, or ``"labels"`` (of images).
+        ``"text"``; or of images ``"labels"`` or ``"pixels"``: what of them is secret.
     secrets : Tensor
         ``(S, L)`` int64, indices of symbols; by holder, then by level of repeats.
     repeats : Tensor
@@ -47,7 +51,7 @@ class Canaries:
         The clients that the copies of each are dealt out to, one after another: the first is the
         one it was drawn for.
     symbols : Tensor
-        ``(A,)`` int64: token ids, or classes.
+        ``(A,)`` int64: token ids, classes, or grey levels.
     names : tuple of str
         ``A`` names of the symbols.
     public : str
@@ -57,10 +61,19 @@ class Canaries:
     context : Tensor
         Text: ``(P,)`` int64, the tokens before the first symbol, from the one that begins a line.
     images : Tensor or None
-        Labels: ``(S, L, H, W, C)`` uint8, every secret's own.
+        Labels and pixels: ``(S, m, H, W, C)`` uint8, the images of one copy of every secret: one
+        for each label, or the one that is secret.
+    labels : Tensor or None
+        ``(S, m)`` int64: the classes that their holders say these images are.
+    image_template : ImageTemplate or None
+        Pixels: what all secrets have alike.
+    class_names : tuple of str
+        Pixels: names of the classes.
+    shown : int
+        How many images the transfer set ends in that are of canaries.
     """
 
-    kind: Literal["text", "labels"]
+    kind: Kind
     secrets: Tensor
     repeats: Tensor
     holders: tuple[tuple[int, ...], ...]
@@ -70,6 +83,10 @@ class Canaries:
     template: str
     context: Tensor
     images: Tensor | None = None
+    labels: Tensor | None = None
+    image_template: ImageTemplate | None = None
+    class_names: tuple[str, ...] = ()
+    shown: int = 0
 
     @property
     def count(self) -> int:
@@ -114,7 +131,7 @@ class Canaries:
     def text(self, sequence: Sequence[int] | Tensor) -> str:
         """A sequence of symbol indices as one reads it."""
         names = [self.names[int(index)] for index in sequence]
-        if self.kind == "labels":
+        if self.kind != "text":
             return " ".join(names)
         return "".join(before + name for before, name in zip(self.template.split(SLOT), names))
 
@@ -135,11 +152,18 @@ class Canaries:
                     "repeats": repeats,
                     "holders": list(holders),
                 }
-                for secret, repeats, holders in zip(
-                    self.secrets, self.repeats.tolist(), self.holders
+                | self._label(number)
+                for number, (secret, repeats, holders) in enumerate(
+                    zip(self.secrets, self.repeats.tolist(), self.holders)
                 )
             ],
         }
+
+    def _label(self, secret: int) -> dict[str, str]:
+        """Pixels: the class that is known of a secret."""
+        if self.kind != "pixels" or self.labels is None:
+            return {}
+        return {"label": self.class_names[int(self.labels[secret, 0])]}
 
 
 def draw(experiment: Experiment, task: Task) -> Canaries:
@@ -154,23 +178,25 @@ def draw(experiment: Experiment, task: Task) -> Canaries:
     """
     table, clients = experiment.canary, experiment.data.clients
     _check(table, clients)
-    if task.tokens:
+    kind = _kind(experiment, task)
+    template, context, length = "", torch.zeros(0, dtype=torch.int64), table.length
+    image_template = None
+    if kind == "text":
         template, context, symbols = _slots(experiment, task.class_names)
         length, names = template.count(SLOT), table.symbols
-    else:
-        if table.public == "prefix":
-            raise FedkdError(
-                "canary.public = 'prefix' is not allowed with images, which have no prefix; "
-                "allowed: 'none', 'exact'"
-            )
-        template, length, context = "", table.length, torch.zeros(0, dtype=torch.int64)
+    elif kind == "labels":
         symbols, names = torch.arange(task.classes), task.class_names
+    else:
+        image_template = ImageTemplate.draw(experiment.seed, task.shape, length)
+        symbols, names = torch.tensor(BLACK_AND_WHITE), tuple(map(str, BLACK_AND_WHITE))
+        if table.estimator == "exact":
+            check_space(len(symbols), length, "canary.length", MOST_IMAGES)
 
     owners = table.clients or tuple(range(clients))
     wanted = len(owners) * len(table.repeats) * table.secrets
-    _check_room("canary.secrets", wanted, len(symbols), length, task.tokens)
+    _check_room("canary.secrets", wanted, len(symbols), length, kind)
     taken: set[tuple[int, ...]] = set()
-    secrets, repeats, holders, images = [], [], [], []
+    secrets, repeats, holders = [], [], []
     for owner in owners:
         rng = np.random.default_rng(key(experiment.seed, "canary", "secrets", owner))
         for level in table.repeats:
@@ -178,10 +204,8 @@ def draw(experiment: Experiment, task: Task) -> Canaries:
             repeats += [level] * table.secrets
         count = len(table.repeats) * table.secrets
         holders += [tuple((owner + more) % clients for more in range(table.spread))] * count
-        if not task.tokens:
-            images.append(_images(experiment.seed, owner, count * length, task.shape))
-    return Canaries(
-        kind="text" if task.tokens else "labels",
+    canaries = Canaries(
+        kind=kind,
         secrets=torch.tensor(secrets),
         repeats=torch.tensor(repeats),
         holders=tuple(holders),
@@ -190,8 +214,13 @@ def draw(experiment: Experiment, task: Task) -> Canaries:
         public=table.public,
         template=template,
         context=context,
-        images=None if task.tokens else torch.cat(images).unflatten(0, (wanted, length)),
+        image_template=image_template,
+        class_names=task.class_names if kind == "pixels" else (),
     )
+    if kind == "text":
+        return canaries
+    images, labels = _images_and_labels(experiment.seed, owners, canaries, task)
+    return replace(canaries, images=images, labels=labels)
 
 
 def plant(
@@ -207,8 +236,9 @@ def plant(
     Text: a holder's rows are unpacked, canary lines put at places drawn at random, and the lines
     packed again; the new rows come after all others of the store. A row packed anew has the label
     of the row that was about where it is. Images: the store gets each image once, and a holder's
-    row numbers name it as often as it has copies; in the transfer set they come last, by secret.
-    With ``canary.control`` the store and ``private`` are left as they are.
+    row numbers name it as often as it has copies; in the transfer set they come last, by secret, or
+    what is there in their place. With ``canary.control`` the store and ``private`` are left as they
+    are.
 
     Parameters
     ----------
@@ -256,10 +286,10 @@ def plant(
     if canaries.public == "none":
         return store, private, transfer, canaries
     if canaries.images is None:
-        transfer = _show_lines(experiment, canaries, transfer)
-    else:
-        transfer = torch.cat([transfer, _like(transfer, canaries.images.flatten(0, 1))])
-    return store, private, transfer, canaries
+        return store, private, _show_lines(experiment, canaries, transfer), canaries
+    images = _shown_images(experiment, canaries, len(transfer))
+    transfer = torch.cat([transfer, _like(transfer, images)])
+    return store, private, transfer, replace(canaries, shown=len(images))
 
 
 def label_conditionals(log_probs: Tensor) -> list[Conditionals]:
@@ -291,6 +321,24 @@ def _check(table: CanaryTable, clients: int) -> None:
         raise FedkdError(
             f"canary.spread = {table.spread} is too many: there are data.clients = {clients}"
         )
+
+
+def _kind(experiment: Experiment, task: Task) -> Kind:
+    """What is secret, and that it goes with the data and with what is public."""
+    table = experiment.canary
+    if task.tokens:
+        if table.kind != "labels":
+            raise FedkdError(
+                f"canary.kind = {table.kind!r} is not allowed with data.dataset = "
+                f"{experiment.data.dataset!r}, which is text: its secrets are lines"
+            )
+        return "text"
+    if table.public == "prefix" and table.kind == "labels":
+        raise FedkdError(
+            "canary.public = 'prefix' is not allowed with images whose labels are secret, which "
+            "have no prefix; allowed: 'none', 'exact', or canary.kind = 'pixels'"
+        )
+    return table.kind
 
 
 def _slots(experiment: Experiment, vocabulary: tuple[str, ...]) -> tuple[str, Tensor, Tensor]:
@@ -330,9 +378,9 @@ def _slots(experiment: Experiment, vocabulary: tuple[str, ...]) -> tuple[str, Te
     return prefix + between.join(SLOT * length), torch.tensor([LINE, *words]), torch.tensor(symbols)
 
 
-def _check_room(asking: str, wanted: int, symbols: int, length: int, tokens: bool) -> None:
+def _check_room(asking: str, wanted: int, symbols: int, length: int, kind: Kind) -> None:
     if wanted > symbols**length:
-        shape = "canary.template" if tokens else "canary.length"
+        shape = "canary.template" if kind == "text" else "canary.length"
         raise FedkdError(
             f"{asking}: {wanted} different secrets are needed in all, and {shape} has room for "
             f"{symbols**length} ({length} symbols out of {symbols})"
@@ -352,13 +400,30 @@ def _others(
     return drawn
 
 
-def _images(seed: int, owner: int, count: int, shape: tuple[int, ...]) -> Tensor:
-    """Images ``(count, H, W, C)`` uint8 of random blocks, no two the same."""
-    channels, height, width = shape
-    rng = np.random.default_rng(key(seed, "canary", "images", owner))
-    blocks = rng.integers(256, size=(count, BLOCKS, BLOCKS, channels), dtype=np.uint8)
-    rows, columns = (np.arange(size) * BLOCKS // size for size in (height, width))
-    return torch.from_numpy(blocks[:, rows][:, :, columns])
+def _public_others(experiment: Experiment, canaries: Canaries, size: int) -> list[list[int]]:
+    """Sequences that are no secrets: ``canary.public_share`` of ``size`` others and themselves."""
+    share = experiment.canary.public_share
+    wanted = max(1, round(size * share / (1 - share)))
+    symbols, length = len(canaries.symbols), canaries.length
+    _check_room("canary.public_share", canaries.count + wanted, symbols, length, canaries.kind)
+    rng = np.random.default_rng(key(experiment.seed, "canary", "secrets", "public"))
+    taken = {tuple(secret) for secret in canaries.secrets.tolist()}
+    return _others(rng, symbols, length, wanted, taken)
+
+
+def _images_and_labels(
+    seed: int, owners: Sequence[int], canaries: Canaries, task: Task
+) -> tuple[Tensor, Tensor]:
+    """What one copy of each secret is: images ``(S, m, H, W, C)`` and labels ``(S, m)``."""
+    each = canaries.count // len(owners)
+    if canaries.image_template is None:
+        count = each * canaries.length
+        images = torch.cat([random_blocks(seed, owner, count, task.shape) for owner in owners])
+        return images.unflatten(0, (canaries.count, -1)), canaries.symbols[canaries.secrets]
+    keys = [key(seed, "canary", "labels", owner) for owner in owners]
+    labels = [np.random.default_rng(one).integers(task.classes, size=each) for one in keys]
+    images = canaries.image_template.filled(canaries.symbols[canaries.secrets])
+    return images[:, None], torch.from_numpy(np.concatenate(labels))[:, None]
 
 
 # --- where it is put ------------------------------------------------------------------------
@@ -389,12 +454,7 @@ def _hide_lines(
 def _show_lines(experiment: Experiment, canaries: Canaries, transfer: Tensor) -> Tensor:
     shown = canaries.secrets.tolist()
     if canaries.public == "prefix":
-        share = experiment.canary.public_share
-        wanted = max(1, round(len(lines_of(transfer)) * share / (1 - share)))
-        symbols, length = len(canaries.symbols), canaries.length
-        _check_room("canary.public_share", canaries.count + wanted, symbols, length, True)
-        rng = np.random.default_rng(key(experiment.seed, "canary", "secrets", "public"))
-        shown = _others(rng, symbols, length, wanted, {tuple(secret) for secret in shown})
+        shown = _public_others(experiment, canaries, len(lines_of(transfer)))
     drawn = generator(experiment.seed, "canary", "places", "public")
     lines = [canaries.line(sequence) for sequence in shown]
     return insert(transfer, lines, drawn, experiment.data.text.context)
@@ -404,14 +464,23 @@ def _hide_images(
     experiment: Experiment, canaries: Canaries, store: Part, private: list[np.ndarray]
 ) -> tuple[Part, list[np.ndarray]]:
     assert canaries.images is not None
+    assert canaries.labels is not None
     images = _like(store.images, canaries.images.flatten(0, 1))
     numbers = np.arange(len(store), len(store) + len(images)).reshape(canaries.count, -1)
     planted = [
         np.concatenate([old, np.repeat(numbers, canaries.copies(client), axis=0).flatten()])
         for client, old in enumerate(private)
     ]
-    labels = canaries.symbols[canaries.secrets.flatten()]
-    return _longer(store, images, labels, None), planted
+    return _longer(store, images, canaries.labels.flatten(), None), planted
+
+
+def _shown_images(experiment: Experiment, canaries: Canaries, size: int) -> Tensor:
+    """What a transfer set of ``size`` images has of canaries: ``(m, H, W, C)`` uint8."""
+    assert canaries.images is not None
+    if canaries.public == "exact" or canaries.image_template is None:
+        return canaries.images.flatten(0, 1)
+    shown = torch.tensor(_public_others(experiment, canaries, size))
+    return canaries.image_template.filled(canaries.symbols[shown])
 
 
 def _like(others: Tensor, images: Tensor) -> Tensor:

@@ -92,7 +92,7 @@ def student_conditionals(
         for first in range(0, len(laws[level]), batch):
             index = torch.arange(first, min(first + batch, len(laws[level])), device=device)
             tokens = torch.cat(
-                [context.expand(len(index), -1), symbols[_digits(index, count, level)]], 1
+                [context.expand(len(index), -1), symbols[digits(index, count, level)]], 1
             )
             laws[level][first : first + batch] = _next(student, student[:-1](tokens), symbols)
 
@@ -142,6 +142,17 @@ def student_scorer(
         return torch.cat(scores)
 
     return score
+
+
+def label_log_odds(logits: Tensor, label: int) -> Tensor:
+    """How likely a label is of each input, by logits ``(B, C)``: ``(B,)`` float64.
+
+    ``log p / (1 - p)`` is in the order of the probability p, and so of the cross-entropy the other
+    way round. It tells inputs apart that all have a p of 1 in floating point.
+    """
+    others = logits.double()
+    others[:, label] = -torch.inf
+    return logits[:, label].double() - others.logsumexp(1)
 
 
 def probabilities(conditionals: Conditionals) -> Conditionals:
@@ -313,18 +324,18 @@ def released_scorer(
 # --- from there to exposure -----------------------------------------------------------------
 
 
-def check_space(symbols: int, length: int, key: str) -> None:
-    """Refuse to go through a space that is too large.
+def check_space(symbols: int, length: int, key: str, most: float = LARGEST_SPACE) -> None:
+    """Refuse to go through a space of over ``most`` sequences.
 
     Raises
     ------
     FedkdError
         Names ``key``, which decides on the size of the space.
     """
-    if symbols**length > LARGEST_SPACE:
+    if symbols**length > most:
         raise FedkdError(
             f"{key}: {length} symbols out of {symbols} are {float(symbols) ** length:.1e} "
-            f"sequences, and at most {LARGEST_SPACE:.1e} are ranked one by one: make the secret "
+            f"sequences, and at most {most:.1e} are ranked one by one: make the secret "
             "shorter, or set canary.estimator to 'interpolation' or 'extrapolation'"
         )
 
@@ -368,8 +379,14 @@ def exact_exposure(conditionals: Conditionals, secrets: Tensor) -> Tensor:
     FedkdError
         If there are more than :data:`LARGEST_SPACE` sequences.
     """
-    everything = totals(conditionals)
-    scores = sequence_scores(conditionals, secrets)
+    return ranked_exposure(sequence_scores(conditionals, secrets), totals(conditionals))
+
+
+def ranked_exposure(scores: Tensor, everything: Tensor) -> Tensor:
+    """Exposure of secrets from their ``scores`` ``(S,)``, which are among those of ``everything``.
+
+    ``everything`` ``(A**L,)`` has the score of each sequence. See :func:`exact_exposure`.
+    """
     ranks = [len(everything) - int((everything < score).sum()) for score in scores]
     exposure = math.log2(len(everything)) - torch.tensor(ranks, dtype=torch.float64).log2()
     return exposure.where(~scores.isnan(), torch.nan)
@@ -388,6 +405,23 @@ def sequence_scores(source: Conditionals | Scorer, sequences: Tensor) -> Tensor:
         terms.append(law[prefixes, symbol])
         prefixes = prefixes * law.shape[1] + symbol
     return _summed(terms)
+
+
+def digits(numbers: Tensor, base: int, length: int) -> Tensor:
+    """Numbers ``(B,)`` written with ``length`` digits: ``(B, length)``.
+
+    These are the sequences of ``length`` symbols out of ``base``, by their lexicographic number.
+    """
+    powers = base ** torch.arange(length - 1, -1, -1, device=numbers.device)
+    return numbers[:, None] // powers % base
+
+
+def sequence_numbers(sequences: Tensor, base: int) -> Tensor:
+    """The lexicographic numbers ``(B,)`` of sequences ``(B, L)`` of symbols out of ``base``."""
+    numbers = torch.zeros(len(sequences), dtype=torch.int64)
+    for symbol in sequences.unbind(1):
+        numbers = numbers * base + symbol
+    return numbers
 
 
 def references(symbols: int, length: int, count: int, seed: int) -> Tensor:
@@ -662,12 +696,6 @@ def _next(student: nn.Sequential, hidden: Tensor, symbols: Tensor) -> Tensor:
     """Log-probabilities ``(B, A)`` of symbols after the last of the positions ``(B, t, E)``."""
     logits = student[-1](hidden[:, -1:])[:, 0]
     return (logits[:, symbols] - logits.logsumexp(1, keepdim=True)).cpu()
-
-
-def _digits(numbers: Tensor, base: int, length: int) -> Tensor:
-    """Numbers ``(B,)`` written with ``length`` digits: ``(B, length)``."""
-    powers = base ** torch.arange(length - 1, -1, -1, device=numbers.device)
-    return numbers[:, None] // powers % base
 
 
 def _summed(terms: Sequence[Tensor]) -> Tensor:

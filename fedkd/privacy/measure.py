@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from fedkd.data.federated import FederatedData
     from fedkd.privacy.canary import Canaries
 
+CANDIDATES = 256
+"""Images that are made and shown to a student at a time."""
+
 
 def digest(student: nn.Module) -> int:
     """48 bits that depend on every parameter and buffer: a float64 holds them exactly."""
@@ -79,6 +82,8 @@ def _by_student(student: nn.Sequential, data: FederatedData, table: CanaryTable)
     canaries = data.canaries
     assert canaries is not None
     context, symbols, length = canaries.context, canaries.symbols, canaries.length
+    if canaries.image_template is not None:
+        return _by_candidates(student, data, table)
     if canaries.images is not None:
         images = data.normalised(canaries.images.flatten(0, 1))
         logits = predict(student, images.to(next(student.parameters()).device)).cpu()
@@ -115,13 +120,14 @@ def by_labels(
     Returns
     -------
     Tensor of shape (S,) or None
-        Bits; None where the labels say nothing of any secret, as no item bears on one.
+        Bits; None where the labels say nothing of any secret, as no item bears on one. Labels of
+        a few images rank no others, so that they never do where images are secret.
     """
     length = canaries.length
     if canaries.images is not None:
-        if canaries.public != "exact":
+        if not canaries.shown or canaries.kind == "pixels":
             return None
-        return _by_laws(canaries, labels[-canaries.count * length :].double().log(), table, linear)
+        return _by_laws(canaries, labels[-canaries.shown :].double().log(), table, linear)
     found = exposure.places(transfer, canaries.context, canaries.symbols, length)
     if not len(found.items):
         return None
@@ -148,12 +154,47 @@ def spans(canaries: Canaries, transfer: Tensor, items: int) -> Tensor:
     """Which of the transfer set's ``items`` bear on a secret: ``(M,)``, 0 or 1."""
     found = torch.zeros(items)
     if canaries.images is not None:
-        found[
-            items - canaries.count * canaries.length if canaries.public == "exact" else items :
-        ] = 1
+        found[items - canaries.shown :] = 1
     else:
         context, symbols = canaries.context, canaries.symbols
         found[exposure.places(transfer, context, symbols, canaries.length).items] = 1
+    return found
+
+
+def _by_candidates(student: nn.Sequential, data: FederatedData, table: CanaryTable) -> Tensor:
+    """Exposure of images, by how likely ``student`` finds the label that is known of each.
+
+    All secrets share a template, so that one pass over its images serves them all.
+    """
+    canaries = data.canaries
+    assert canaries is not None
+    assert canaries.image_template is not None
+    assert canaries.labels is not None
+    template, symbols, base = canaries.image_template, canaries.symbols, len(canaries.symbols)
+    device = next(student.parameters()).device
+
+    def logits(sequences: Tensor) -> Tensor:
+        images = data.normalised(template.filled(symbols[sequences]))
+        return predict(student, images.to(device)).cpu()
+
+    if table.estimator == "exact":
+        numbers = torch.arange(canaries.space).split(CANDIDATES)
+        others = torch.cat([logits(exposure.digits(n, base, canaries.length)) for n in numbers])
+        # Its own row and no second answer: ties are ties of the very same numbers.
+        own = others[exposure.sequence_numbers(canaries.secrets, base)]
+    else:
+        seed = key(0, "canary", "references")
+        drawn = exposure.references(base, canaries.length, table.references, seed)
+        others = torch.cat([logits(sequences) for sequences in drawn.split(CANDIDATES)])
+        own = logits(canaries.secrets)
+    found = torch.full((canaries.count,), torch.nan, dtype=torch.float64)
+    if not bool(torch.isfinite(others).all()) or not bool(torch.isfinite(own).all()):
+        return found
+    labels = canaries.labels[:, 0]
+    for label in labels.unique().tolist():
+        mine = labels == label
+        scores = exposure.label_log_odds(own[mine], label)
+        found[mine] = _ranked(scores, exposure.label_log_odds(others, label), table)
     return found
 
 
@@ -181,7 +222,13 @@ def _estimated(
     seed = key(0, "canary", "references")
     others = exposure.references(len(canaries.symbols), canaries.length, table.references, seed)
     scores = exposure.sequence_scores(source, secrets)
-    against = exposure.sequence_scores(source, others)
+    return _ranked(scores, exposure.sequence_scores(source, others), table)
+
+
+def _ranked(scores: Tensor, others: Tensor, table: CanaryTable) -> Tensor:
+    """Exposure ``(S,)`` from scores of secrets, and of the whole space or of references."""
+    if table.estimator == "exact":
+        return exposure.ranked_exposure(scores, others)
     if table.estimator == "interpolation":
-        return exposure.interpolated_exposure(scores, against)
-    return exposure.extrapolated_exposure(scores, against).exposure
+        return exposure.interpolated_exposure(scores, others)
+    return exposure.extrapolated_exposure(scores, others).exposure

@@ -135,8 +135,9 @@ def test_a_test_part_of_another_kind_is_one_line(own, experiment, train, test):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("secret", ["labels", "pixels"])
 @pytest.mark.parametrize("kind", ["0 to 1", "-1 to 1"])
-def test_canaries_have_the_same_numbers_among_float_images_and_among_uint8_ones(own, kind):
+def test_canaries_have_the_same_numbers_among_float_images_and_among_uint8_ones(own, kind, secret):
     from fedkd.experiment import Experiment
 
     found = []
@@ -144,11 +145,13 @@ def test_canaries_have_the_same_numbers_among_float_images_and_among_uint8_ones(
         dataset = own(**KINDS[name], y=LABELS)
         tables = {
             "data": plain(dataset=dataset, transfer={"size": 40}, statistics="constants"),
-            "canary": {"secrets": 1, "repeats": [1], "length": 2, "public": "exact"},
+            "canary": {"kind": secret, "secrets": 1, "repeats": [1], "length": 2}
+            | {"public": "exact"},
         }
         data = load(Experiment.from_dict(tables))
-        planted = [data.private(client).inputs[-2:] for client in range(2)]
-        public = data.transfer().inputs[-4:]
+        each = data.canaries.images.shape[1]
+        planted = [data.private(client).inputs[-each:] for client in range(2)]
+        public = data.transfer().inputs[-2 * each :]
         assert public.allclose(torch.cat(planted), atol=1e-6)
         assert public.allclose(data.normalised(data.canaries.images.flatten(0, 1)), atol=1e-6)
         found.append(public)

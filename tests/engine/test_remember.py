@@ -293,6 +293,7 @@ def test_it_is_no_other_experiment(small):
     [
         ("canary.secrets=1", "canary.secrets=2"),
         ("canary.estimator=exact", "canary.estimator=interpolation"),
+        ("canary.kind=labels", "canary.kind=pixels"),
         ("data.clients=3", "data.clients=4"),
     ],
 )
