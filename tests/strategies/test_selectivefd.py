@@ -1,6 +1,7 @@
 """Selective-FD: what is selected, what is kept, and what becomes of what is not."""
 
 import pytest
+import texts
 import torch
 from lines import measured
 
@@ -124,6 +125,16 @@ def test_a_reply_that_does_not_say_it_as_asked_is_left_out(small, tmp_path, monk
     assert [line["participants"] for line in done.rounds] == [[0, 1, 3], [0, 1, 2, 3]]
     asked = [(e["round"], e["client"]) for e in done.releases if e["step"] == "Select"]
     assert asked == [(1, 0), (1, 1), (1, 2), (1, 3), (2, 2)]
+
+
+def test_of_text_only_the_server_selects(tmp_path):
+    def text(*overrides):
+        return texts.small(tmp_path / "texts", *overrides)
+
+    with pytest.raises(FedkdError, match=r"Select is not allowed with data\.dataset = 'text:"):
+        run(text(NAME), tmp_path / "refused")
+    done = run(text(*NO_SELECTOR, "strategy.tau_server=2"), tmp_path / "run")
+    assert done.rounds[0]["strategy"] == {"kept": 1.0, "selected": 1.0}
 
 
 # --- privacy --------------------------------------------------------------------------------
