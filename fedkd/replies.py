@@ -11,6 +11,7 @@ does not is left out of the round, whatever the method and the engine.
                       ``labels`` ``(K,)`` int64 in 0 to C - 1
 either, a class       ``mean`` ``(C, d)`` float32, 0 where there are no samples, and ``count``
                       ``(C,)`` int64, which add up to the samples
+``Select``            ``(M,)`` bool
 ``Share``             the arrays of the asked blocks of the client's student, as these are
 ``Fit``               a loss, finite; what a trial undoes may have diverged
 ``Evaluate``          accuracy and calibration error in 0 to 1, loss at least 0, perplexity at
@@ -47,6 +48,7 @@ from fedkd.work import (
     Proximal,
     Reply,
     Represent,
+    Select,
     Share,
     Step,
     decode,
@@ -130,6 +132,10 @@ class Contract:
                     reason = _loss(step, metrics, any_value=trial or self._claims)
                 elif isinstance(step, Evaluate):
                     reason = self._quality(step, metrics, assignment.client)
+                elif isinstance(step, Select):
+                    rows = self.shapes.rows(step.on, assignment.client)
+                    chosen = Form((rows,), torch.bool, _anything)
+                    reason = _misfit(values.pop(step.key, None), chosen, step.key)
                 elif isinstance(step, Predict | Represent | Share | Expose):
                     form = self.form(step, assignment.client, models[step.student], trial)
                     reason = _misfit(values.pop(step.key, None), form, step.key)
@@ -285,6 +291,10 @@ def _counts(array: Tensor, name: str) -> str | None:
     if array.numel() and int(array.min()) < 0:
         return f"{name} holds {int(array.min())}, which is negative"
     return None
+
+
+def _anything(array: Tensor, name: str) -> None:
+    """Every array of the right shape and dtype will do."""
 
 
 def _labels(classes: int) -> Law:

@@ -41,6 +41,7 @@ from fedkd.work import (
     Proximal,
     Represent,
     Samples,
+    Select,
     Share,
     Soft,
     Source,
@@ -48,15 +49,15 @@ from fedkd.work import (
     Term,
 )
 
-STEPS = (Fit, Predict, Represent, Hold, Load, Share, Evaluate, Expose)
+STEPS = (Fit, Predict, Represent, Select, Hold, Load, Share, Evaluate, Expose)
 TERMS = (CrossEntropy, Soft, Prototype, Proximal)
-SENDS = (Predict, Represent, Share)
+SENDS = (Predict, Represent, Select, Share)
 """Steps that send arrays."""
 ALLOWED = {
-    "learn": (Fit, Predict, Represent, Hold, Load, Share, Evaluate),
-    "receive": (Fit, Predict, Represent, Hold, Load, Share, Evaluate),
+    "learn": (Fit, Predict, Represent, Select, Hold, Load, Share, Evaluate),
+    "receive": (Fit, Predict, Represent, Select, Hold, Load, Share, Evaluate),
     "deploy": (Fit, Hold, Load, Evaluate),
-    "measure": (Fit, Predict, Represent, Hold, Load, Share, Evaluate),
+    "measure": (Fit, Predict, Represent, Select, Hold, Load, Share, Evaluate),
 }
 """The steps that each hook may return. What ``deploy`` makes is undone, and nobody reads it."""
 MEASURED = "measure_"
@@ -135,6 +136,7 @@ def _of(kinds: tuple[type, ...]) -> str:
 
 NUMBER = Allowed(_number, "a finite number")
 POSITIVE = Allowed(lambda value: _number(value) and value > 0, "a number above 0")
+SHARE = Allowed(lambda value: _number(value) and 0 <= value <= 1, "a number from 0 to 1")
 EPOCHS = Allowed(
     lambda value: _number(value) and 0 <= value <= MOST_EPOCHS,
     f"a number from 0 to {MOST_EPOCHS:,}",
@@ -248,6 +250,7 @@ FIELDS: dict[type, dict[str, Allowed]] = {
         "key": NAME,
         "student": NAME,
     },
+    Select: {"on": SOURCE, "width": POSITIVE, "quantile": SHARE, "key": NAME},
     Hold: {
         "student": Allowed(
             lambda value: type(value) is str and value not in ("", "own") and ":" not in value,
@@ -435,6 +438,9 @@ class Checker:
             self._hold(step)
             return
         self._key(hook, step)
+        if isinstance(step, Select):
+            self._select(hook, step, client)
+            return
         if step.student not in models:
             raise FedkdError(
                 f"{kind.__name__}: student {step.student!r} is not known"
@@ -474,6 +480,17 @@ class Checker:
     def _hold(self, step: Hold) -> None:
         if step.model:
             self.shapes.student(step.model)
+
+    def _select(self, hook: str, step: Select, client: int) -> None:
+        self._source(step, step.on, client)
+        if self.shapes.task.tokens:
+            experiment = self.shapes.experiment
+            raise FedkdError(
+                f"Select is not allowed with data.dataset = {experiment.data.dataset!r}: between "
+                "texts it knows no distance"
+            )
+        if hook in ("learn", "receive"):
+            self._release(step)
 
     def _source(self, step: Step, on: Source, client: int, part: str = "") -> None:
         """Refuse a source that is not known, or that has nothing in it."""
@@ -835,7 +852,7 @@ def names_of(steps: Sequence[Step]) -> Iterator[tuple[str, str]]:
         elif isinstance(step, Evaluate):
             for name in ("accuracy", "loss", "ece", "perplexity"):
                 yield "metric", f"{step.key}_{name}"
-        elif isinstance(step, Predict | Represent | Share | Expose):
+        elif isinstance(step, Predict | Represent | Select | Share | Expose):
             yield "array", step.key
 
 

@@ -198,6 +198,21 @@ class Represent:
 
 
 @dataclass(frozen=True)
+class Select:
+    """Which samples of a source are like the client's own private ones: see :mod:`fedkd.density`.
+
+    Replies with the array ``key`` of shape ``(M,)``, bool. It speaks of private samples, and no
+    noise is on it. ``width`` is that of the kernel, as a share of the median distance between two
+    private samples; ``quantile`` the share of private samples that are not counted as like them.
+    """
+
+    on: Source = "transfer"
+    width: float = 0.15
+    quantile: float = 0.25
+    key: str = "selected"
+
+
+@dataclass(frozen=True)
 class Hold:
     """Have a student called ``student`` from here on; one that the client has stays as it is.
 
@@ -254,13 +269,13 @@ class Expose:
     student: str = "own"
 
 
-Step = Fit | Predict | Represent | Hold | Load | Share | Evaluate | Expose
+Step = Fit | Predict | Represent | Select | Hold | Load | Share | Evaluate | Expose
 
 KINDS: dict[str, type] = {
     kind.__name__: kind
     for kind in (
         *(Samples, Head, CrossEntropy, Soft, Prototype, Proximal),
-        *(Fit, Predict, Represent, Hold, Load, Share, Evaluate, Expose),
+        *(Fit, Predict, Represent, Select, Hold, Load, Share, Evaluate, Expose),
     )
 }
 

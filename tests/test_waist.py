@@ -28,6 +28,7 @@ from fedkd.work import (
     Reply,
     Represent,
     Samples,
+    Select,
     Share,
     Soft,
     decode,
@@ -386,6 +387,7 @@ HEAD = Head("conv1", {"head.weight": torch.randn(3, 4), "head.count": torch.tens
     [
         Represent("conv1", "transfer", 3.0, pool=True, per="class", key="h", student="peer"),
         Hold("peer", "cnn2"),
+        Select("common", 0.2, 0.5, key="mine"),
         Predict("private", output="logits", per="class", key="means"),
         Fit(terms=(Prototype(torch.randn(3, 5), "conv1", 0.5, on="private"),)),
         Fit(terms=(Soft("peer"), Soft("own", through=HEAD, reach=("conv1",)))),

@@ -18,6 +18,7 @@ from fedkd import students, training
 from fedkd.data import cache
 from fedkd.data.augment import augment
 from fedkd.data.federated import FederatedData, load
+from fedkd.density import alike
 from fedkd.distillation.objectives import SMALLEST
 from fedkd.engine import rule
 from fedkd.errors import FedkdError, summary_of
@@ -54,6 +55,7 @@ from fedkd.work import (
     Reply,
     Represent,
     Samples,
+    Select,
     Share,
     Soft,
     Source,
@@ -536,6 +538,9 @@ class Session:
         if isinstance(step, Hold):
             self.worker.hold(self.assignment.client, step.student, step.model)
             return
+        if isinstance(step, Select):
+            self.select(step)
+            return
         student = self.student(step.student)
         if isinstance(step, Fit):
             self.fit(step, student, phase)
@@ -676,7 +681,7 @@ class Session:
 
     def give(
         self,
-        step: Predict | Represent | Share,
+        step: Predict | Represent | Select | Share,
         value: Tensor | Parameters,
         items: int,
         **details: Any,
@@ -761,6 +766,14 @@ class Session:
         labels = cast(Tensor, item_labels(samples))
         means = class_means(values, labels, self.worker.data.task.classes)
         return {name: value.cpu() for name, value in means.items()}
+
+    def select(self, step: Select) -> None:
+        """Give out which samples are like the client's own."""
+        client, seed = self.assignment.client, self.worker.experiment.seed
+        inputs, own = (self.samples(on).inputs for on in (step.on, "private"))
+        draw = generator(seed, "select", client)
+        selected = alike(inputs, own, step.width, step.quantile, draw)
+        self.give(step, selected.cpu(), len(selected))
 
     def load(self, step: Load, student: nn.Sequential) -> None:
         """Take in parameters."""

@@ -70,10 +70,10 @@ class Release:
     ``client`` is None where the server releases something: what it has made of what ``clients``
     sent under ``key``. ``step`` is then ``Average``, of parameters, with ``clip`` their clipping
     norm and ``rho`` for zero-out neighbours, or ``Aggregate``, of labels. Of a client it is
-    ``Predict``, ``Represent`` or ``Share``; where an epsilon is claimed also ``Samples``,
-    ``Metrics``, ``Record`` or ``Failure``, what the server learnt or acted on beside what was sent
-    (see :meth:`fedkd.privacy.watch.Watch.used`), or ``Resumed``, what an interrupted run released
-    that no line tells of. ``items`` is the number of released rows.
+    ``Predict``, ``Represent``, ``Select`` or ``Share``; where an epsilon is claimed also
+    ``Samples``, ``Metrics``, ``Record`` or ``Failure``, what the server learnt or acted on beside
+    what was sent (see :meth:`fedkd.privacy.watch.Watch.used`), or ``Resumed``, what an interrupted
+    run released that no line tells of. ``items`` is the number of released rows.
     ``mechanism``, ``scale``, ``draws`` and ``clip`` are those of ``[release]``; ``candidates`` is
     how many public classes, at most, stand for themselves (None: all of them), ``mix`` the share of
     a law that no private data decides. ``scores`` names the privacy scores that temperatures
@@ -620,11 +620,12 @@ def _epsilon(account: tuple[float, float, float], delta: float) -> float:
     return min(exact + pure, zcdp_epsilon(gaussian + other, delta)) if other else exact
 
 
-SENT = ("Predict", "Represent", "Share")
+SENT = ("Predict", "Represent", "Select", "Share")
 WHAT = {
     "Predict": "labels",
     "Aggregate": "labels",
     "Represent": "representations",
+    "Select": "choices by private samples",
     "Share": "parameters",
     "Samples": "numbers of samples",
     "Metrics": "losses or accuracies",
@@ -686,7 +687,7 @@ def _by_training(
             why = f"none: client {line.client} trains without noise"
         elif (line.on or ABOUT.get(line.step)) in ("private", "own", "validation"):
             why = "none: answers about private samples leave the client"
-        elif line.step == "Metrics":
+        elif line.step in ("Metrics", "Select"):
             why = f"none: {WHAT[line.step]} leave the client without noise"
         elif line.scores_private:
             why = "none: scores come from private data"

@@ -46,6 +46,7 @@ from fedkd.work import (
     Proximal,
     Reply,
     Represent,
+    Select,
     Share,
     Source,
     Step,
@@ -56,7 +57,7 @@ if TYPE_CHECKING:
 
 Line = dict[str, Any]
 EXPOSURE = "measure_exposure"
-SENDING = (Predict, Represent, Share)
+SENDING = (Predict, Represent, Select, Share)
 """Steps that give something out."""
 SIDE = {"samples": "Samples", "metrics": "Metrics", "record": "Record"}
 """What a method may look at beside what is sent, and the step that it is in the ledger."""
@@ -240,7 +241,9 @@ class Watch:
                 entry["dp_training"] = steps
             self.releases.append(entry)
 
-    def _as_asked(self, step: Predict | Represent | Share, assignment: Assignment) -> Release:
+    def _as_asked(
+        self, step: Predict | Represent | Select | Share, assignment: Assignment
+    ) -> Release:
         """The line of what was asked, where the client says nothing of it that can be trusted."""
         rows = 1 if isinstance(step, Share) else self._items(step.on, assignment.client)
         line = Release(assignment.round, assignment.client, type(step).__name__, step.key, rows)

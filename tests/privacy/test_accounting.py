@@ -391,6 +391,10 @@ def test_a_mixture_is_no_more_than_its_parts_and_no_less_than_either():
             "none: representations leave the client without noise",
         ),
         ({"mechanism": "none", "step": "Share"}, "none: parameters leave the client without noise"),
+        (
+            {"mechanism": "none", "step": "Select"},
+            "none: choices by private samples leave the client without noise",
+        ),
         ({"mechanism": "argmax"}, "none: the likeliest class is released without noise"),
         ({"scores_private": True}, "none: scores come from private data"),
         ({"redrawn": True}, "none: noise is redrawn for the same answer"),
@@ -534,6 +538,7 @@ def test_noise_too_small_for_a_grid_of_losses():
         ([line(client=1)], {0: [STEPS]}, "none: client 1 trains without noise"),
         ([line(step="Represent")], {0: [STEPS]}, "none: answers about private samples leave"),
         ([line(on="private")], {0: [STEPS]}, "none: answers about private samples leave"),
+        ([line(step="Select", on="transfer")], {0: [STEPS]}, "none: choices by private samples le"),
         ([line(scores_private=True)], {0: [STEPS]}, "none: scores come from private data"),
         ([line()], {0: [PrivateSteps(0.0, 0.1, 5)]}, "none: DP-SGD has no noise"),
     ],

@@ -17,7 +17,18 @@ from fedkd.engine.worker import Worker
 from fedkd.experiment import Experiment
 from fedkd.privacy.accounting import gaussian_epsilon, zcdp_epsilon
 from fedkd.privacy.audit import guarantee
-from fedkd.work import Fit, Hold, Load, Predict, Reply, Represent, Samples, Share, decode
+from fedkd.work import (
+    Fit,
+    Hold,
+    Load,
+    Predict,
+    Reply,
+    Represent,
+    Samples,
+    Select,
+    Share,
+    decode,
+)
 from strategies.base import KnowledgeStrategy
 
 TINY = (
@@ -148,7 +159,7 @@ def epsilon_by_hand(heard, experiment):
             if isinstance(step, Fit):
                 epochs = experiment.training.local_epochs if step.epochs is None else step.epochs
                 state[client, step.student] += epochs > 0
-            if not isinstance(step, Predict | Represent | Share):
+            if not isinstance(step, Predict | Represent | Select | Share):
                 continue
             own = isinstance(step, Predict) and step.on in ("private", "own", "validation")
             if own or not isinstance(step, Predict) or step.per == "class":
@@ -201,6 +212,7 @@ UNGUARDED = (
     Predict("private", per="class", key="means"),
     Predict("own", key="own"),
     Represent("fc1", per="class"),
+    Select(),
     Share(),
 )
 asking = st.builds(

@@ -16,7 +16,7 @@ from fedkd.privacy.accounting import Release, gaussian_epsilon
 from fedkd.privacy.audit import guarantee
 from fedkd.privacy.exposure import NULL_MEAN
 from fedkd.results import exposure, exposures
-from fedkd.work import Predict, Represent, Share
+from fedkd.work import Predict, Represent, Select, Share
 from strategies.base import KnowledgeStrategy
 from strategies.swing import Swing
 
@@ -65,7 +65,7 @@ def sent(monkeypatch):
 
     def listening(self, assignment):
         for step in assignment.steps:
-            if isinstance(step, Predict | Represent | Share):
+            if isinstance(step, Predict | Represent | Select | Share):
                 found[assignment.round, assignment.client, type(step).__name__, step.key] += 1
         return perform(self, assignment)
 

@@ -26,6 +26,7 @@ from fedkd.work import (
     Proximal,
     Represent,
     Samples,
+    Select,
     Share,
     Soft,
 )
@@ -306,6 +307,8 @@ STEPS = {
     "an output nobody knows": ([Predict(output="labels")], "Predict: output = 'labels'"),
     "a source of a tensor": ([Predict(INPUTS)], "Predict: on = a torch Tensor"),
     "pool that is a number": ([Represent("fc1", pool=1)], "Represent: pool = 1 .*True or False"),
+    "a width of 0": ([Select(width=0)], "Select: width = 0 is not allowed; allowed: a number abo"),
+    "a share above 1": ([Select(quantile=2)], "Select: quantile = 2 .*a number from 0 to 1"),
     "parameters as a list": ([Load([torch.ones(2)])], "Load: parameters = a list of 1"),
     "no parameters": ([Load({})], "Load: parameters = a dict of 0"),
     "a tensor of labels that are floats": (
@@ -546,6 +549,7 @@ def test_rows_of_nan_and_lists_and_held_students_are_allowed(workers):
         Predict("private", per="class"),
         Represent("fc1"),
         Represent("fc1", "transfer"),
+        Select(),
         Share(),
     ],
     ids=lambda step: f"{type(step).__name__} {getattr(step, 'on', '')}"[:30],

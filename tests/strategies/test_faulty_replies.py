@@ -368,10 +368,12 @@ def gone(reply):
 
 
 UNTRAINED = "strategy.server_epochs=0"
+# Each round must ask for the same, as replies are repeated; a selection is asked for once.
 QUICK = {
     "fedd2s": (UNTRAINED, "strategy.rounds_per_drop=never"),
     "feddf": (UNTRAINED,),
     "fedgkt": (UNTRAINED,),
+    "selectivefd": ("strategy.client_selector=none",),
     "swing": (UNTRAINED,),
 }
 

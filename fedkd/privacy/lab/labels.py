@@ -14,7 +14,7 @@ from fedkd.privacy.lab.findings import LABELS, Evidence, over_rounds
 from fedkd.privacy.lab.models import architecture, loaded, over_all_classes
 from fedkd.privacy.lab.worlds import Sent
 from fedkd.training import predict
-from fedkd.work import Parameters
+from fedkd.work import Parameters, Select
 
 
 @dataclass(frozen=True)
@@ -47,18 +47,19 @@ class LabelGuesses:
         """Read ``sent``."""
         if sent.place not in self.places:
             self.places.append(sent.place)
+        step = sent.step
+        if isinstance(step, Select):
+            return
         value, self._label_counts = sent.value, worker.data.label_counts()
 
         def laws(given: Parameters) -> Tensor | None:
-            student = loaded(worker, architecture(worker, sent.client, sent.step.student), given)
+            student = loaded(worker, architecture(worker, sent.client, step.student), given)
             if student is None:
                 return None
             return predict(student, worker.data.transfer().inputs).softmax(1)
 
         value = over_all_classes(worker, value) if isinstance(value, Tensor) else value
-        found = attacks.infer_label_distribution(
-            {sent.step.key: value}, laws, worker.data.task.classes
-        )
+        found = attacks.infer_label_distribution({step.key: value}, laws, worker.data.task.classes)
         if found is not None:
             by_client = self._guesses.setdefault((sent.place, found.how), {})
             by_client.setdefault(sent.client, {})[sent.round] = found.distribution

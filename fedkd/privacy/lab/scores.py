@@ -27,14 +27,14 @@ from fedkd.privacy.lab.models import (
 from fedkd.privacy.lab.worlds import Sent
 from fedkd.students import named_blocks
 from fedkd.training import predict, represent
-from fedkd.work import Parameters, Predict, Represent, Samples, Share
+from fedkd.work import Parameters, Predict, Represent, Samples, Select, Share
 
 Scores: TypeAlias = "dict[str, np.ndarray]"
 """By attack: a score for each record ``(K,)``."""
 LEAST_PROBABILITY = 1e-4
 """What stands for less in a regression of log-probabilities, as in labels that are one class."""
 NEAREST = 5
-"""Transfer samples that stand for variations of a record where labels alone are seen."""
+"""Transfer samples that stand for variations of a record where labels or choices alone are seen."""
 
 
 @dataclass
@@ -57,6 +57,8 @@ class Reference:
         """Take in what the server's own run has where ``sent`` was sent."""
         step, here = sent.step, (sent.client, sent.round, sent.place)
         self.last[sent.client, sent.place] = sent.round
+        if isinstance(step, Select):
+            return
         if isinstance(step, Share):
             state = worker.parameters(sent.client, step.student)
             assert isinstance(sent.value, dict)
@@ -97,6 +99,8 @@ def scores(worker: Worker, sent: Sent, records: Samples, reference: Reference) -
     step = sent.step
     if isinstance(step, Share):
         return _by_parameters(worker, sent, records, reference)
+    if isinstance(step, Select):
+        return _by_selection(worker, sent, records)
     if isinstance(sent.value, Tensor):
         return _by_labels(worker, sent, records, reference)
     if (sent.client, sent.round, sent.place) not in reference.features:
@@ -111,9 +115,11 @@ def _by_parameters(worker: Worker, sent: Sent, records: Samples, reference: Refe
 
     Blocks that were not sent are those of the server's own run.
     """
+    step = sent.step
+    assert isinstance(step, Share)
     assert isinstance(sent.value, dict)
     rest = reference.rest.get((sent.client, sent.round, sent.place))
-    model = architecture(worker, sent.client, sent.step.student)
+    model = architecture(worker, sent.client, step.student)
     student = loaded(worker, model, sent.value, rest)
     if student is None:
         return {}
@@ -151,6 +157,17 @@ def _by_labels(worker: Worker, sent: Sent, records: Samples, reference: Referenc
         agreeing = (hard[near] == records.labels[:, None]).double().mean(1)
         found["label-only: agreement of the nearest"] = agreeing.numpy()
     return found
+
+
+def _by_selection(worker: Worker, sent: Sent, records: Samples) -> Scores:
+    """How many of the samples that are nearest to a record are said to be like the client's own."""
+    step = sent.step
+    assert isinstance(step, Select)
+    assert isinstance(sent.value, Tensor)
+    samples = worker.samples(sent.client, step.on).inputs
+    apart = torch.cdist(records.inputs.flatten(1), samples.flatten(1)).cpu()
+    near = apart.topk(min(NEAREST, len(samples)), 1, largest=False).indices
+    return {"selected among the nearest": sent.value[near].double().mean(1).numpy()}
 
 
 def _by_class_means(sent: Sent, records: Samples, reference: Reference) -> Scores:

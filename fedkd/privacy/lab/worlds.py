@@ -17,7 +17,7 @@ from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
 from fedkd.privacy.release import applies
 from fedkd.privacy.watch import Aggregate
-from fedkd.work import Assignment, Parameters, Predict, Reply, Represent, Share
+from fedkd.work import Assignment, Parameters, Predict, Reply, Represent, Select, Share
 
 AGGREGATE = "Aggregate"
 """Begins the places of what a trusted server makes of what clients send."""
@@ -33,7 +33,7 @@ class Sent:
 
     client: int
     round: int
-    step: Predict | Represent | Share
+    step: Predict | Represent | Select | Share
     value: Tensor | Parameters
     aggregate: bool = False
 
@@ -63,7 +63,7 @@ class WatchedWorker(Worker):
     ) -> None:
         super().__init__(experiment, data, world)
         self.listener = listener
-        self.asked: dict[tuple[int, str], Predict | Represent | Share] = {}
+        self.asked: dict[tuple[int, str], Predict | Represent | Select | Share] = {}
         """Steps that send something, by client and key, as they were last asked for."""
         self.sends_late = False
         """Whether something was sent after fusion, which in the last round is to be waited for."""
@@ -83,7 +83,7 @@ class WatchedWorker(Worker):
             if reply.error:
                 raise FedkdError(reply.error)
             for step in () if reply.failure else assignment.steps:
-                if isinstance(step, Predict | Represent | Share):
+                if isinstance(step, Predict | Represent | Select | Share):
                     self.sends_late |= assignment.phase != "learn"
                     self.asked[reply.client, step.key] = step
                     if not (masked and applies(step, table)):
