@@ -117,9 +117,11 @@ def check_shadows(shadows: int | None, key: str) -> None:
     FedkdError
         One line naming ``key``.
     """
+    if not shadows:
+        return
     from fedkd.privacy.lab.membership import FEWEST
 
-    if shadows is not None and not (shadows == 0 or shadows >= FEWEST):
+    if shadows < FEWEST:
         raise FedkdError(
             f"{key} {shadows} is too few: a likelihood ratio needs at least {FEWEST}; 0 is for "
             "no attack"

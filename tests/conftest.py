@@ -1,5 +1,7 @@
 """Small experiments that take a second."""
 
+import signal
+
 import pytest
 import torch
 from lines import SMALL
@@ -28,6 +30,20 @@ def samples():
 def _one_thread():
     """As a worker has; tests themselves run in several processes."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _signals():
+    """As in a terminal: in the background of a shell Ctrl-C is ignored, with nohup SIGHUP is.
+
+    Processes that tests start inherit it.
+    """
+    for number, handler in (
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGHUP, signal.SIG_DFL),
+    ):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -536,9 +536,7 @@ def children():
 
 def command(file, *words):
     """``fedkd suite`` in a process group of its own."""
-    # Where tests run in the background of a shell, Ctrl-C is ignored, and children inherit that.
-    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    code += "from simulations.cli import main; main()"
+    code = "from simulations.cli import main; main()"
     return subprocess.Popen(
         [sys.executable, "-c", code, "suite", file, "--jobs", "2", *words],
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
