@@ -111,13 +111,14 @@ def row(run: Run) -> dict[str, Any]:
         bits, _ = exposures([run], place, most_repeated(run))
         if bits:
             known[f"exposure_{place}"] = sum(bits) / len(bits)
-    if run.audit is not None:
-        known |= _audited(run.audit)
-    return known
+    return known | audited(run)
 
 
-def _audited(audit: Mapping[str, Any]) -> dict[str, float]:
-    """What an audit found, by who attacks: the server, and others."""
+def audited(run: Run) -> dict[str, float]:
+    """What an audit of a run found, as :func:`load_runs` has it; empty where there was none."""
+    audit = run.audit
+    if audit is None:
+        return {}
     from fedkd.privacy.lab.findings import MEMBERSHIP
     from fedkd.privacy.lab.worlds import AGGREGATE
 

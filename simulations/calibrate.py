@@ -44,8 +44,11 @@ def noise_for(run: Run, epsilon: float) -> tuple[str, float, Formal]:
     Raises
     ------
     FedkdError
-        The run has no guarantee that follows from one noise, or no noise gives ``epsilon``.
+        The run has not ended, or has no guarantee that follows from one noise; or no noise gives
+        ``epsilon``.
     """
+    if run.summary is None:
+        raise FedkdError(f"{run.folder} has not ended: calibration needs a finished run")
     experiment, lines = run.experiment, run.releases
     place = _place(lines, experiment)
     key, given = _noise(experiment, run)

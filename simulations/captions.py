@@ -15,7 +15,7 @@ Best = Literal["max", "min"]
 
 SMALLER = (
     *("exposure", "loss", "perplexity", "ece", "bytes", "seconds", "left_out", "rounds_to"),
-    "_std",
+    *("membership_auc", "epsilon", "_std"),
 )
 """Parts of the names of values of which less is better."""
 RECORD = "record."

@@ -1055,6 +1055,15 @@ def against(
     _draw("against", runs, out, key, metric.value, stage.value)
 
 
+@plot.command(epilog=examples("fedkd plot budget runs/privacy-utility-quick/digits-*"))
+def budget(runs: Runs, out: Stem = None) -> None:
+    """What a privacy budget buys: utility and membership inference against the formal epsilon.
+
+    Runs that differ in noise alone are one line; the second panel is of runs that were audited.
+    """
+    _draw("budget", runs, out)
+
+
 @plot.command(epilog=examples("fedkd plot weights runs/knfu-*"))
 def weights(runs: Runs, out: Stem = None) -> None:
     """Whom clients listen to: weight matrices of some rounds, effective contributors over rounds.

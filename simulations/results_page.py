@@ -44,6 +44,11 @@ OWN = ("own_accuracy_mean", "own_accuracy_mean_local")
 ACCURACIES = (*OWN, "common_accuracy_mean")
 COST = ("bytes_up",)
 FAIRNESS = ("own_accuracy_std", "own_accuracy_worst10")
+UTILITY = ("common_accuracy_mean", "common_perplexity_mean")
+LEAKAGE = (
+    *("formal_epsilon", "formal_epsilon_others", "membership_auc", "membership_auc_others"),
+    *("audited_epsilon", "exposure_teacher", "exposure_student"),
+)
 
 
 @dataclass(frozen=True)
@@ -114,6 +119,9 @@ SECTIONS = {
     ),
     "fedd2s-participation": Section(
         "method", "participation", OWN, (Picture("against", {"key": "participation"}),)
+    ),
+    "privacy-utility": Section(
+        ARM, "epsilon", (*UTILITY, *LEAKAGE), (Picture("budget", each=("data",)),)
     ),
     "swing-arms": Section(ARM, "data", (), (Picture("tradeoff", each=("data",)),)),
     "privacy-budget": Section(
@@ -288,8 +296,11 @@ def _leaks(suite: Suite) -> Iterator[str]:
     for labels, cells in panels(suite, (ARM, SEED)):
         groups: dict[str, list[Run]] = {}
         for cell in cells:
-            groups.setdefault(str(cell.labels[ARM]), []).append(Run(cell.folder))
-        rows = canary.table(groups, {}, most_repeated(Run(cells[0].folder)))
+            if Run(cell.folder).canaries is not None:
+                groups.setdefault(str(cell.labels[ARM]), []).append(Run(cell.folder))
+        if not groups:
+            continue
+        rows = canary.table(groups, {}, most_repeated(next(iter(groups.values()))[0]))
         title = _title("exposure", labels)
         notes = notes_markdown(canary.notes(groups))
         yield "\n\n".join([f"#### {title}", canary.markdown(rows), *canary.findings(rows), *notes])

@@ -64,6 +64,11 @@ MEASURES = {
     "common_accuracy_mean": "common accuracy, fused",
     "common_accuracy_mean_local": "common accuracy, local",
     "rounds_to_target": "rounds to target",
+    "membership_auc": "AUC of membership inference by a server that sees all that is sent",
+    "membership_auc_others": "AUC of membership inference by others, from what a server makes",
+    "audited_epsilon": "audited \N{GREEK SMALL LETTER EPSILON} of a record, of the server",
+    "formal_epsilon": "formal \N{GREEK SMALL LETTER EPSILON} against the server",
+    "formal_epsilon_others": "formal \N{GREEK SMALL LETTER EPSILON} against others",
 }
 """What a test measures, in words, where its column's name is not plain."""
 

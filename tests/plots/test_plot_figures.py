@@ -43,6 +43,7 @@ FIGURES = {
     "profile": ("profile", None, ()),
     "reconstruction": ("reconstruction", None, ()),
     "auditing": ("auditing", None, ()),
+    "budget": ("budget", None, ()),
 }
 NAMES_METHODS = ["curves", "alpha", "size", "pareto", "pareto in panels", "calibration"]
 
@@ -76,6 +77,7 @@ def drawn(runs, cut_run, canary_runs, private_runs, audited, gradient_audits):
     """Every figure, drawn when it is first asked for."""
     others = {"cuts": cut_run, "exposure": canary_runs, "tradeoff": canary_runs}
     others |= {"profile": private_runs, "reconstruction": audited, "auditing": gradient_audits}
+    others |= {"budget": private_runs}
     figures = {}
 
     def draw(title):
