@@ -12,9 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fedkd.frames import audited
+from fedkd.privacy.accounting import Formal
 from fedkd.privacy.guarantees import guarantees
 from fedkd.results import FedkdError, Run, settings, utility, utility_name
-from plots.gather import Line, lines, noted, over_seeds, panels, said_of_seeds
+from plots.gather import Line, lines, noted, over_seeds, said_of_seeds
 from plots.style import COLOURS, MARKERS, grid, legend, numeric, styled, thin, titles
 
 NOISE = (
@@ -40,16 +41,17 @@ def draw(runs: Sequence[Run]) -> Figure:
     Raises
     ------
     FedkdError
-        No run guarantees anything, or runs are on unlike data.
+        No run guarantees anything, or runs are on several data sets.
     """
-    parts, _ = panels(runs)
-    kinds = {utility_name(run) for run in runs}
-    if len(parts) > 1 or len(kinds) > 1:
-        told = ", ".join(part.title for part in parts) or " and ".join(sorted(kinds))
-        raise FedkdError(f"runs on unlike data do not fit into one figure: {told}")
-    (kind,) = kinds
-    epsilons = {run.folder: _epsilon(run) for run in runs}
-    if all(found is None for found in epsilons.values()):
+    sets = sorted({run.experiment.data.dataset for run in runs})
+    if len(sets) > 1:
+        raise FedkdError(
+            f"runs on {' and '.join(sets)} do not fit into one figure: name those of one"
+        )
+    kind = utility_name(runs[0])
+    formals = {run.folder: _formal(run) for run in runs}
+    epsilons = {folder: one.epsilon if one else None for folder, one in formals.items()}
+    if not any(formals.values()):
         why = guarantees(runs[0].releases, runs[0].experiment)[0].why
         raise FedkdError(f"no run guarantees anything; {runs[0].folder}: {why}")
     # Ways of protection have one method in common: here each has a look of its own.
@@ -76,7 +78,8 @@ def draw(runs: Sequence[Run]) -> Figure:
     if len(shown) > 1:
         axes[1].axhline(GUESSING, color="#555555", linewidth=0.8, linestyle=":")
     bars = said_of_seeds(counts)
-    titles(figure, axes, [""] * len(axes), f"bars: {bars}" if bars else "")
+    told = [f"bars: {bars}" if bars else "", _units(methods, formals)]
+    titles(figure, axes, [""] * len(axes), "; ".join(filter(None, told)))
     legend(figure, axes)
     thin(figure, axes)
     return noted(figure, [(line.label, line.runs) for line in methods])
@@ -95,9 +98,23 @@ def _look(place: int) -> dict[str, Any]:
     }
 
 
-def _epsilon(run: Run) -> float | None:
+def _formal(run: Run) -> Formal | None:
+    """The first guarantee of a run that there is."""
     found = guarantees(run.releases, run.experiment)
-    return next((formal.epsilon for formal in found if formal.epsilon is not None), None)
+    return next((formal for formal in found if formal.epsilon is not None), None)
+
+
+def _units(methods: Sequence[Line], formals: Mapping[Path, Formal | None]) -> str:
+    """What epsilon is of, by line."""
+    named: dict[str, list[str]] = {}
+    for line in methods:
+        for unit in {formal.unit for run in line.runs if (formal := formals[run.folder])}:
+            named.setdefault(unit, []).append(line.label)
+    if len(named) == 1:
+        return f"ε of a {next(iter(named))}"
+    return ", ".join(
+        f"ε of a {unit}: {', '.join(labels)}" for unit, labels in sorted(named.items())[::-1]
+    )
 
 
 def _auc(run: Run) -> float:

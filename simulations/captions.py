@@ -15,7 +15,7 @@ Best = Literal["max", "min"]
 
 SMALLER = (
     *("exposure", "loss", "perplexity", "ece", "bytes", "seconds", "left_out", "rounds_to"),
-    *("membership_auc", "epsilon", "_std"),
+    *("membership_auc", "audited_epsilon", "_std"),
 )
 """Parts of the names of values of which less is better."""
 RECORD = "record."
@@ -58,8 +58,11 @@ def shown(value: str) -> tuple[float, str, int]:
 
 
 def direction(value: str) -> Best | None:
-    """Whether more or less of a value is better, by its name; None of what a strategy recorded."""
-    if value.startswith(RECORD):
+    """Whether more or less of a value is better, by its name.
+
+    None of what a strategy recorded, and of what is guaranteed, which is a setting.
+    """
+    if value.startswith((RECORD, "formal_")):
         return None
     return "min" if any(part in value for part in SMALLER) else "max"
 
