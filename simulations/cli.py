@@ -926,11 +926,11 @@ def audit(
 
 @app.command(
     epilog=examples(
-        "fedkd calibrate runs/quickstart --epsilon 8",
-        "fedkd calibrate runs/mine --epsilon 0.5,1,2,4,8",
+        "fedkd noise runs/quickstart --epsilon 8",
+        "fedkd noise runs/mine --epsilon 0.5,1,2,4,8",
     )
 )
-def calibrate(
+def noise(
     run: Annotated[Path, typer.Argument(parser=_path, metavar="RUN", show_default=False)],
     epsilon: Annotated[
         str, typer.Option(metavar="E[,E]", help="What is to be guaranteed.", show_default=False)
@@ -941,7 +941,7 @@ def calibrate(
     By the ledger of folder RUN, without running anything again: DP-SGD, Gaussian noise and votes,
     averages with clipping.
     """
-    from simulations.calibrate import main as calibrated
+    from simulations.noise import main as told
 
     try:
         wanted = [float(part) for part in epsilon.split(",")]
@@ -949,7 +949,7 @@ def calibrate(
         raise FedkdError(
             f"--epsilon {shown(epsilon)} is not allowed: numbers, as in 0.5,1,2"
         ) from error
-    calibrated(Run.open(run), wanted)
+    told(Run.open(run), wanted)
 
 
 # --- fedkd plot ---------------------------------------------------------------------------------

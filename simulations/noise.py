@@ -1,4 +1,4 @@
-"""``fedkd calibrate``: how much noise would give a run another epsilon."""
+"""``fedkd noise``: how much noise would give a run another epsilon."""
 
 from __future__ import annotations
 
@@ -48,14 +48,16 @@ def noise_for(run: Run, epsilon: float) -> tuple[str, float, Formal]:
         ``epsilon``.
     """
     if run.summary is None:
-        raise FedkdError(f"{run.folder} has not ended: calibration needs a finished run")
+        raise FedkdError(
+            f"{run.folder} has not ended: how much noise it needs is told of a finished run"
+        )
     experiment, lines = run.experiment, run.releases
     place = _place(lines, experiment)
     key, given = _noise(experiment, run)
     if given is None or place is None:
         why = guarantees(lines, experiment)[0].why
         raise FedkdError(
-            f"{run.folder} has no noise to calibrate ({why or key}); allowed: a finished run with "
+            f"{run.folder} has no noise that epsilon follows from ({why or key}); allowed: a finished run with "
             "training.dp.noise_multiplier, strategy.noise_multiplier, or release.scale of "
             f"{' or '.join(LABELS)} noise above 0, and an epsilon"
         )

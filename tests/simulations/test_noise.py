@@ -1,4 +1,4 @@
-"""``fedkd calibrate``: noise that gives another epsilon, checked by runs that have that noise."""
+"""``fedkd noise``: noise that gives another epsilon, checked by runs that have that noise."""
 
 import re
 
@@ -8,7 +8,7 @@ from fedkd import run
 from fedkd.errors import FedkdError
 from fedkd.privacy.guarantees import guarantees
 from fedkd.results import SUMMARY
-from simulations.calibrate import noise_for
+from simulations.noise import noise_for
 from simulations.suite import read
 
 WAYS = {
@@ -42,7 +42,7 @@ def test_a_run_with_the_noise_that_is_told_has_the_epsilon_that_was_asked_for(wa
 
 def test_each_epsilon_is_a_line_with_the_key_to_set(fedkd, small, tmp_path):
     run(small("rounds=1", *WAYS["local labels"]), tmp_path / "mine")
-    code, out, err = fedkd("calibrate", "mine", "--epsilon", "1, 8")
+    code, out, err = fedkd("noise", "mine", "--epsilon", "1, 8")
     assert (code, err) == (0, "")
     less, more = out.splitlines()
     assert re.match(r"release\.scale = [\d.]+: ε (1|0\.9999) \(delta 1e-05, client\); ", less)
@@ -63,9 +63,11 @@ def test_each_epsilon_is_a_line_with_the_key_to_set(fedkd, small, tmp_path):
         ),
     ],
 )
-def test_what_cannot_be_calibrated_is_one_line(keys, epsilon, line, fedkd, small, tmp_path):
+def test_a_run_whose_epsilon_follows_from_no_noise_is_one_line(
+    keys, epsilon, line, fedkd, small, tmp_path
+):
     run(small("rounds=1", *keys), tmp_path / "mine")
-    code, out, err = fedkd("calibrate", "mine", "--epsilon", epsilon)
+    code, out, err = fedkd("noise", "mine", "--epsilon", epsilon)
     assert (code, out) == (2, "")
     assert line in err
     assert err.count("\n") == 1
@@ -90,5 +92,7 @@ def test_the_suite_has_the_epsilons_that_it_says(arm, tmp_path):
 def test_a_run_that_has_not_ended_is_one_line(small, tmp_path):
     done = run(small("rounds=1", *WAYS["local labels"]), tmp_path / "mine")
     (done.folder / SUMMARY).unlink()
-    with pytest.raises(FedkdError, match="has not ended: calibration needs a finished run"):
+    with pytest.raises(
+        FedkdError, match="has not ended: how much noise it needs is told of a finished run"
+    ):
         noise_for(done, 1.0)
