@@ -57,9 +57,9 @@ def noise_for(run: Run, epsilon: float) -> tuple[str, float, Formal]:
     if given is None or place is None:
         why = guarantees(lines, experiment)[0].why
         raise FedkdError(
-            f"{run.folder} has no noise that epsilon follows from ({why or key}); allowed: a finished run with "
-            "training.dp.noise_multiplier, strategy.noise_multiplier, or release.scale of "
-            f"{' or '.join(LABELS)} noise above 0, and an epsilon"
+            f"{run.folder} has no noise that epsilon follows from ({why or key}); allowed: a "
+            "finished run with training.dp.noise_multiplier, strategy.noise_multiplier, or "
+            f"release.scale of {' or '.join(LABELS)} noise above 0, and an epsilon"
         )
 
     def guaranteed(factor: float) -> Formal:
