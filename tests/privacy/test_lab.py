@@ -1,6 +1,7 @@
 """Attacks on all that clients send: what is attacked, what is found, what is found of nothing."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -368,6 +369,17 @@ def test_without_a_number_there_are_as_many_shadows_as_time_allows(small, monkey
     monkeypatch.setattr(membership, "SECONDS", 1e9)
     monkeypatch.setattr(membership, "USUAL", 5)
     assert infer_members(experiment).shadows == 5
+
+
+def test_a_machine_that_becomes_slow_meanwhile_gets_fewer_shadows(small, monkeypatch):
+    """Two shadows of a second each, then one of five minutes: there is time for no more."""
+    clock = iter([0.0, 0.0, 1.0, 1.0, 2.0, 2.0, 302.0, 302.0, 303.0])
+    monkeypatch.setattr(membership, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    told = []
+    experiment = small(*QUICK, "strategy.name=fedavg")
+    found = infer_members(experiment, done=lambda *counts: told.append(counts))
+    assert found.shadows == membership.FEWEST == 4
+    assert told == [(1, 16), (2, 16), (3, 4), (4, 4)]
 
 
 def test_clients_that_never_take_part_are_left_out(small):

@@ -65,7 +65,7 @@ def infer_members(
         What is attacked.
     shadows : int, optional
         How many runs are compared. If not given, :data:`USUAL`, or as many as can be done in
-        :data:`SECONDS` by the time that the first one takes.
+        :data:`SECONDS` by the time that the last one took.
     done : callable
         Called with the number of runs that are done, and of all that will be, after each.
     listener : callable
@@ -101,10 +101,11 @@ def infer_members(
         start = time.perf_counter()
         game.play(shadow, others)
         shadow += 1
-        if shadows is None and shadow == 1:
-            left = SECONDS - (time.perf_counter() - begin)
-            count = 1 + int(left / max(time.perf_counter() - start, 1e-9))
-            count = min(max(count, FEWEST), USUAL)
+        if shadows is None:
+            # Told anew after each, as other work on the machine may begin meanwhile.
+            now = time.perf_counter()
+            more = int((SECONDS - (now - begin)) / max(now - start, 1e-9))
+            count = min(max(shadow + max(more, 0), FEWEST), USUAL)
         done(shadow, count)
         if not game.scores:
             break
