@@ -16,7 +16,6 @@ from fedkd.privacy.accounting import (
     SEES_FUSED,
     SENT,
     WHAT,
-    Formal,
     PrivateSteps,
     Release,
     broken,
@@ -27,6 +26,7 @@ from fedkd.privacy.accounting import (
     training_epsilon,
     worst_client,
 )
+from fedkd.privacy.accounting import Formal as Formal
 from fedkd.privacy.votes import epsilon_of_rdp
 
 

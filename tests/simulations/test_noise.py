@@ -29,7 +29,12 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+SLOW = ("private training", "averages")
+
+
+@pytest.mark.parametrize(
+    "way", [pytest.param(way, marks=[pytest.mark.slow] * (way in SLOW)) for way in WAYS]
+)
 def test_a_run_with_the_noise_that_is_told_has_the_epsilon_that_was_asked_for(way, small, tmp_path):
     first = run(small("rounds=2", *WAYS[way]), tmp_path / "first")
     key, noise, formal = noise_for(first, 3.0)
