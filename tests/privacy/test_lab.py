@@ -59,7 +59,9 @@ def test_every_method_that_sends_something_is_attacked():
     assert {*registry.names("strategies")} == {*ATTACKED, "local"}
 
 
-@pytest.mark.parametrize("method", ["fedavg", "fedper", "uniform", "fedmd", "fedproto", "fedgkt"])
+@pytest.mark.parametrize(
+    "method", ["fedavg", "fedper", "uniform", "fedmd", "fedproto", "fedgkt", "fedd2s"]
+)
 def test_what_is_attacked_follows_from_what_is_sent(small, method):
     place, attacks, how = ATTACKED[method]
     found = attack(small(*QUICK, f"strategy.name={method}"), 4)

@@ -16,7 +16,7 @@ from fedkd.engine.worker import Worker
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
 from fedkd.privacy.release import applies
-from fedkd.privacy.watch import Aggregate
+from fedkd.privacy.watch import SENDING, Aggregate
 from fedkd.work import Assignment, Parameters, Predict, Reply, Represent, Select, Share
 
 AGGREGATE = "Aggregate"
@@ -71,19 +71,24 @@ class WatchedWorker(Worker):
     def perform_all(
         self, assignments: Sequence[Assignment], *progress: Any, **care: Any
     ) -> list[Reply]:
-        """Perform assignments without their trials.
+        """Perform assignments, with trials only where a method waits for what they give.
 
         Behind secure aggregation nobody sees the labels of one client.
         """
         table = self.experiment.release
         masked = table.trust == "secure-aggregation"
-        untested = [replace(assignment, trial=()) for assignment in assignments]
+        untested = [
+            assignment
+            if any(isinstance(step, SENDING) for step in assignment.trial)
+            else replace(assignment, trial=())
+            for assignment in assignments
+        ]
         replies = super().perform_all(untested, *progress, **care)
         for assignment, reply in zip(untested, replies, strict=True):
             if reply.error:
                 raise FedkdError(reply.error)
             for step in () if reply.failure else assignment.steps:
-                if isinstance(step, Predict | Represent | Select | Share):
+                if isinstance(step, SENDING):
                     self.sends_late |= assignment.phase != "learn"
                     self.asked[reply.client, step.key] = step
                     if not (masked and applies(step, table)):
