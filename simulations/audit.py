@@ -307,7 +307,7 @@ def attack_table(
     """
     from fedkd.privacy.lab.findings import strongest
     from fedkd.privacy.lab.worlds import AGGREGATE
-    from simulations.tables import ruled
+    from simulations.layout import ruled
 
     shown = _stated(found["formal"], "server")
     rows: list[tuple[str, ...]] = [

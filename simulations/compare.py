@@ -10,7 +10,8 @@ from fedkd.caveats import caveats, gathered, marked, span
 from fedkd.errors import FedkdError
 from fedkd.escaping import markdown
 from fedkd.results import Run, by_seed, labels, reached
-from simulations.tables import mean_and_spread, notes_markdown, ruled
+from simulations.layout import ruled
+from simulations.tables import mean_and_spread, notes_markdown
 
 ACCURACIES = {
     "own, fused": "own_accuracy_mean",

@@ -33,12 +33,35 @@ def imported(file: Path) -> list[str]:
     return found
 
 
+def modules(file: Path) -> set[str]:
+    """What a file imports, also as ``from package import module``."""
+    named = {
+        f"{node.module}.{alias.name}"
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    return named | {*imported(file)}
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_imports_point_one_way(file):
     package = file.relative_to(ROOT).parts[0]
     for module in imported(file):
         if (top := module.split(".")[0]) in PACKAGES:
             assert top in ALLOWED[package], f"{file.name} imports {module}"
+
+
+@pytest.mark.parametrize("package", ["strategies", "simulations", "plots"])
+def test_no_modules_import_each_other_in_a_circle(package):
+    def named(file):
+        return ".".join(file.relative_to(ROOT).with_suffix("").parts)
+
+    files = {named(file): file for file in sorted((ROOT / package).rglob("*.py"))}
+    left = {name: modules(file) & {*files} for name, file in files.items()}
+    while ends := {name for name, others in left.items() if not others}:
+        left = {name: others - ends for name, others in left.items() if name not in ends}
+    assert not left
 
 
 def test_plots_read_run_folders_and_nothing_else():
