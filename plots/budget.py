@@ -119,7 +119,9 @@ def _units(methods: Sequence[Line], formals: Mapping[Path, Formal | None]) -> st
 def _auc(run: Run) -> float:
     """That of the adversary whom the guarantee is against; NaN where the run was not audited."""
     found = audited(run)
-    whose = "_others" if "formal_epsilon_others" in found else ""
+    # Behind secure aggregation the server sees no more than they do.
+    alone = "membership_auc" not in found
+    whose = "_others" if alone or "formal_epsilon_others" in found else ""
     return found.get(f"membership_auc{whose}", math.nan)
 
 

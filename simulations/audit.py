@@ -109,6 +109,11 @@ def audited(
     return found
 
 
+def attacked(run: Run) -> bool:
+    """Whether an audit of a run attacked what its clients sent."""
+    return "attacks" in (run.audit or {})
+
+
 def check_shadows(shadows: int | None, key: str) -> None:
     """Refuse a number of shadows that no likelihood ratio can be made of.
 

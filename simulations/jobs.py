@@ -196,9 +196,9 @@ def _one(task: Job) -> tuple[float, str]:
             done = run(task.experiment, task.folder, resume=True)
         if not task.shadows:
             return float((done.summary or {}).get("seconds", 0.0)), ""
-        if done.audit is None:
-            from simulations.audit import audited
+        from simulations.audit import attacked, audited
 
+        if not attacked(done):
             audited(done, task.shadows)
         return time.perf_counter() - begin, ""
     except FedkdError as error:

@@ -37,7 +37,7 @@ from fedkd.results import (
     left_out,
 )
 from fedkd.toml import parse, read_text
-from simulations.audit import check_shadows
+from simulations.audit import attacked, check_shadows
 from simulations.jobs import Job, most, outcomes
 from simulations.shipped import experiment_text, find
 
@@ -80,7 +80,7 @@ class Cell:
     @property
     def done(self) -> bool:
         """Whether the run has finished and, with ``shadows``, has been audited."""
-        return self.finished and not (self.shadows and Run(self.folder).audit is None)
+        return self.finished and (not self.shadows or attacked(Run(self.folder)))
 
     @property
     def title(self) -> str:

@@ -156,7 +156,7 @@ def test_a_suite_that_is_to_be_audited_audits_each_run_once(grid, monkeypatch):
 
     def audited(run, shadows):
         seen.append((run.experiment.name, run.experiment.seed, shadows))
-        run.write_audit({"formal": {"epsilon": None}})
+        run.write_audit({"formal": {"epsilon": None}, "attacks": {"findings": []}})
 
     monkeypatch.setattr(audit, "audited", audited)
     only = ["method=knfu", "data.alpha=10"]
@@ -168,6 +168,10 @@ def test_a_suite_that_is_to_be_audited_audits_each_run_once(grid, monkeypatch):
     assert seen == [("alpha10-knfu", seed, 5) for seed in (0, 1)]
     assert not run_suite(read("runs/grid-quick"), 1, only).ran
     assert len(seen) == 2
+    # As fedkd audit --shadows 0 leaves it: nothing was attacked.
+    Run(ran[0].folder).write_audit({"formal": {"epsilon": None}})
+    assert run_suite(read("runs/grid-quick"), 1, only).ran == ran[:1]
+    assert len(seen) == 3
 
 
 def test_too_few_shadows_of_a_suite_are_one_line(grid):
