@@ -77,7 +77,13 @@ def at_one_place(value):
 
 
 def below_zero(array, name):
-    if not positive(array) or name in ("inputs", "mean") or "." in name or name == "logits":
+    if (
+        array.dtype == torch.bool
+        or not positive(array)
+        or name in ("inputs", "mean")
+        or "." in name
+        or name == "logits"
+    ):
         return None
     array = array.clone()
     array.view(-1)[0] = -1
