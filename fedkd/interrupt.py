@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn
 
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+# Whoever ends a group of processes often tells one of them twice: a batch system and the suite that
+# the run belongs to. The second time must not end what the first one made the run write.
+SAME_SECONDS = 10.0
 
 
 class Interrupted(KeyboardInterrupt):
@@ -24,19 +28,33 @@ class Interrupted(KeyboardInterrupt):
 def interruptible() -> Iterator[None]:
     """Raise :class:`Interrupted` where such a signal would end the process on the spot.
 
-    What somebody else does about a signal, or that it is ignored (``nohup``), stays as it is.
+    Of signals that follow within ten seconds, Ctrl-C's too, only the first counts. What somebody
+    else does about a signal, or that it is ignored (``nohup``), stays as it is.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    free = [number for number in SIGNALS if signal.getsignal(number) is signal.SIG_DFL]
+    free = {
+        number: handler
+        for number in (signal.SIGINT, *SIGNALS)
+        if (handler := signal.getsignal(number)) in (signal.SIG_DFL, signal.default_int_handler)
+    }
+    last = -math.inf
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal last
+        before, last = last, time.monotonic()
+        if last - before < SAME_SECONDS:
+            return
+        raise KeyboardInterrupt if number == signal.SIGINT else Interrupted(number)
+
     for number in free:
-        signal.signal(number, _interrupt)
+        signal.signal(number, interrupt)
     try:
         yield
     finally:
-        for number in free:
-            signal.signal(number, signal.SIG_DFL)
+        for number, handler in free.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
@@ -66,7 +84,3 @@ def interrupts_held_back() -> Iterator[list[int]]:
 def exit_code(error: BaseException | None) -> int:
     """What a process ends with that was interrupted so: 130 after Ctrl-C, 143 after SIGTERM."""
     return 128 + (error.number if isinstance(error, Interrupted) else signal.SIGINT)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    raise Interrupted(number)
