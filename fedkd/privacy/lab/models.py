@@ -14,8 +14,9 @@ from fedkd.students import build
 from fedkd.training import fit, item_labels, predict
 from fedkd.work import Parameters, Samples, Soft
 
-PROXY_EPOCHS = 20.0
-"""Passes over the transfer set in which the server distils a client's soft labels."""
+PROXY_EPOCHS = 5.0
+"""Passes over the transfer set in which the server distils a client's soft labels: more tell no
+more of who is a member (pydoc, 200 rows: AUC 0.925 after 5 passes, 0.930 after 20, each +- 0.025)."""
 RIDGE = 0.1
 """Of kernel regression, in units of the kernel's largest value."""
 
