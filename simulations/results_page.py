@@ -25,7 +25,7 @@ from fedkd.errors import FedkdError
 from fedkd.escaping import code, markdown
 from fedkd.results import Run, most_repeated
 from plots.style import styled
-from simulations import canary, tables
+from simulations import leakage, tables
 from simulations.answers import Answer, answers, listed, run_missing, section
 from simulations.suite import ARM, SEED, Cell, Label, Suite, frame, panels, read, suites, where
 from simulations.tables import notes_markdown
@@ -300,10 +300,12 @@ def _leaks(suite: Suite) -> Iterator[str]:
                 groups.setdefault(str(cell.labels[ARM]), []).append(Run(cell.folder))
         if not groups:
             continue
-        rows = canary.table(groups, {}, most_repeated(next(iter(groups.values()))[0]))
+        rows = leakage.table(groups, {}, most_repeated(next(iter(groups.values()))[0]))
         title = _title("exposure", labels)
-        notes = notes_markdown(canary.notes(groups))
-        yield "\n\n".join([f"#### {title}", canary.markdown(rows), *canary.findings(rows), *notes])
+        notes = notes_markdown(leakage.notes(groups))
+        yield "\n\n".join(
+            [f"#### {title}", leakage.markdown(rows), *leakage.findings(rows), *notes]
+        )
 
 
 def _table(

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from pydantic import Field, ValidationError, model_validator
 
 from fedkd import folder as disk
-from fedkd import lock
+from fedkd import lock, registry
 from fedkd.errors import FedkdError, MissingData, nearest, shown
 from fedkd.escaping import plain
 from fedkd.experiment import Experiment, Table, changed, settings, validated
@@ -37,6 +37,7 @@ from fedkd.results import (
     left_out,
 )
 from fedkd.toml import parse, read_text
+from simulations.arms import arms, refused, varied
 from simulations.audit import attacked, check_shadows
 from simulations.jobs import Job, most, outcomes
 from simulations.shipped import experiment_text, find
@@ -351,14 +352,10 @@ def _experiment(
 
 @cache
 def _arms(experiment: str) -> Any:
-    from simulations.canary import arms
-
     return arms(Experiment.from_toml(experiment))
 
 
 def _released(experiment: str, arm: str, seed: int) -> Experiment:
-    from simulations.canary import varied
-
     known, unfit = _arms(experiment)
     if arm in unfit:
         raise FedkdError(f"arm = {arm!r} does not fit: {unfit[arm]}")
@@ -687,9 +684,6 @@ def check(suite: Suite, cells: Sequence[Cell]) -> None:
     FedkdError
         One line: suite, labels, key, value and what is allowed.
     """
-    from fedkd import registry
-    from simulations.canary import refused
-
     seen = set()
     for cell in cells:
         digest = cell.experiment.model_copy(update={"seed": 0}).digest()
