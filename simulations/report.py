@@ -24,7 +24,9 @@ from fedkd.results import EXPERIMENT, Run
 from plots.style import styled
 from simulations import tables
 from simulations.answers import Answer, answers
-from simulations.suite import SEED, Cell, Suite, failures, frame, panels, suites, where
+from simulations.cells import SEED, Cell, Suite, panels, where
+from simulations.manifest import failures
+from simulations.suite import frame, suites
 from simulations.verdicts import MEASURES, claims
 
 if TYPE_CHECKING:

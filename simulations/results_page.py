@@ -27,7 +27,8 @@ from fedkd.results import Run, most_repeated
 from plots.style import styled
 from simulations import leakage, tables
 from simulations.answers import Answer, answers, listed, run_missing, section
-from simulations.suite import ARM, SEED, Cell, Label, Suite, frame, panels, read, suites, where
+from simulations.cells import ARM, SEED, Cell, Label, Suite, panels, where
+from simulations.suite import frame, read, suites
 from simulations.tables import notes_markdown
 from simulations.verdicts import MEASURES, Judgement, claims
 

@@ -33,9 +33,12 @@ from fedkd.statistics import (
     paired,
     smallest_told,
 )
+from simulations import suite
 from simulations.captions import Best, shown, subject
 from simulations.captions import direction as direction
+from simulations.cells import SEED, wanted
 from simulations.layout import aligned, ruled
+from simulations.manifest import MANIFEST
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -613,27 +616,26 @@ def of_suite(
         is neither named nor fixed.
     """
     from fedkd.frames import load_runs
-    from simulations import suite as grid
 
     folder = Path(name)
-    of_runs = folder.is_dir() and not (folder / grid.MANIFEST).is_file()
+    of_runs = folder.is_dir() and not (folder / MANIFEST).is_file()
     if of_runs:
         frame = load_runs(folder)
         frame = frame[frame.finished] if len(frame) else frame
         axes = {str(key): tuple(frame[key].unique()) for key in frame.columns}
     else:
-        opened = grid.read(name, scale, out=out)
-        frame, axes, folder = grid.frame(opened), opened.axes, opened.folder
+        opened = suite.read(name, scale, out=out)
+        frame, axes, folder = suite.frame(opened), opened.axes, opened.folder
     if not len(frame):
         run = "" if of_runs else f"; fedkd suite {name} --scale {scale} runs it"
         raise FedkdError(f"{folder} has no finished run{run}")
-    for axis, some in grid.wanted(axes, where, "--where").items():
+    for axis, some in wanted(axes, where, "--where").items():
         frame = frame[frame[axis].isin(some)]
     if not len(frame):
         raise FedkdError(f"--where {' '.join(where)}: no finished run has these labels")
     if not rows:
         usual = ("strategy.name",) if of_runs else ("method", *axes)
-        free = [axis for axis in usual if axis in axes and axis not in (*columns, grid.SEED)]
+        free = [axis for axis in usual if axis in axes and axis not in (*columns, SEED)]
         rows = free[:1]
     for axis in (*rows, *columns):
         if axis not in axes:
@@ -641,7 +643,7 @@ def of_suite(
                 f"{axis!r} is not an axis{nearest(axis, list(axes))}; axes: {', '.join(axes)}"
             )
     if not of_runs:
-        _one_label(frame, opened.axes, (*rows, *columns, grid.SEED))
+        _one_label(frame, opened.axes, (*rows, *columns, SEED))
     return table(
         frame,
         rows,

@@ -41,17 +41,17 @@ from fedkd.experiment import Table, validated
 from fedkd.results import Run, exposures, most_repeated, reached, utility, utility_name
 from fedkd.statistics import Interval, interval
 from fedkd.toml import parse, read_text
+from simulations.cells import Label, Suite
+from simulations.suite import frame
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-    from simulations.suite import Suite
 
 FOLDER = Path(__file__).parent / "claims"
 ERROR = 0.05
 """Chance that an interval, or one of several that are judged at once, misses what it is about."""
 
-Label = str | int | float | bool
 Judgement = Literal["supported", "not supported", "undecided", "vacuous", "not run"]
 Rule = Literal["better", "not worse", "level", "trend", "interior", "reduction"]
 Row = Mapping[str, Any]
@@ -272,8 +272,6 @@ def judge_suite(claim: Claim, suite: Suite, runs: DataFrame | None = None) -> li
 
     ``runs`` is the suite's frame, where it was made already.
     """
-    from simulations.suite import frame
-
     cells = [cell.labels for cell in suite.cells]
     missing = {tuple(cell.labels.values()): cell.missing for cell in suite.cells if cell.missing}
     return _judged(claim, cells, _rows(frame(suite) if runs is None else runs), missing)

@@ -39,9 +39,9 @@ def suite(
     runs are not repeated: after an interruption the same command goes on. A run that fails does not
     stop the others; the exit code is then 1.
     """
-    from simulations.suite import check, chosen, read, run_suite
-    from simulations.watch import Screen as SuiteScreen
-    from simulations.watch import state, told
+    from simulations.cells import chosen
+    from simulations.suite import check, read, run_suite
+    from simulations.suite_screen import SuiteScreen, state, told
 
     opened = read(name, scale, overrides=overrides or (), data_dir=data_dir, out=out)
     if dry_run:
