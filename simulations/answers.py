@@ -14,10 +14,11 @@ from fedkd.errors import FedkdError
 from fedkd.escaping import code, plain
 from fedkd.escaping import markdown as in_markdown
 from simulations.cells import Suite
+from simulations.claim import Claim
 from simulations.suite import frame, read, run_suite
 from simulations.suite_screen import SuiteScreen, told
 from simulations.tables import notes_markdown, titled
-from simulations.verdicts import Claim, Verdict, judge_suite, warnings
+from simulations.verdicts import Verdict, judge_suite, warnings
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -25,9 +25,9 @@ from plots.style import styled
 from simulations import tables
 from simulations.answers import Answer, answers
 from simulations.cells import SEED, Cell, Suite, panels, where
+from simulations.claim import MEASURES, claims
 from simulations.manifest import failures
 from simulations.suite import frame, suites
-from simulations.verdicts import MEASURES, claims
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -28,9 +28,10 @@ from plots.style import styled
 from simulations import leakage, tables
 from simulations.answers import Answer, answers, listed, run_missing, section
 from simulations.cells import ARM, SEED, Cell, Label, Suite, panels, where
+from simulations.claim import MEASURES, claims
+from simulations.rules import Judgement
 from simulations.suite import frame, read, suites
 from simulations.tables import notes_markdown
-from simulations.verdicts import MEASURES, Judgement, claims
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

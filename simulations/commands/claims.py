@@ -43,11 +43,12 @@ def claims(
     NAME... are claims of [bold]fedkd list claims[/bold], methods, or TOML files; all when not
     given. The exit code is 0 whatever the verdicts are, and 1 if a run failed.
     """
-    from simulations import answers, verdicts
+    from simulations import answers
+    from simulations.claim import chosen
 
     if form not in ("text", "markdown"):
         raise FedkdError(f"--format {form!r} is not allowed: text, markdown")
-    wanted = verdicts.chosen(names or ())
+    wanted = chosen(names or ())
     suites = answers.suites_of(wanted, scale, data_dir, out)
     well = True
     if not no_run:

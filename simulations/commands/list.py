@@ -48,7 +48,7 @@ def _described(kind: str) -> dict[str, str]:
 
         return {name: _first_comment(file) for name, file in suites().items()}
     if kind == "claims":
-        from simulations.verdicts import claims as known
+        from simulations.claim import claims as known
 
         return {name: claim.statement for name, claim in known().items()}
     if kind == "partitions":

@@ -9,8 +9,8 @@ from lines import SUITE
 
 from fedkd import FedkdError, Run
 from simulations import answers, results_page, suite, verdicts
+from simulations.claim import Claim, Criterion, Rule, claims, read
 from simulations.suite import suites
-from simulations.verdicts import claims
 
 ROOT = Path(__file__).parents[2]
 CLAIM = """statement = "Fusion helps."
@@ -178,12 +178,12 @@ def test_the_documented_claim_is_one(tmp_path, capsys):
     text = (ROOT / "docs" / "claims.md").read_text()
     (toml,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
     (tmp_path / "mine.toml").write_text(toml)
-    one = verdicts.read(tmp_path / "mine.toml")
+    one = read(tmp_path / "mine.toml")
     assert (one.name, one.tests[0].rule, one.vacuous.of) == ("mine", "better", "knfu")
     # Every key and rule that there is stands on the page.
-    keys = {*verdicts.Claim.model_fields, *verdicts.Criterion.model_fields} - {"name"}
+    keys = {*Claim.model_fields, *Criterion.model_fields} - {"name"}
     assert all(re.search(rf"\b{key}\b", text) for key in keys)
-    assert all(f"| `{rule}` |" in text for rule in get_args(verdicts.Rule))
+    assert all(f"| `{rule}` |" in text for rule in get_args(Rule))
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     exec(compile(code, "claims.md", "exec"), {})
     assert capsys.readouterr().out == "overall not run \n"
@@ -205,7 +205,7 @@ def page(tmp_path, monkeypatch, claim):
             results_page.Picture("exposure"),
         ),
     )
-    one = verdicts.read(Path(claim)).model_copy(update={"suite": "small"})
+    one = read(Path(claim)).model_copy(update={"suite": "small"})
     monkeypatch.setattr(results_page, "SECTIONS", {"small": shown})
     monkeypatch.setattr(results_page, "claims", lambda: {"helps": one})
     monkeypatch.setattr(results_page, "suites", lambda: {"small": tmp_path / "small.toml"})

@@ -15,7 +15,7 @@ from lines import SUITE, forget_files
 from fedkd import FedkdError, Run
 from fedkd.caveats import LOCAL_TRAINING
 from simulations import cli, report, suite
-from simulations.verdicts import Claim
+from simulations.claim import Claim
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
