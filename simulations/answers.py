@@ -17,7 +17,8 @@ from simulations.cells import Suite
 from simulations.claim import Claim
 from simulations.suite import frame, read, run_suite
 from simulations.suite_screen import SuiteScreen, told
-from simulations.tables import notes_markdown, titled
+from simulations.table_formats import notes_markdown
+from simulations.table_runs import titled
 from simulations.verdicts import Verdict, judge_suite, warnings
 
 if TYPE_CHECKING:

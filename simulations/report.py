@@ -24,10 +24,12 @@ from fedkd.results import EXPERIMENT, Run
 from plots.style import styled
 from simulations import tables
 from simulations.answers import Answer, answers
+from simulations.captions import direction
 from simulations.cells import SEED, Cell, Suite, panels, where
 from simulations.claim import MEASURES, claims
 from simulations.manifest import failures
 from simulations.suite import frame, suites
+from simulations.table_runs import titled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -146,7 +148,7 @@ def _notes(suite: Suite, found: DataFrame) -> Sequence[str]:
         return ()
     axis = _compared(suite)
     pairs = zip(found[axis], found["warnings"])
-    return marked(gathered((tables.titled([axis], (x,)), its) for x, its in pairs))[0]
+    return marked(gathered((titled([axis], (x,)), its) for x, its in pairs))[0]
 
 
 # --- panels: which cells stand together -----------------------------------------------------------
@@ -196,7 +198,7 @@ def _table(
     value: str,
     labels: dict[str, Any],
 ) -> Shown:
-    made = tables.table(here, rows, columns, value, best=tables.direction(value))
+    made = tables.table(here, rows, columns, value, best=direction(value))
     seeds = {entry.seeds for row in made.cells for entry in row if entry is not None}
     many = f"; {max(seeds)} seed{'s' * (max(seeds) > 1)}" if len(seeds) == 1 else ""
     unit = f", in {made.unit}" if made.unit else ""

@@ -25,13 +25,14 @@ from fedkd.errors import FedkdError
 from fedkd.escaping import code, markdown
 from fedkd.results import Run, most_repeated
 from plots.style import styled
-from simulations import leakage, tables
+from simulations import leakage, table_formats, tables
 from simulations.answers import Answer, answers, listed, run_missing, section
+from simulations.captions import direction
 from simulations.cells import ARM, SEED, Cell, Label, Suite, panels, where
 from simulations.claim import MEASURES, claims
 from simulations.rules import Judgement
 from simulations.suite import frame, read, suites
-from simulations.tables import notes_markdown
+from simulations.table_formats import notes_markdown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -313,12 +314,12 @@ def _leaks(suite: Suite) -> Iterator[str]:
 def _table(
     suite: Suite, here: DataFrame, shown: Section, value: str, labels: Mapping[str, Any]
 ) -> str:
-    made = tables.table(here, shown.rows, shown.columns, value, best=tables.direction(value))
+    made = tables.table(here, shown.rows, shown.columns, value, best=direction(value))
     words = ["fedkd", "table", suite.name, "--scale", suite.scale, "--value", value]
     words += ["--rows", shown.rows, "--columns", shown.columns]
     words += [word for axis, label in labels.items() for word in ("--where", f"{axis}={label}")]
     title = _title(MEASURES.get(value, value.replace("_", " ")), labels)
-    return f"#### {title}\n\n{code(shlex.join(words))}\n\n{tables.markdown(made)}"
+    return f"#### {title}\n\n{code(shlex.join(words))}\n\n{table_formats.markdown(made)}"
 
 
 def _title(what: str, labels: Mapping[str, Label]) -> str:

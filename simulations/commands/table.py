@@ -78,9 +78,11 @@ def table(
     for flag, (given, known) in allowed.items():
         if given not in known:
             raise FedkdError(f"--{flag} {given!r} is not allowed: {', '.join(known)}")
-    from simulations import tables
+    from simulations import table_formats
+    from simulations.captions import direction
+    from simulations.suite_tables import of_suite
 
-    found = tables.of_suite(
+    found = of_suite(
         name,
         scale,
         out,
@@ -89,11 +91,11 @@ def table(
         _axes(columns),
         value,
         spread=spread,  # type: ignore[arg-type]
-        best=None if best == "none" else best or tables.direction(value),  # type: ignore[arg-type]
+        best=None if best == "none" else best or direction(value),  # type: ignore[arg-type]
         test=test,  # type: ignore[arg-type]
         differences=differences or differences is not None,
     )
-    print(getattr(tables, form)(found))
+    print(getattr(table_formats, form)(found))
 
 
 def _axes(text: str) -> list[str]:
