@@ -17,7 +17,10 @@ from simulations.audit import attacked
 ARM = "arm"
 """A key of cells that is none of the experiment: a way of release that ``fedkd canary`` has."""
 SEED = "seed"
+COMPARED = ("method", "arm")
+"""Axes whose labels are held against each other, if there are any."""
 LONGEST_SLUG = 100
+
 Label = str | int | float | bool
 Scale = Literal["quick", "full"]
 
@@ -257,6 +260,14 @@ def panels(suite: Suite, shown: Iterable[str]) -> Iterator[tuple[dict[str, Label
             groups.setdefault(tuple(cell.labels[axis] for axis in apart), []).append(cell)
     for labels, cells in groups.items():
         yield dict(zip(apart, labels, strict=True)), cells
+
+
+def compared_axis(suite: Suite) -> str:
+    """The axis whose labels are held against each other: methods, if that is an axis."""
+    axes = [axis for axis in suite.axes if axis != SEED]
+    named = [axis for axis in COMPARED if axis in axes]
+    elsewhere = [axis for axis in axes if not axis.startswith("data")]
+    return [*named, *elsewhere, *axes, SEED][0]
 
 
 def where(labels: Mapping[str, Label]) -> str:

@@ -16,7 +16,6 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +29,7 @@ from simulations.answers import Answer, answers, listed, run_missing, section
 from simulations.captions import direction
 from simulations.cells import ARM, SEED, Cell, Label, Suite, panels, where
 from simulations.claim import MEASURES, claims
+from simulations.results_sections import SECTIONS, Picture, Section
 from simulations.rules import Judgement
 from simulations.suite import frame, read, suites
 from simulations.table_formats import notes_markdown
@@ -42,97 +42,6 @@ PAGE = Path(__file__).parent.parent / "docs" / "results.md"
 FIGURES = "figures"
 LARGEST = 150_000  # bytes of a figure: it is loaded with the page
 DPI = (150, 120, 100, 80)
-
-OWN = ("own_accuracy_mean", "own_accuracy_mean_local")
-ACCURACIES = (*OWN, "common_accuracy_mean")
-COST = ("bytes_up",)
-FAIRNESS = ("own_accuracy_std", "own_accuracy_worst10")
-UTILITY = ("common_accuracy_mean", "common_perplexity_mean")
-LEAKAGE = (
-    *("formal_epsilon", "formal_epsilon_others", "membership_auc", "membership_auc_others"),
-    *("audited_epsilon", "exposure_teacher", "exposure_student"),
-)
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure: a module of ``plots`` and what it is told.
-
-    One ``each`` for the labels of these axes, of the runs that have the labels in ``only``. A
-    ``stem`` tells two figures of one module apart.
-    """
-
-    name: str
-    settings: dict[str, str] = field(default_factory=dict)
-    each: tuple[str, ...] = ()
-    only: dict[str, Label] = field(default_factory=dict)
-    stem: str = ""
-
-
-@dataclass(frozen=True)
-class Section:
-    """What the page shows of a suite: tables of ``values``, and figures.
-
-    Where rows are ways of release, also a table of what each leaks.
-    """
-
-    rows: str
-    columns: str
-    values: tuple[str, ...]
-    pictures: tuple[Picture, ...]
-
-
-SECTIONS = {
-    "knfu-heterogeneity": Section(
-        "method",
-        "data.alpha",
-        ACCURACIES,
-        (
-            Picture("alpha"),
-            Picture("alpha", {"metric": "common_accuracy"}, stem="alpha-common"),
-            Picture("weights", each=("data",), only={"method": "knfu", "data.alpha": 1}),
-        ),
-    ),
-    "knfu-beta": Section("beta", "data.alpha", ACCURACIES, ()),
-    "knfu-size": Section(
-        "method",
-        "data.samples_per_client",
-        ACCURACIES,
-        (Picture("size"), Picture("size", {"stage": "local"}, stem="size-local")),
-    ),
-    "fedd2s-baselines": Section(
-        "method",
-        "split",
-        (*OWN, *FAIRNESS, *COST),
-        (
-            Picture("curves", each=("data", "split")),
-            Picture("fairness", each=("data", "split")),
-            Picture("pareto", each=("data", "split")),
-        ),
-    ),
-    "fedd2s-dropping": Section(
-        "dropping",
-        "data.alpha",
-        (*OWN, *COST),
-        (
-            Picture(
-                "cuts", each=("data", "data.alpha"), only={"dropping": "every 5 rounds", SEED: 0}
-            ),
-        ),
-    ),
-    "fedd2s-participation": Section(
-        "method", "participation", OWN, (Picture("against", {"key": "participation"}),)
-    ),
-    "privacy-utility": Section(
-        ARM, "epsilon", (*UTILITY, *LEAKAGE), (Picture("budget", each=("data",)),)
-    ),
-    "swing-arms": Section(ARM, "data", (), (Picture("tradeoff", each=("data",)),)),
-    "privacy-budget": Section(
-        ARM, "release.scale", (), (Picture("tradeoff", each=("data", "release.scale")),)
-    ),
-}
-"""What to show of a suite; of any other, its verdicts alone."""
-
 READINGS: Mapping[Judgement, str] = {
     "supported": "Supported by these runs",
     "not supported": "Not supported",
@@ -140,6 +49,7 @@ READINGS: Mapping[Judgement, str] = {
     "vacuous": "Vacuous: the claim says nothing here",
     "not run": "Not run",
 }
+
 
 HEAD = """# Results
 
@@ -253,7 +163,7 @@ def _link(name: str) -> str:
     return f"[{name}](#{name})"
 
 
-# --- a suite ----------------------------------------------------------------------------------
+# --- a suite --------------------------------------------------------------------------------------
 
 
 def _suite(suite: Suite, judged: Sequence[Answer], figures: dict[str, bytes]) -> str:
@@ -394,7 +304,7 @@ def drawn(picture: Picture, runs: Sequence[Run]) -> bytes:
     return file.getvalue()
 
 
-# --- the command ------------------------------------------------------------------------------
+# --- the command ----------------------------------------------------------------------------------
 
 
 def write(text: str, figures: Mapping[str, bytes], file: Path = PAGE) -> None:

@@ -10,6 +10,7 @@ from lines import SUITE
 from fedkd import FedkdError, Run
 from simulations import answers, results_page, suite, verdicts
 from simulations.claim import Claim, Criterion, Rule, claims, read
+from simulations.results_sections import Picture, Section
 from simulations.suite import suites
 
 ROOT = Path(__file__).parents[2]
@@ -195,14 +196,14 @@ def test_the_documented_claim_is_one(tmp_path, capsys):
 @pytest.fixture
 def page(tmp_path, monkeypatch, claim):
     """The page of a small suite, and its figures, from runs in a folder with a name of its own."""
-    shown = results_page.Section(
+    shown = Section(
         "method",
         "data.alpha",
         ("own_accuracy_mean", "common_perplexity_mean"),
         (
-            results_page.Picture("alpha"),
-            results_page.Picture("weights", only={"method": "knfu", "data.alpha": 1}),
-            results_page.Picture("exposure"),
+            Picture("alpha"),
+            Picture("weights", only={"method": "knfu", "data.alpha": 1}),
+            Picture("exposure"),
         ),
     )
     one = read(Path(claim)).model_copy(update={"suite": "small"})
