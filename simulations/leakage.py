@@ -214,7 +214,7 @@ def markdown(rows: Sequence[Row]) -> str:
     )
     level, seeds = rows[0].repeats, max(row.seeds for row in rows)
     fewer = ", ".join(f"{row.arm}: {row.seeds}" for row in rows if row.seeds < seeds)
-    notes = (
+    explained = (
         f"Secrets repeated {level} time{'s' * (level > 1)}, {seeds} seed{'s' * (seeds > 1)}"
         f"{f' ({fewer})' if fewer else ''}; mean and 95 % interval. Exposure in bits, "
         f"{NULL_MEAN:.2f} of a secret nobody has seen, in teachers and students; of released and "
@@ -226,7 +226,7 @@ def markdown(rows: Sequence[Row]) -> str:
         f"Formal ε is against {SEES_ALL}, unless another adversary is named, for neighbours that "
         f"differ in one {' or one '.join(NEIGHBOURS.values())}."
     )
-    return f"{said}\n\n{notes}"
+    return f"{said}\n\n{explained}"
 
 
 def notes(groups: dict[str, list[Run]]) -> Sequence[str]:

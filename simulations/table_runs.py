@@ -105,11 +105,11 @@ def _number(value: str, number: Any) -> float:
 
 def headings(labels: Sequence[Labels]) -> list[str]:
     """A heading for each combination of labels, with as many digits as tell them apart."""
-    short = [", ".join(map(short, some)) for some in labels]
-    twice = {heading for heading, count in Counter(short).items() if count > 1}
+    shortest = [", ".join(map(short, some)) for some in labels]
+    twice = {heading for heading, count in Counter(shortest).items() if count > 1}
     return [
         ", ".join(map(repr, some)) if heading in twice else heading
-        for heading, some in zip(short, labels, strict=True)
+        for heading, some in zip(shortest, labels, strict=True)
     ]
 
 

@@ -21,7 +21,7 @@ from simulations.cells import Label, Suite
 from simulations.claim import MEASURES, Claim, Criterion
 from simulations.rules import Judgement, compared, interior, reduced, trend
 from simulations.run_values import Row, fits, samples_of, scaled, unit_of, value_of
-from simulations.suite import frame
+from simulations.suite import frame as frame_of
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -93,7 +93,7 @@ def judge_suite(claim: Claim, suite: Suite, runs: DataFrame | None = None) -> li
     """
     cells = [cell.labels for cell in suite.cells]
     missing = {tuple(cell.labels.values()): cell.missing for cell in suite.cells if cell.missing}
-    return _judged(claim, cells, _rows(frame(suite) if runs is None else runs), missing)
+    return _judged(claim, cells, _rows(frame_of(suite) if runs is None else runs), missing)
 
 
 def warnings(claim: Claim, suite: Suite, runs: DataFrame) -> list[tuple[Label, tuple[Caveat, ...]]]:
