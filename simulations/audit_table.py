@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from simulations.layout import ruled
+
 if TYPE_CHECKING:
     from fedkd.privacy.lab.attack import Attacked
     from fedkd.privacy.lab.findings import Finding
@@ -30,7 +32,6 @@ def attack_table(
     """
     from fedkd.privacy.lab.findings import strongest
     from fedkd.privacy.lab.worlds import AGGREGATE
-    from simulations.layout import ruled
 
     shown = _stated(found["formal"], "server")
     rows: list[tuple[str, ...]] = [

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from fedkd import lock, registry
+from fedkd import frames, lock, registry
 from fedkd.errors import FedkdError
 from fedkd.interrupt import interruptible
 from fedkd.results import Run, check_inside, check_not_inside_a_run
@@ -192,8 +192,6 @@ def frame(suite: Suite) -> DataFrame:
 
     An axis' column holds labels; a column of ``load_runs`` of the same name is left out.
     """
-    from fedkd import frames
-
     rows = []
     for cell in suite.cells:
         if cell.finished:

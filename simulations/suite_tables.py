@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedkd.errors import FedkdError, nearest
+from fedkd.frames import load_runs
 from fedkd.statistics import Test
 from simulations import suite
 from simulations.captions import Best
@@ -43,8 +44,6 @@ def of_suite(
         There is no such suite, axis or label; nothing has finished; an axis has several labels and
         is neither named nor fixed.
     """
-    from fedkd.frames import load_runs
-
     folder = Path(name)
     of_runs = folder.is_dir() and not (folder / MANIFEST).is_file()
     if of_runs:
