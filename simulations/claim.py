@@ -1,7 +1,7 @@
 """Claims of the methods' papers, each a file of ``simulations/claims``.
 
 A claim is a statement and its source, the suite that tests it, what is compared, and one or more
-tests, each with a rule and a margin; ``simulations.verdicts`` says what the rules mean.
+tests, each with a rule and a margin; ``simulations.rules`` says what the rules mean.
 """
 
 from __future__ import annotations
