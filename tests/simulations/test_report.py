@@ -14,7 +14,7 @@ from lines import SUITE, forget_files
 
 from fedkd import FedkdError, Run
 from fedkd.caveats import LOCAL_TRAINING
-from simulations import cli, report, suite
+from simulations import cli, report, report_figures, suite
 from simulations.claim import Claim
 from simulations.report_figures import FIGURES
 
@@ -57,7 +57,7 @@ def done(tmp_path_factory):
 @pytest.fixture(scope="module")
 def page(done):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "DPI", 60)
+        patch.setattr(report_figures, "DPI", 60)
         patch.setattr(report, "claims", lambda: {"fusion-helps": HELPS})
         return report.page(done)
 
