@@ -13,10 +13,13 @@ from fedkd.caveats import gathered, marked
 from fedkd.errors import FedkdError
 from fedkd.escaping import code, plain
 from fedkd.escaping import markdown as in_markdown
-from simulations.suite import Suite, frame, read, run_suite
-from simulations.tables import notes_markdown, titled
-from simulations.verdicts import Claim, Verdict, judge_suite, warnings
-from simulations.watch import Screen, told
+from simulations.cells import Suite
+from simulations.claim import Claim
+from simulations.suite import frame, read, run_suite
+from simulations.suite_screen import SuiteScreen, told
+from simulations.table_formats import notes_markdown
+from simulations.table_runs import titled
+from simulations.verdicts import Verdict, judge_suite, warnings
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -65,7 +68,7 @@ def run_missing(suites: Mapping[str, Suite], jobs: int | None) -> bool:
     well = True
     for suite in suites.values():
         console.print(f"suite {suite.name}, {suite.scale}: {suite.folder}", style="bold")
-        with Screen(console) as screen:
+        with SuiteScreen(console) as screen:
             outcome = run_suite(suite, jobs, observer=screen)
         for line in told(outcome):
             console.print(line, style="red" if line.startswith("failed:") else "", soft_wrap=True)

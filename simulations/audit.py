@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,10 +14,10 @@ from fedkd.caveats import caveats
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
 from fedkd.results import PLACES, Run, exposures
+from simulations.audit_table import attack_table
 
 if TYPE_CHECKING:
     from fedkd.privacy.lab.attack import Attacked
-    from fedkd.privacy.lab.findings import Finding
     from fedkd.privacy.lab.gradients import GradientAudit
 
 SEES = {
@@ -26,7 +26,6 @@ SEES = {
     "student": "whoever has the student",
 }
 """Who looks at each place that proves an epsilon."""
-
 
 Say = Callable[[str], None]
 
@@ -99,10 +98,10 @@ def audited(
     with lock.held(run.folder):
         found = _guaranteed(run, say) | _exposed(run, say)
         gradients = _gradients(run, say) if gradient_canaries else None
-        attacked = None if shadows == 0 else _attacked(experiment, shadows, say, done)
-        if text := attack_table(found, attacked, gradients):
+        attacks = None if shadows == 0 else _attacked(experiment, shadows, say, done)
+        if text := attack_table(found, attacks, gradients):
             say(text)
-        found |= {} if attacked is None else {"attacks": asdict(attacked)}
+        found |= {} if attacks is None else {"attacks": asdict(attacks)}
         found |= {} if gradients is None else {"gradient_canaries": asdict(gradients)}
         found |= _reconstructed(experiment, say) if reconstruct else {}
         run.write_audit(found)
@@ -289,99 +288,3 @@ def _reconstructed(experiment: Experiment, say: Say) -> dict[str, Any]:
             f"{100 * one.matched:.0f} %"
         )
     return {"reconstructions": [asdict(one) for one in found]}
-
-
-# --- the table ----------------------------------------------------------------------------------
-
-HEAD = ("place", "attack", "AUC", "TPR at FPR", "audited ε ≥", "formal ε")
-
-
-def attack_table(
-    found: Mapping[str, Any], attacked: Attacked | None, gradients: GradientAudit | None = None
-) -> str:
-    """All that was attacked, the strongest attack of each place; empty if there is nothing.
-
-    Parameters
-    ----------
-    found : mapping
-        What :func:`_guaranteed` and :func:`_exposed` gave.
-    attacked : Attacked, optional
-        What attacks on what was sent found.
-    gradients : GradientAudit, optional
-        What gradient canaries found.
-    """
-    from fedkd.privacy.lab.findings import strongest
-    from fedkd.privacy.lab.worlds import AGGREGATE
-    from simulations.layout import ruled
-
-    shown = _stated(found["formal"], "server")
-    rows: list[tuple[str, ...]] = [
-        (
-            f"{place}, {found['level']} repeats",
-            "secrets: exposure",
-            "-",
-            "-",
-            f"{bits:.2f} (client)",
-            shown,
-        )
-        for place, bits in found.get("audited", {}).items()
-    ]
-    if gradients is not None:
-        bound = gradients.bounds[0]
-        formal_of_steps = f"{bound.formal:.3g} (delta {bound.delta:g}, record; all noisy steps)"
-        proved = f"{bound.epsilon:.2f} (record, zero-out)"
-        rows.append((gradients.place, "gradient canaries", "-", "-", proved, formal_of_steps))
-    findings = [] if attacked is None else attacked.findings
-    # The first is against the server, another one against who sees what it makes.
-    others = [_stated(formal, "others") for formal in found["guarantees"][1:]] or [shown]
-
-    def held(place: str) -> str:
-        return others[0] if place.startswith(AGGREGATE) else shown
-
-    rows += [_row(finding, held(finding.place)) for finding in strongest(findings)]
-    there = {finding.place for finding in findings}
-    rows += [
-        (place, "none that fits", "-", "-", "-", held(place))
-        for place in (attacked.places if attacked else ())
-        if place not in there
-    ]
-    if not rows:
-        return "" if attacked is None else "no client sends anything: nothing to attack"
-    text = ruled([HEAD, *rows])
-    if not findings:
-        return text
-    assert attacked is not None
-    adversary = "a server that sees everything that is sent"
-    if any(place.startswith(AGGREGATE) for place in attacked.places):
-        adversary += f"; of {AGGREGATE}: others, who see what the server makes of it"
-    return (
-        f"{text}\n{attacked.shadows} shadows, {attacked.records} records; each row is the "
-        f"strongest of its attacks, and all intervals and bounds hold together for {len(findings)} "
-        f"attacks with 95 %; adversary: {adversary}"
-    )
-
-
-def _stated(formal: Mapping[str, Any], who: str) -> str:
-    """A guarantee as it stands in the table."""
-    if formal["epsilon"] is None:
-        return "none"
-    return f"{formal['epsilon']:.3g} (delta {formal['delta']:g}, {formal['unit']}; {who})"
-
-
-def _row(finding: Finding, formal: str) -> tuple[str, ...]:
-    auc, low, high = finding.auc
-    rates = "-"
-    if finding.tpr:
-        fpr, (rate, least, most) = next(iter(finding.tpr.items()))
-        rates = (
-            f"{100 * rate:.1f} % [{100 * least:.1f}, {100 * most:.1f}] at {100 * float(fpr):g} %"
-        )
-    unit = "record" if finding.group == 1 else f"up to {finding.group} copies of a record"
-    return (
-        f"{finding.place}, {finding.window}",
-        f"{finding.target}: {finding.attack}",
-        f"{auc:.3f} [{low:.3f}, {high:.3f}]",
-        rates,
-        "-" if finding.epsilon is None else f"{finding.epsilon:.2f} ({unit})",
-        formal,
-    )

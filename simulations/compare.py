@@ -11,7 +11,8 @@ from fedkd.errors import FedkdError
 from fedkd.escaping import markdown
 from fedkd.results import Run, by_seed, labels, reached
 from simulations.layout import ruled
-from simulations.tables import mean_and_spread, notes_markdown
+from simulations.table_formats import notes_markdown
+from simulations.tables import mean_and_spread
 
 ACCURACIES = {
     "own, fused": "own_accuracy_mean",

@@ -23,6 +23,7 @@ from fedkd import checkpoint, registry
 from fedkd.errors import CheckpointError, FedkdError
 from fedkd.experiment import Experiment
 from fedkd.run import run
+from simulations import audit
 
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
@@ -196,10 +197,8 @@ def _one(task: Job) -> tuple[float, str]:
             done = run(task.experiment, task.folder, resume=True)
         if not task.shadows:
             return float((done.summary or {}).get("seconds", 0.0)), ""
-        from simulations.audit import attacked, audited
-
-        if not attacked(done):
-            audited(done, task.shadows)
+        if not audit.attacked(done):
+            audit.audited(done, task.shadows)
         return time.perf_counter() - begin, ""
     except FedkdError as error:
         return 0.0, " ".join(str(error).split())

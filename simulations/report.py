@@ -6,13 +6,10 @@ stand in it, and it has no script. Everything on it is read from the suite's run
 
 from __future__ import annotations
 
-import base64
-import importlib
-import io
 import shlex
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,23 +18,20 @@ from fedkd.errors import FedkdError
 from fedkd.escaping import plain
 from fedkd.experiment import Experiment
 from fedkd.results import EXPERIMENT, Run
-from plots.style import styled
 from simulations import tables
 from simulations.answers import Answer, answers
-from simulations.suite import SEED, Cell, Suite, failures, frame, panels, suites, where
-from simulations.verdicts import MEASURES, claims
+from simulations.captions import direction
+from simulations.cells import SEED, Cell, Suite, compared_axis, panels, where
+from simulations.claim import MEASURES, claims
+from simulations.manifest import failures
+from simulations.report_figures import figures_of
+from simulations.suite import frame, suites
+from simulations.table_runs import titled
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from pandas import DataFrame
 
 TEMPLATE = "report.html.jinja"
-DPI = 200
-INCH = 96  # CSS pixels
-MOST = 12  # figures of a kind; the others are a command
-COMPARED = ("method", "arm")  # axes whose labels are held against each other, if there are any
-DATA = "data"
-
 VALUES = (
     *("own_accuracy_mean", "own_accuracy_mean_local", "own_accuracy_worst10"),
     *("common_accuracy_mean", "common_accuracy_mean_local"),
@@ -49,26 +43,6 @@ TABLES_SAY = (
     "An entry without ↓ is not told from the best, which is no tie: the caption says what "
     "difference the seeds could tell. Marks lead to what runs warn of."
 )
-FIGURES = {
-    "alpha": "Accuracy against heterogeneity",
-    "size": "Accuracy against local size",
-    "curves": "Accuracy by round",
-    "pareto": "Accuracy against bytes",
-    "fairness": "Accuracy of every client",
-    "calibration": "Calibration",
-    "exposure": "Exposure of planted secrets",
-    "tradeoff": "Privacy and utility",
-    "weights": "Weights between clients",
-    "cuts": "Cuts",
-    "partition": "Who holds what",
-}
-"""Modules of ``plots``, and their titles; each tells by itself whether runs fit."""
-SINGLE = ("cuts", "partition")
-"""Figures of one run."""
-APART = ("fairness",)
-"""Figures that have no panels of their own: one for each combination of the other axes."""
-RECORDED = {"weights": "weights", "cuts": "cut"}
-"""What a method must record for a figure of it."""
 
 
 def write(suite: Suite, file: Path | None = None) -> Path:
@@ -119,7 +93,7 @@ def page(suite: Suite) -> str:
         answers=judged,
         tables=_tables(suite, found) if len(found) else {},
         tables_say=TABLES_SAY,
-        figures=_figures(suite),
+        figures=figures_of(suite),
         cells=_cells(suite, found, states),
         notes=_notes(suite, found),
         cell_heads=[
@@ -142,20 +116,9 @@ def _notes(suite: Suite, found: DataFrame) -> Sequence[str]:
     """What the finished runs warn of, by labels of what is compared."""
     if not len(found):
         return ()
-    axis = _compared(suite)
+    axis = compared_axis(suite)
     pairs = zip(found[axis], found["warnings"])
-    return marked(gathered((tables.titled([axis], (x,)), its) for x, its in pairs))[0]
-
-
-# --- panels: which cells stand together -----------------------------------------------------------
-
-
-def _compared(suite: Suite) -> str:
-    """The axis whose labels are held against each other: methods, if that is an axis."""
-    axes = [axis for axis in suite.axes if axis != SEED]
-    named = [axis for axis in COMPARED if axis in axes]
-    plain = [axis for axis in axes if not axis.startswith("data")]
-    return [*named, *plain, *axes, SEED][0]
+    return marked(gathered((titled([axis], (x,)), its) for x, its in pairs))[0]
 
 
 # --- tables ---------------------------------------------------------------------------------------
@@ -172,7 +135,7 @@ class Shown:
 
 def _tables(suite: Suite, found: DataFrame) -> dict[str, list[Shown]]:
     """The tables of each panel, by what the panel is of."""
-    rows = _compared(suite)
+    rows = compared_axis(suite)
     others = [axis for axis in suite.axes if axis not in (rows, SEED)]
     columns = sorted(others, key=lambda axis: -len(suite.axes[axis]))[:1]
     found_in = {}
@@ -194,7 +157,7 @@ def _table(
     value: str,
     labels: dict[str, Any],
 ) -> Shown:
-    made = tables.table(here, rows, columns, value, best=tables.direction(value))
+    made = tables.table(here, rows, columns, value, best=direction(value))
     seeds = {entry.seeds for row in made.cells for entry in row if entry is not None}
     many = f"; {max(seeds)} seed{'s' * (max(seeds) > 1)}" if len(seeds) == 1 else ""
     unit = f", in {made.unit}" if made.unit else ""
@@ -216,89 +179,6 @@ def _measured(found: DataFrame) -> list[str]:
 
 def _words(value: str) -> str:
     return MEASURES.get(value, value.removesuffix("_mean").replace("_", " "))
-
-
-# --- figures --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure of the page: a PNG as a ``data:`` URI, its size in CSS pixels, what it is of."""
-
-    where: str
-    uri: str
-    width: int
-    height: int
-    command: str
-
-
-def _figures(suite: Suite) -> dict[str, list[Picture]]:
-    """The figures that the suite's runs make, by title."""
-    found = {
-        title: _singles(name, suite) if name in SINGLE else _pictures(name, suite)
-        for name, title in FIGURES.items()
-    }
-    return {title: pictures for title, pictures in found.items() if pictures}
-
-
-def _pictures(name: str, suite: Suite) -> list[Picture]:
-    """One figure a data set; where that is too much, one for what is apart by anything else."""
-    close = {_compared(suite), SEED}
-    for shown in [close] if name in APART else [{*suite.axes} - {DATA}, close]:
-        found = []
-        for labels, panel in panels(suite, shown):
-            cells = [cell for cell in panel if _has(name, cell)]
-            if picture := _picture(name, labels, cells):
-                found.append(picture)
-        if found:
-            if [picture.where for picture in found] == [""]:
-                whole = shlex.join(["fedkd", "plot", name, str(suite.folder)])
-                return [replace(found[0], command=whole)]
-            return found[:MOST]
-    return []
-
-
-def _singles(name: str, suite: Suite) -> list[Picture]:
-    """Figures of one run: of the first seed, and of runs that would look the same only once."""
-    found: dict[str, Picture] = {}
-    for labels, (cell, *_) in panels(suite, (SEED,)):
-        if not _has(name, cell) or len(found) == MOST:
-            continue
-        same = str(cell.folder)
-        if name == "partition":
-            partition = Run(cell.folder).partition
-            same = str([client["labels"] for client in partition["clients"]])
-            labels.pop(_compared(suite), None)
-        if SEED in cell.labels:
-            labels[SEED] = cell.labels[SEED]
-        if same not in found and (picture := _picture(name, labels, [cell])):
-            found[same] = picture
-    return list(found.values())
-
-
-def _has(name: str, cell: Cell) -> bool:
-    """Whether a run's method records what the figure shows."""
-    key = RECORDED.get(name)
-    return key is None or any(key in line.get("strategy", {}) for line in Run(cell.folder).rounds)
-
-
-@styled
-def _picture(name: str, labels: dict[str, Any], cells: Sequence[Cell]) -> Picture | None:
-    """The figure, or nothing where these runs have not what it shows."""
-    if not cells:
-        return None
-    runs = [Run(cell.folder) for cell in cells]
-    try:
-        draw = importlib.import_module(f"plots.{name}").draw
-        figure: Figure = draw(runs)
-    except FedkdError:
-        return None
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=DPI)
-    width, height = (round(INCH * inches) for inches in figure.get_size_inches())
-    uri = "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
-    words = ["fedkd", "plot", name, *(str(run.folder) for run in runs)]
-    return Picture(where(labels), uri, width, height, shlex.join(words))
 
 
 # --- what was run, and on what --------------------------------------------------------------------

@@ -16,7 +16,6 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,11 +24,15 @@ from fedkd.errors import FedkdError
 from fedkd.escaping import code, markdown
 from fedkd.results import Run, most_repeated
 from plots.style import styled
-from simulations import canary, tables
+from simulations import leakage, table_formats, tables
 from simulations.answers import Answer, answers, listed, run_missing, section
-from simulations.suite import ARM, SEED, Cell, Label, Suite, frame, panels, read, suites, where
-from simulations.tables import notes_markdown
-from simulations.verdicts import MEASURES, Judgement, claims
+from simulations.captions import direction
+from simulations.cells import ARM, SEED, Cell, Label, Suite, panels, where
+from simulations.claim import MEASURES, claims
+from simulations.results_sections import SECTIONS, Picture, Section
+from simulations.rules import Judgement
+from simulations.suite import frame, read, suites
+from simulations.table_formats import notes_markdown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,97 +42,6 @@ PAGE = Path(__file__).parent.parent / "docs" / "results.md"
 FIGURES = "figures"
 LARGEST = 150_000  # bytes of a figure: it is loaded with the page
 DPI = (150, 120, 100, 80)
-
-OWN = ("own_accuracy_mean", "own_accuracy_mean_local")
-ACCURACIES = (*OWN, "common_accuracy_mean")
-COST = ("bytes_up",)
-FAIRNESS = ("own_accuracy_std", "own_accuracy_worst10")
-UTILITY = ("common_accuracy_mean", "common_perplexity_mean")
-LEAKAGE = (
-    *("formal_epsilon", "formal_epsilon_others", "membership_auc", "membership_auc_others"),
-    *("audited_epsilon", "exposure_teacher", "exposure_student"),
-)
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure: a module of ``plots`` and what it is told.
-
-    One ``each`` for the labels of these axes, of the runs that have the labels in ``only``. A
-    ``stem`` tells two figures of one module apart.
-    """
-
-    name: str
-    settings: dict[str, str] = field(default_factory=dict)
-    each: tuple[str, ...] = ()
-    only: dict[str, Label] = field(default_factory=dict)
-    stem: str = ""
-
-
-@dataclass(frozen=True)
-class Section:
-    """What the page shows of a suite: tables of ``values``, and figures.
-
-    Where rows are ways of release, also a table of what each leaks.
-    """
-
-    rows: str
-    columns: str
-    values: tuple[str, ...]
-    pictures: tuple[Picture, ...]
-
-
-SECTIONS = {
-    "knfu-heterogeneity": Section(
-        "method",
-        "data.alpha",
-        ACCURACIES,
-        (
-            Picture("alpha"),
-            Picture("alpha", {"metric": "common_accuracy"}, stem="alpha-common"),
-            Picture("weights", each=("data",), only={"method": "knfu", "data.alpha": 1}),
-        ),
-    ),
-    "knfu-beta": Section("beta", "data.alpha", ACCURACIES, ()),
-    "knfu-size": Section(
-        "method",
-        "data.samples_per_client",
-        ACCURACIES,
-        (Picture("size"), Picture("size", {"stage": "local"}, stem="size-local")),
-    ),
-    "fedd2s-baselines": Section(
-        "method",
-        "split",
-        (*OWN, *FAIRNESS, *COST),
-        (
-            Picture("curves", each=("data", "split")),
-            Picture("fairness", each=("data", "split")),
-            Picture("pareto", each=("data", "split")),
-        ),
-    ),
-    "fedd2s-dropping": Section(
-        "dropping",
-        "data.alpha",
-        (*OWN, *COST),
-        (
-            Picture(
-                "cuts", each=("data", "data.alpha"), only={"dropping": "every 5 rounds", SEED: 0}
-            ),
-        ),
-    ),
-    "fedd2s-participation": Section(
-        "method", "participation", OWN, (Picture("against", {"key": "participation"}),)
-    ),
-    "privacy-utility": Section(
-        ARM, "epsilon", (*UTILITY, *LEAKAGE), (Picture("budget", each=("data",)),)
-    ),
-    "swing-arms": Section(ARM, "data", (), (Picture("tradeoff", each=("data",)),)),
-    "privacy-budget": Section(
-        ARM, "release.scale", (), (Picture("tradeoff", each=("data", "release.scale")),)
-    ),
-}
-"""What to show of a suite; of any other, its verdicts alone."""
-
 READINGS: Mapping[Judgement, str] = {
     "supported": "Supported by these runs",
     "not supported": "Not supported",
@@ -137,6 +49,7 @@ READINGS: Mapping[Judgement, str] = {
     "vacuous": "Vacuous: the claim says nothing here",
     "not run": "Not run",
 }
+
 
 HEAD = """# Results
 
@@ -250,7 +163,7 @@ def _link(name: str) -> str:
     return f"[{name}](#{name})"
 
 
-# --- a suite ----------------------------------------------------------------------------------
+# --- a suite --------------------------------------------------------------------------------------
 
 
 def _suite(suite: Suite, judged: Sequence[Answer], figures: dict[str, bytes]) -> str:
@@ -300,21 +213,23 @@ def _leaks(suite: Suite) -> Iterator[str]:
                 groups.setdefault(str(cell.labels[ARM]), []).append(Run(cell.folder))
         if not groups:
             continue
-        rows = canary.table(groups, {}, most_repeated(next(iter(groups.values()))[0]))
+        rows = leakage.table(groups, {}, most_repeated(next(iter(groups.values()))[0]))
         title = _title("exposure", labels)
-        notes = notes_markdown(canary.notes(groups))
-        yield "\n\n".join([f"#### {title}", canary.markdown(rows), *canary.findings(rows), *notes])
+        notes = notes_markdown(leakage.notes(groups))
+        yield "\n\n".join(
+            [f"#### {title}", leakage.markdown(rows), *leakage.findings(rows), *notes]
+        )
 
 
 def _table(
     suite: Suite, here: DataFrame, shown: Section, value: str, labels: Mapping[str, Any]
 ) -> str:
-    made = tables.table(here, shown.rows, shown.columns, value, best=tables.direction(value))
+    made = tables.table(here, shown.rows, shown.columns, value, best=direction(value))
     words = ["fedkd", "table", suite.name, "--scale", suite.scale, "--value", value]
     words += ["--rows", shown.rows, "--columns", shown.columns]
     words += [word for axis, label in labels.items() for word in ("--where", f"{axis}={label}")]
     title = _title(MEASURES.get(value, value.replace("_", " ")), labels)
-    return f"#### {title}\n\n{code(shlex.join(words))}\n\n{tables.markdown(made)}"
+    return f"#### {title}\n\n{code(shlex.join(words))}\n\n{table_formats.markdown(made)}"
 
 
 def _title(what: str, labels: Mapping[str, Label]) -> str:
@@ -389,7 +304,7 @@ def drawn(picture: Picture, runs: Sequence[Run]) -> bytes:
     return file.getvalue()
 
 
-# --- the command ------------------------------------------------------------------------------
+# --- the command ----------------------------------------------------------------------------------
 
 
 def write(text: str, figures: Mapping[str, bytes], file: Path = PAGE) -> None:

@@ -16,10 +16,10 @@ from fedkd import registry
 from fedkd.data.partitions import PARTITIONS
 from fedkd.experiment import Experiment
 from fedkd.run import check
-from simulations import shipped, verdicts
+from simulations import claim, shipped
 
 TEXTS = [SMALL, *(file.read_text() for file in shipped.shipped().values())]
-CLAIMS = [file.read_text() for file in sorted(verdicts.FOLDER.glob("*.toml"))]
+CLAIMS = [file.read_text() for file in sorted(claim.FOLDER.glob("*.toml"))]
 
 
 def keys(model=Experiment, prefix=""):

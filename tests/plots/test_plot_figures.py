@@ -15,7 +15,7 @@ from fedkd.experiment import Experiment
 from fedkd.results import Run
 from plots.gather import find
 from plots.style import COLUMN, PAGE, save
-from simulations import cli
+from simulations.commands import plot
 
 SMALLEST = 6.5  # points
 HELPERS = {"__init__", "style", "gather"}
@@ -98,7 +98,7 @@ def test_every_figure_there_is_is_looked_at_here():
 
 
 def test_every_figure_has_a_command():
-    commands = {command.callback.__name__ for command in cli.plot.registered_commands}
+    commands = {command.callback.__name__ for command in plot.plot.registered_commands}
     assert {name for name, _, _ in FIGURES.values()} == commands
 
 

@@ -19,7 +19,7 @@ from fedkd.privacy.canary_images import ImageTemplate
 from fedkd.privacy.exposure import NULL_MEAN, digits, label_log_odds, sequence_numbers
 from fedkd.results import Run, exposures
 from fedkd.students import build
-from simulations.canary import notes
+from simulations.leakage import notes
 
 CLIENTS = 4
 COLOUR = Task((3, 8, 8), 5, ("ant", "bee", "cat", "dog", "elk"))

@@ -17,7 +17,7 @@ from fedkd.privacy import exposure
 from fedkd.privacy.accounting import Release, gaussian_epsilon
 from fedkd.privacy.attacks import audited_epsilon, audited_epsilon_from_exposure
 from fedkd.results import PLACES, Run
-from simulations import canary, jobs
+from simulations import arms, canary, jobs, leakage
 from simulations.shipped import experiment_text
 
 NULL = exposure.NULL_MEAN
@@ -60,32 +60,32 @@ IN_SWING = {"same", "same-squared"}
 
 @pytest.mark.parametrize("name", ["swing", "swing-shakespeare"])
 def test_a_text_experiment_has_every_arm(name):
-    found, unfit = canary.arms(shipped(name))
+    found, unfit = arms.arms(shipped(name))
     assert tuple(found) == OF_SWING
     assert not unfit
 
 
 def test_images_have_every_arm_but_the_one_of_public_candidates():
-    found, unfit = canary.arms(shipped("swing-mnist"))
+    found, unfit = arms.arms(shipped("swing-mnist"))
     assert tuple(found) == tuple(name for name in OF_SWING if name != "top-k")
     assert not unfit
 
 
 def test_another_method_has_the_arms_that_need_no_option_of_swing():
-    found, unfit = canary.arms(of_method("knfu"))
+    found, unfit = arms.arms(of_method("knfu"))
     assert set(found) == {*OF_SWING} - IN_SWING - {"top-k"}
     assert not unfit
 
 
 @pytest.mark.parametrize("name", ["uniform", "dsfl", "fedmd"])
 def test_a_method_whose_labels_have_no_temperature_has_no_arms_of_it(name):
-    found, _ = canary.arms(of_method(name))
+    found, _ = arms.arms(of_method(name))
     assert "fkd" in found
     assert not [arm for arm in found if arm.startswith("fkd-")]
 
 
 def test_the_methods_own_temperature_is_the_plain_arm():
-    found, _ = canary.arms(shipped("swing", "strategy.tau=4"))
+    found, _ = arms.arms(shipped("swing", "strategy.tau=4"))
     assert [arm for arm in found if arm.startswith("fkd")] == [
         *("fkd", "fkd-1", "fkd-2", "fkd-10", "fkd-20")
     ]
@@ -99,39 +99,39 @@ def test_the_methods_own_temperature_is_the_plain_arm():
     ],
 )
 def test_an_arm_that_cannot_work_is_left_out_and_says_why(overrides, arm, why):
-    found, unfit = canary.arms(of_method("knfu", *overrides))
+    found, unfit = arms.arms(of_method("knfu", *overrides))
     assert arm not in found
     assert list(unfit) == [arm]
     assert why in unfit[arm]
     with pytest.raises(FedkdError, match=f"--arms '{arm}' does not fit: {re.escape(why)}"):
-        canary.chosen(found, unfit, ["fkd", arm])
+        arms.chosen(found, unfit, ["fkd", arm])
 
 
 def test_without_a_release_of_its_own_arms_take_sensible_ones():
     experiment = shipped("swing-mnist")
     bare = experiment.model_copy(update={"release": type(experiment.release)()})
-    found, _ = canary.arms(bare)
+    found, _ = arms.arms(bare)
     assert found["swing"].changes["release"] == {"tau_max": 20.0}
     noisy = {"mechanism": "gaussian", "scale": 0.05}
     assert found["noise"].changes["release"] == noisy
     assert found["swing-noise"].changes["release"] == {"tau_max": 20.0, **noisy}
     assert "own" not in found
-    assert canary.varied(bare, found["fkd"], 0).digest() == bare.digest()
+    assert arms.varied(bare, found["fkd"], 0).digest() == bare.digest()
 
 
 def test_the_experiments_own_release_is_always_an_arm():
     swing = shipped("swing")
-    found, _ = canary.arms(swing)
-    assert canary.varied(swing, found["swing-noise"], swing.seed).digest() == swing.digest()
+    found, _ = arms.arms(swing)
+    assert arms.varied(swing, found["swing-noise"], swing.seed).digest() == swing.digest()
     for override in ("release.mix=0.1", "release.cache=false"):
         mine = shipped("swing", override)
-        found, _ = canary.arms(mine)
+        found, _ = arms.arms(mine)
         assert list(found)[-1] == "own"
-        assert canary.varied(mine, found["own"], mine.seed).digest() == mine.digest()
+        assert arms.varied(mine, found["own"], mine.seed).digest() == mine.digest()
 
 
 def test_temperature_and_noise_arms_keep_the_experiments_clip_and_candidates():
-    found, _ = canary.arms(shipped("swing", "release.clip=8", "release.candidates=30"))
+    found, _ = arms.arms(shipped("swing", "release.clip=8", "release.candidates=30"))
     for arm in ("swing", "noise", "swing-noise", "shuffled", "oracle", "constant", "mixing"):
         release = found[arm].changes["release"]
         assert (release["clip"], release["candidates"]) == (8, 30)
@@ -141,7 +141,7 @@ def test_temperature_and_noise_arms_keep_the_experiments_clip_and_candidates():
 
 def test_an_arm_is_the_experiment_and_its_changes():
     experiment = shipped("swing")
-    found, _ = canary.arms(experiment)
+    found, _ = arms.arms(experiment)
     before = experiment.model_dump(mode="json") | {"name": "another"}
     wanted = {
         "fkd": {"release.tau_max", "release.mechanism", "release.scale"},
@@ -157,7 +157,7 @@ def test_an_arm_is_the_experiment_and_its_changes():
         "same": {"release.mechanism", "release.scale", "strategy.student_temperature"},
     }
     for arm, keys in wanted.items():
-        varied = canary.varied(experiment, found[arm], 7)
+        varied = arms.varied(experiment, found[arm], 7)
         changed = differing(before, varied.model_dump(mode="json"))
         assert changed == keys | {"name", "seed", "engine.remember"}, arm
         assert (varied.name, varied.seed, varied.engine.remember) == (arm, 7, True)
@@ -165,20 +165,20 @@ def test_an_arm_is_the_experiment_and_its_changes():
 
 def test_averaging_spreads_the_epochs_of_one_round_over_several():
     one = shipped("swing")
-    averaged = canary.varied(one, canary.arms(one)[0]["fedavg"], 0)
+    averaged = arms.varied(one, arms.arms(one)[0]["fedavg"], 0)
     assert averaged.rounds > 1
     assert averaged.rounds * averaged.training.local_epochs == one.training.local_epochs
     assert averaged.strategy.options == {}
     several = shipped("swing", "rounds=3")
-    averaged = canary.varied(several, canary.arms(several)[0]["fedavg"], 0)
+    averaged = arms.varied(several, arms.arms(several)[0]["fedavg"], 0)
     assert (averaged.rounds, averaged.training) == (3, several.training)
 
 
 def test_arms_are_chosen_in_the_order_of_the_table():
-    found, unfit = canary.arms(shipped("swing"))
-    chosen = canary.chosen(found, unfit, ["noise", "fkd", "noise"])
+    found, unfit = arms.arms(shipped("swing"))
+    chosen = arms.chosen(found, unfit, ["noise", "fkd", "noise"])
     assert [arm.name for arm in chosen] == ["fkd", "noise"]
-    assert [arm.name for arm in canary.chosen(found, unfit, None)] == list(found)
+    assert [arm.name for arm in arms.chosen(found, unfit, None)] == list(found)
 
 
 # --- running them -------------------------------------------------------------------------------
@@ -399,12 +399,12 @@ def rows_of(*runs, repeats=16):
     groups = {}
     for run in runs:
         groups.setdefault(run.experiment.name, []).append(run)
-    return {row.arm: row for row in canary.table(groups, {"fkd": "plain"}, repeats)}
+    return {row.arm: row for row in leakage.table(groups, {"fkd": "plain"}, repeats)}
 
 
 def cells(rows):
     """The cells of the Markdown table by arm, and then by their column's head."""
-    lines = [line for line in canary.markdown(rows).splitlines() if line.startswith("|")]
+    lines = [line for line in leakage.markdown(rows).splitlines() if line.startswith("|")]
     heads, _, *body = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines)
     return {line[0]: dict(zip(heads, line, strict=True)) for line in body}
 
@@ -459,8 +459,8 @@ def test_utility_is_a_mean_over_seeds(tmp_path):
 def test_an_arm_with_fewer_seeds_is_named(tmp_path):
     many = [made_up(tmp_path, "fkd", {"student": STEADY}, seed=seed) for seed in range(3)]
     few = made_up(tmp_path, "swing", {"student": STEADY})
-    assert "3 seeds (swing: 1); mean" in canary.markdown(list(rows_of(*many, few).values()))
-    assert "3 seeds; mean" in canary.markdown(list(rows_of(*many).values()))
+    assert "3 seeds (swing: 1); mean" in leakage.markdown(list(rows_of(*many, few).values()))
+    assert "3 seeds; mean" in leakage.markdown(list(rows_of(*many).values()))
 
 
 def test_a_run_without_a_measured_utility_still_has_a_row(tmp_path):
@@ -531,38 +531,38 @@ def test_only_the_same_release_with_nothing_planted_is_a_control(tmp_path):
 
 def test_any_arm_has_a_twin_with_nothing_planted():
     experiment = shipped("swing")
-    known, unfit = canary.arms(experiment)
-    (twin,) = canary.chosen(known, unfit, ["clean-swing"])
-    planted, none = (canary.varied(experiment, arm, 3) for arm in (known["swing"], twin))
+    known, unfit = arms.arms(experiment)
+    (twin,) = arms.chosen(known, unfit, ["clean-swing"])
+    planted, none = (arms.varied(experiment, arm, 3) for arm in (known["swing"], twin))
     both = (planted.model_dump(mode="json"), none.model_dump(mode="json"))
     assert differing(*both) == {"name", "canary.control"}
-    assert {arm.name for arm in canary.chosen(known, unfit, None)} == set(known)
+    assert {arm.name for arm in arms.chosen(known, unfit, None)} == set(known)
     with pytest.raises(FedkdError, match="--arms 'clean-clean' is not known"):
-        canary.chosen(known, unfit, ["clean-clean"])
+        arms.chosen(known, unfit, ["clean-clean"])
 
 
 def test_findings_say_when_teachers_have_memorised_nothing(tmp_path):
     nothing = {"teacher": [0.5, 1.5, 2.5, 1.4], "student": [6.0] * 4}
-    (said,) = canary.findings([rows_of(made_up(tmp_path, "fkd", nothing))["fkd"]])
+    (said,) = leakage.findings([rows_of(made_up(tmp_path, "fkd", nothing))["fkd"]])
     assert said.startswith("Not a result: at 16 repeats plain teachers have memorised nothing")
 
 
 def test_findings_say_when_the_student_leaks_nothing(tmp_path):
     bits = {"teacher": STEADY, "student": [0.5, 1.5, 2.5, 1.4]}
-    (said,) = canary.findings([rows_of(made_up(tmp_path, "fkd", bits))["fkd"]])
+    (said,) = leakage.findings([rows_of(made_up(tmp_path, "fkd", bits))["fkd"]])
     assert said.startswith("At 16 repeats plain distillation leaks nothing")
 
 
 def test_one_secret_tells_nothing_from_chance(tmp_path):
     row = rows_of(made_up(tmp_path, "fkd", {"teacher": [8.0], "student": [8.0]}))["fkd"]
     assert math.isnan(row.exposure["teacher"].low)
-    assert canary.findings([row])[0].startswith("Not a result")
+    assert leakage.findings([row])[0].startswith("Not a result")
 
 
 def test_there_is_nothing_to_say_where_plain_labels_leak(tmp_path):
     bits = {"teacher": STEADY, "student": STEADY}
-    assert canary.findings([rows_of(made_up(tmp_path, "fkd", bits))["fkd"]]) == []
-    (said,) = canary.findings([rows_of(made_up(tmp_path, "swing", bits))["swing"]])
+    assert leakage.findings([rows_of(made_up(tmp_path, "fkd", bits))["fkd"]]) == []
+    (said,) = leakage.findings([rows_of(made_up(tmp_path, "swing", bits))["swing"]])
     assert said.startswith("No reduction: the arm fkd")
 
 

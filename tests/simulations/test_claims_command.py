@@ -9,8 +9,9 @@ from lines import SUITE
 
 from fedkd import FedkdError, Run
 from simulations import answers, results_page, suite, verdicts
+from simulations.claim import Claim, Criterion, Rule, claims, read
+from simulations.results_sections import Picture, Section
 from simulations.suite import suites
-from simulations.verdicts import claims
 
 ROOT = Path(__file__).parents[2]
 CLAIM = """statement = "Fusion helps."
@@ -178,12 +179,12 @@ def test_the_documented_claim_is_one(tmp_path, capsys):
     text = (ROOT / "docs" / "claims.md").read_text()
     (toml,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
     (tmp_path / "mine.toml").write_text(toml)
-    one = verdicts.read(tmp_path / "mine.toml")
+    one = read(tmp_path / "mine.toml")
     assert (one.name, one.tests[0].rule, one.vacuous.of) == ("mine", "better", "knfu")
     # Every key and rule that there is stands on the page.
-    keys = {*verdicts.Claim.model_fields, *verdicts.Criterion.model_fields} - {"name"}
+    keys = {*Claim.model_fields, *Criterion.model_fields} - {"name"}
     assert all(re.search(rf"\b{key}\b", text) for key in keys)
-    assert all(f"| `{rule}` |" in text for rule in get_args(verdicts.Rule))
+    assert all(f"| `{rule}` |" in text for rule in get_args(Rule))
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     exec(compile(code, "claims.md", "exec"), {})
     assert capsys.readouterr().out == "overall not run \n"
@@ -195,17 +196,17 @@ def test_the_documented_claim_is_one(tmp_path, capsys):
 @pytest.fixture
 def page(tmp_path, monkeypatch, claim):
     """The page of a small suite, and its figures, from runs in a folder with a name of its own."""
-    shown = results_page.Section(
+    shown = Section(
         "method",
         "data.alpha",
         ("own_accuracy_mean", "common_perplexity_mean"),
         (
-            results_page.Picture("alpha"),
-            results_page.Picture("weights", only={"method": "knfu", "data.alpha": 1}),
-            results_page.Picture("exposure"),
+            Picture("alpha"),
+            Picture("weights", only={"method": "knfu", "data.alpha": 1}),
+            Picture("exposure"),
         ),
     )
-    one = verdicts.read(Path(claim)).model_copy(update={"suite": "small"})
+    one = read(Path(claim)).model_copy(update={"suite": "small"})
     monkeypatch.setattr(results_page, "SECTIONS", {"small": shown})
     monkeypatch.setattr(results_page, "claims", lambda: {"helps": one})
     monkeypatch.setattr(results_page, "suites", lambda: {"small": tmp_path / "small.toml"})

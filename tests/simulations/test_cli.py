@@ -16,6 +16,9 @@ from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
 from fedkd.results import CHECKPOINT, Run
 from simulations import cli
+from simulations.commands import list as listing
+from simulations.commands import plot
+from simulations.commands import run as command
 
 ROOT = Path(cli.__file__).parent.parent
 SLOW = ("torch", "torchvision", "matplotlib", "flwr", "sklearn", "ray", "numpy", "scipy")
@@ -114,7 +117,7 @@ class Simulation:
 @pytest.fixture
 def simulation(monkeypatch):
     fake = Simulation()
-    monkeypatch.setattr(cli, "simulate", fake)
+    monkeypatch.setattr(command, "simulate", fake)
     return fake
 
 
@@ -497,7 +500,7 @@ def test_ctrl_c_before_there_is_a_folder(fedkd, monkeypatch):
     def interrupt(*given, **named):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "simulate", interrupt)
+    monkeypatch.setattr(command, "simulate", interrupt)
     assert fedkd("run", "x.toml") == (130, "", "fedkd: interrupted before the first round\n")
 
 
@@ -505,9 +508,9 @@ def test_ctrl_c_is_one_line_in_every_command(fedkd, monkeypatch):
     def interrupt(*given, **named):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_described", interrupt)
-    monkeypatch.setattr(cli.Run, "open", interrupt)
-    monkeypatch.setattr(cli, "_draw", interrupt)
+    monkeypatch.setattr(listing, "_described", interrupt)
+    monkeypatch.setattr(command.Run, "open", interrupt)
+    monkeypatch.setattr(plot, "_draw", interrupt)
     monkeypatch.setattr("simulations.suite.read", interrupt)
     for words in ("list strategies", "plot curves x", "report x", "audit x"):
         code, out, err = fedkd(*words.split())
@@ -541,7 +544,8 @@ def test_closed_outputs_are_no_error():
 
 
 def test_an_output_without_the_letters_still_gets_the_numbers():
-    script = "from simulations import cli; cli._described = lambda kind: {'\u00b1': ''}"
+    script = "from simulations import cli; from simulations.commands import list as listing"
+    script += "; listing._described = lambda kind: {'\u00b1': ''}"
     ended = shell(
         f"{sys.executable} -c \"{script}; cli.main(['list', 'experiments'])\"",
         PYTHONIOENCODING="ascii",
@@ -552,7 +556,7 @@ def test_an_output_without_the_letters_still_gets_the_numbers():
 # --- list ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", cli.KINDS)
+@pytest.mark.parametrize("kind", listing.KINDS)
 def test_list_prints_every_name_with_a_line(fedkd, kind):
     if kind == "partitions":
         names = sorted(PARTITIONS)

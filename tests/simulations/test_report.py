@@ -14,8 +14,9 @@ from lines import SUITE, forget_files
 
 from fedkd import FedkdError, Run
 from fedkd.caveats import LOCAL_TRAINING
-from simulations import cli, report, suite
-from simulations.verdicts import Claim
+from simulations import cli, report, report_figures, suite
+from simulations.claim import Claim
+from simulations.report_figures import FIGURES
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
@@ -56,7 +57,7 @@ def done(tmp_path_factory):
 @pytest.fixture(scope="module")
 def page(done):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "DPI", 60)
+        patch.setattr(report_figures, "DPI", 60)
         patch.setattr(report, "claims", lambda: {"fusion-helps": HELPS})
         return report.page(done)
 
@@ -74,7 +75,7 @@ def copied(done, tmp_path):
 
 @pytest.fixture
 def _no_figures(monkeypatch):
-    monkeypatch.setattr(report, "_figures", lambda suite: {})
+    monkeypatch.setattr(report, "figures_of", lambda suite: {})
 
 
 def words(page):
@@ -139,7 +140,7 @@ def test_the_best_of_a_column_is_in_bold(page, done):
 def test_figures_that_fit_are_there_and_no_others(page):
     titles = re.findall(r'<figure><img src="data:image/png;base64,([^"]+)".*?alt="([^",]+)', page)
     assert {alt for _, alt in titles} == {
-        report.FIGURES[name]
+        FIGURES[name]
         for name in ("alpha", "curves", "pareto", "fairness", "calibration", "weights", "partition")
     }
     for picture, _ in titles:
@@ -147,7 +148,7 @@ def test_figures_that_fit_are_there_and_no_others(page):
 
 
 def test_the_same_partition_is_shown_once(page):
-    assert len(re.findall(f'alt="{report.FIGURES["partition"]}', page)) == 2  # one an alpha
+    assert len(re.findall(f'alt="{FIGURES["partition"]}', page)) == 2  # one an alpha
 
 
 def test_claims_on_the_suite_have_their_verdicts(page, done):

@@ -21,7 +21,8 @@ from fedkd.experiment import Experiment
 from fedkd.results import CHECKPOINT, Run
 from fedkd.run import Observer
 from fedkd.run import run as simulate
-from simulations import audit, cli, jobs, suite
+from simulations import audit, cli, jobs, suite, suite_screen
+from simulations.cells import chosen
 from simulations.suite import read, run_suite
 
 ROOT = Path(cli.__file__).parent.parent
@@ -261,7 +262,7 @@ def test_conditions_leave_cells_that_meet_all_of_them(grid):
     found = read(grid())
 
     def left(*conditions):
-        return [tuple(cell.labels.values()) for cell in suite.chosen(found, conditions)]
+        return [tuple(cell.labels.values()) for cell in chosen(found, conditions)]
 
     assert left("seed=1", "data.alpha=10.0") == [(10, "knfu", 1), (10, "left, alone", 1)]
     assert left("method=left, alone", "seed=0") == [(0.1, "left, alone", 0), (10, "left, alone", 0)]
@@ -422,7 +423,7 @@ def test_a_run_half_done_goes_on_from_its_checkpoint(grid, monkeypatch):
 
     words = {"overrides": ["rounds=3", "checkpoint_every=1"]}
     only = ["method=knfu", "seed=0", "data.alpha=10"]
-    (cell,) = suite.chosen(read(grid(), **words), only)
+    (cell,) = chosen(read(grid(), **words), only)
     with pytest.raises(KeyboardInterrupt):
         simulate(cell.experiment, cell.folder, observer=Killed())
     assert (cell.folder / CHECKPOINT).is_dir()
@@ -444,7 +445,7 @@ def test_a_run_half_done_goes_on_from_its_checkpoint(grid, monkeypatch):
 @pytest.mark.parametrize("left", [".experiment.toml.new", f"{CHECKPOINT}/state.pt"])
 def test_a_folder_that_a_kill_left_half_made_is_no_obstacle(grid, left):
     only = ["method=knfu", "seed=0", "data.alpha=10"]
-    (cell,) = suite.chosen(read(grid()), only)
+    (cell,) = chosen(read(grid()), only)
     if left.startswith(CHECKPOINT):
         Run.at(cell.experiment, cell.folder).begin(cell.experiment)
     (cell.folder / left).parent.mkdir(parents=True)
@@ -496,7 +497,7 @@ def test_time_left_is_told_by_cells_of_the_same_method(grid):
     knfu, local = (
         [cell for cell in cells if cell.labels["method"] == name] for name in ("knfu", "local")
     )
-    clock = suite.Clock([], 2)
+    clock = suite_screen.Clock([], 2)
     assert clock.left(knfu, {}) is None
     clock.add(knfu[0], 10.0)
     assert clock.left(local[:1], {}) == 5.0  # nothing closer is known
@@ -764,7 +765,7 @@ def test_a_cell_that_fails_again_keeps_what_it_has_done(grid, monkeypatch):
 def test_checkpoints_that_cannot_be_read_are_set_aside_and_the_run_begins_anew(grid):
     only = ["method=knfu", "seed=0", "data.alpha=10"]
     suite_ = read(grid(), overrides=["rounds=3", "checkpoint_every=1"])
-    (cell,) = suite.chosen(suite_, only)
+    (cell,) = chosen(suite_, only)
     with pytest.raises(Killed):
         simulate(cell.experiment, cell.folder, observer=KilledAfter(2))
     damaged = {file.name: file.write_bytes(b"half") for file in checkpoint.files(cell.folder)}
@@ -778,7 +779,7 @@ def test_a_finished_run_that_is_damaged_is_named_and_the_others_are_shown(grid, 
     file = grid()
     only = ["--only", "data.alpha=0.1", "--jobs", "1"]
     fedkd("suite", file, *only)
-    cells = suite.chosen(read(file), ["data.alpha=0.1"])
+    cells = chosen(read(file), ["data.alpha=0.1"])
     rounds = cells[0].folder / "rounds.jsonl"
     rounds.write_bytes(b"")
     cells[1].folder.rename("aside")

@@ -13,9 +13,10 @@ from fedkd.caveats import FEW_ROUNDS, LEFT_OUT, LOCAL_TRAINING, Caveat
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
 from fedkd.results import Run
-from simulations import tables
+from simulations import table_formats
+from simulations.captions import direction
 from simulations.suite import read, run_suite
-from simulations.tables import Entry, table
+from simulations.tables import Entry, Table, table
 
 VALUE = "own_accuracy_mean"
 SEEDS = range(5)
@@ -95,7 +96,7 @@ def test_three_seeds_forty_points_apart_are_no_tie(form, test):
     found = table(data, "method", (), "own_accuracy_mean", test=test)
     # Differences are 27.1, 47.2 and 44.2: t = 6.32 with two degrees of freedom.
     assert marks(found) == {"low": ["worse" if test == "t" else ""], "high": ["best"]}
-    written = getattr(tables, form)(found)
+    written = getattr(table_formats, form)(found)
     for tie in ("≈", "~", "approx", "underline", "tie,"):
         assert tie not in written
     assert "p ≥" not in written
@@ -158,7 +159,7 @@ def test_less_is_best_where_it_is_asked_for():
     ],
 )
 def test_what_is_better_is_known_by_the_name_of_a_value(value, wanted):
-    assert tables.direction(value) == wanted
+    assert direction(value) == wanted
 
 
 def test_holms_correction_counts_the_methods_of_a_column():
@@ -299,9 +300,11 @@ def test_a_method_that_was_local_training_is_never_the_best():
     assert [entry.marks for (entry,) in found.cells] == ["†", "", ""]
     (note,) = found.notes
     assert note.startswith("† a (1 of 5 runs): it leaves clients to themselves")
-    assert "**" not in next(x for x in tables.markdown(found).splitlines() if x.startswith("| a "))
+    assert "**" not in next(
+        x for x in table_formats.markdown(found).splitlines() if x.startswith("| a ")
+    )
     assert r"\textbf" not in next(
-        x for x in tables.latex(found).splitlines() if x.strip().startswith("a &")
+        x for x in table_formats.latex(found).splitlines() if x.strip().startswith("a &")
     )
 
 
@@ -323,14 +326,14 @@ def test_warnings_are_gathered_by_kind_with_the_entries_they_concern():
         "‡ a, alpha 0.1 (1 of 5 runs); b, alpha 0.1 (2 of 5 runs): e.g. client 3 left out",
     )
     assert [entry.marks for (entry,) in found.cells] == ["‡", "†‡"]
-    rows = list(csv.DictReader(io.StringIO(tables.csv(found))))
+    rows = list(csv.DictReader(io.StringIO(table_formats.csv(found))))
     assert rows[0]["warnings"] == "1 of 5 runs: client 3 left out"
 
 
 @pytest.mark.parametrize("form", ["text", "markdown", "latex", "csv"])
 def test_every_format_says_what_runs_warn_of(form):
     found = table(warned({"a": 0.9}, {("a", 2): [GONE]}), "method", (), "own_accuracy_mean")
-    assert "client 3 left out" in getattr(tables, form)(found)
+    assert "client 3 left out" in getattr(table_formats, form)(found)
 
 
 def test_what_says_nothing_of_one_entry_has_no_mark():
@@ -354,7 +357,7 @@ def test_differences_are_to_the_best_with_paired_intervals():
     assert (high.text, high.mean) == ("ref. 86.7 ± 2.5", 0.0)
     assert (found.unit, found.reference) == ("points", "the best of the column")
     assert "Difference to the best of the column" in found.caption
-    assert "difference to the best of the column" in tables.csv(found)
+    assert "difference to the best of the column" in table_formats.csv(found)
 
 
 def test_differences_may_be_to_any_row():
@@ -392,29 +395,29 @@ def nasty():
 
 
 def test_csv_has_no_formulas_and_one_line_an_entry():
-    text = tables.csv(nasty())
+    text = table_formats.csv(nasty())
     rows = list(csv.DictReader(io.StringIO(text)))
     assert len(rows) == len(NASTY) == text.count("\n")
     for row in rows:
         assert not row["row"].lstrip().startswith(("=", "+", "-", "@"))
         assert float(row["mean"])
     numbers = table(frame({-1.5: 0.5, 2.0: 0.4}), "method", (), "own_accuracy_mean")
-    assert tables.csv(numbers).splitlines()[1].startswith("-1.5,")
+    assert table_formats.csv(numbers).splitlines()[1].startswith("-1.5,")
 
 
 @pytest.mark.parametrize("form", ["text", "markdown", "latex", "csv"])
 def test_no_format_lets_a_control_code_through_or_breaks_a_line(form):
-    written = getattr(tables, form)(nasty())
+    written = getattr(table_formats, form)(nasty())
     assert all(sign == "\n" or sign.isprintable() for sign in written)
     written.encode("utf-8")
-    safe = getattr(tables, form)(
+    safe = getattr(table_formats, form)(
         table(frame({str(n): 0.5 for n in range(len(NASTY))}), "method", "data.alpha", VALUE)
     )
     assert written.count("\n") == safe.count("\n")
 
 
 def test_markdown_of_somebody_elses_labels_is_one_table():
-    lines = tables.markdown(nasty()).splitlines()[: len(NASTY) + 2]
+    lines = table_formats.markdown(nasty()).splitlines()[: len(NASTY) + 2]
     for line in lines:
         assert len(re.findall(r"(?<!\\)\|", line)) == 3
         assert "<script" not in line
@@ -440,7 +443,7 @@ def test_a_label_that_is_missing_is_one_row():
 
 @pytest.fixture
 def known():
-    return tables.Table(
+    return Table(
         corner="method",
         columns=("0.1", "1_0"),
         rows=("a & b", "c_d"),
@@ -459,14 +462,14 @@ def known():
 
 
 def test_text_lines_up_and_marks(known):
-    lines = tables.text(known).splitlines()
+    lines = table_formats.text(known).splitlines()
     assert lines[1:3] == ["a & b   60.0 ± 1.0 *     -", "c_d     59.9 ± 1.0 ↓†  1.0"]
     assert lines[-2].endswith("*: best.")
     assert lines[-1] == known.notes[0]
 
 
 def test_markdown_has_the_best_in_bold(known):
-    lines = tables.markdown(known).splitlines()
+    lines = table_formats.markdown(known).splitlines()
     assert [cell.strip() for cell in lines[2].split("|")[1:-1]] == ["a & b", "**60.0 ± 1.0**", "-"]
     cells = [cell.strip() for cell in lines[3].split("|")[1:-1]]
     assert cells == ["c_d", "59.9 ± 1.0 ↓ †", "1.0"]
@@ -475,7 +478,7 @@ def test_markdown_has_the_best_in_bold(known):
 
 
 def test_csv_has_a_line_an_entry(known):
-    rows = list(csv.DictReader(io.StringIO(tables.csv(known))))
+    rows = list(csv.DictReader(io.StringIO(table_formats.csv(known))))
     assert [(row["row"], row["column"]) for row in rows] == [
         *(("a & b", "0.1"), ("c_d", "0.1"), ("c_d", "1_0"))
     ]
@@ -486,7 +489,7 @@ def test_csv_has_a_line_an_entry(known):
 
 
 def test_latex_is_a_table_of_booktabs(known):
-    lines = [line.strip() for line in tables.latex(known).splitlines()]
+    lines = [line.strip() for line in table_formats.latex(known).splitlines()]
     assert lines[0] == r"\begin{table}"
     assert lines[-1] == r"\end{table}"
     for rule in (r"\toprule", r"\midrule", r"\bottomrule"):
@@ -502,7 +505,7 @@ def test_latex_is_a_table_of_booktabs(known):
     for line in lines:
         assert line.count("{") - line.count(r"\{") == line.count("}") - line.count(r"\}")
         assert line.count("$") % 2 == 0
-    assert all(ord(sign) < 128 for sign in tables.latex(known))
+    assert all(ord(sign) < 128 for sign in table_formats.latex(known))
 
 
 # --- the command --------------------------------------------------------------------------------

@@ -11,8 +11,10 @@ import pytest
 from fedkd import Run, frames
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
+from simulations import claim as claim_file
 from simulations import verdicts
-from simulations.verdicts import Claim, claims, judge, read
+from simulations.claim import Claim, claims, read
+from simulations.verdicts import judge
 
 SEEDS = range(5)
 
@@ -430,15 +432,15 @@ def test_less_exposure_counts_only_at_a_like_utility(name):
 def test_claims_are_chosen_by_name_method_or_file(tmp_path):
     known = claims()
     name = next(iter(known))
-    assert list(verdicts.chosen([name])) == [name]
-    assert set(verdicts.chosen([])) == set(known)
+    assert list(claim_file.chosen([name])) == [name]
+    assert set(claim_file.chosen([])) == set(known)
     method = name.split("-")[0]
-    assert set(verdicts.chosen([method])) == {n for n in known if n.startswith(f"{method}-")}
+    assert set(claim_file.chosen([method])) == {n for n in known if n.startswith(f"{method}-")}
     file = tmp_path / "mine.toml"
-    file.write_text((verdicts.FOLDER / f"{name}.toml").read_text())
-    assert list(verdicts.chosen([str(file)])) == ["mine"]
+    file.write_text((claim_file.FOLDER / f"{name}.toml").read_text())
+    assert list(claim_file.chosen([str(file)])) == ["mine"]
     with pytest.raises(FedkdError, match=r"claim 'knfu-beter' is not known"):
-        verdicts.chosen(["knfu-beter"])
+        claim_file.chosen(["knfu-beter"])
 
 
 def test_a_wrong_claim_is_one_line(tmp_path):

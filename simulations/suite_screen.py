@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from simulations.suite import Cell, Clock, Outcome, Watch
+from fedkd.results import Run
+from simulations.cells import Cell
+from simulations.suite import Outcome, Watch
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 
-class Screen(Watch):
+class SuiteScreen(Watch):
     """Shows cells done, running, left and failed, and the time left; use it in a ``with``."""
 
     def __init__(self, console: Console) -> None:
@@ -33,7 +35,7 @@ class Screen(Watch):
         )
         self.shows = terminal
 
-    def __enter__(self) -> Screen:
+    def __enter__(self) -> SuiteScreen:
         """Begin to show."""
         if self.shows:
             self.live.start()
@@ -108,6 +110,40 @@ class Screen(Watch):
         for folder, begun in self.running.items():
             both.add_row(f"  {self.left[folder].title}, {now - begun:.0f} s")
         return both
+
+
+class Clock:
+    """How long what is left will take, by what alike cells have taken."""
+
+    def __init__(self, there: Sequence[Cell], jobs: int) -> None:
+        self.jobs = jobs
+        self.took: dict[tuple[str, ...], list[float]] = {}
+        for cell in there:
+            self.add(cell, (Run(cell.folder).summary or {}).get("seconds", 0.0))
+
+    def add(self, cell: Cell, seconds: float) -> None:
+        """A run of ``cell`` has taken so long."""
+        for kind in _kinds(cell):
+            self.took.setdefault(kind, []).append(seconds)
+
+    def left(self, waiting: Sequence[Cell], running: Mapping[Path, float]) -> float | None:
+        """Seconds until all is done; ``running`` is how long runs by folder have been at it.
+
+        None while nothing has ended yet.
+        """
+        if not self.took:
+            return None
+        total = 0.0
+        for cell in waiting:
+            known = next(self.took[kind] for kind in _kinds(cell) if kind in self.took)
+            total += max(0.0, sum(known) / len(known) - running.get(cell.folder, 0.0))
+        return total / self.jobs
+
+
+def _kinds(cell: Cell) -> list[tuple[str, ...]]:
+    """What makes runs alike in cost, the closest first: data and method, data, nothing."""
+    data, method = cell.experiment.data.dataset, cell.experiment.strategy.name
+    return [(data, method), (data,), ()]
 
 
 def told(outcome: Outcome) -> list[str]:

@@ -1,0 +1,64 @@
+"""``fedkd list``: what can be named in an experiment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedkd import registry
+from fedkd.errors import FedkdError, nearest
+from simulations.commands.options import examples
+from simulations.shipped import shipped
+
+KINDS = (
+    *("strategies", "datasets", "students", "partitions", "objectives", "experiments"),
+    *("suites", "claims"),
+)
+
+
+EXAMPLES = examples("fedkd list strategies", "fedkd list experiments")
+
+
+def list_(
+    kind: Annotated[str, typer.Argument(show_default=False)],
+) -> None:
+    """List what can be named in an experiment, a line each.
+
+    KIND is one of: strategies, datasets, students, partitions, objectives, experiments, suites,
+    claims.
+    """
+    if kind not in KINDS:
+        raise FedkdError(
+            f"list {kind!r} is not known{nearest(kind, list(KINDS))}; known: {', '.join(KINDS)}"
+        )
+    described = _described(kind)
+    width = max(map(len, described), default=0)
+    for name, text in described.items():
+        print(f"{name:{width}}  {text}".rstrip())
+
+
+def _described(kind: str) -> dict[str, str]:
+    """Name and one line of everything of a kind."""
+    if kind == "experiments":
+        return {name: _first_comment(file) for name, file in shipped().items()}
+    if kind == "suites":
+        from simulations.suite import suites
+
+        return {name: _first_comment(file) for name, file in suites().items()}
+    if kind == "claims":
+        from simulations.claim import claims as known
+
+        return {name: claim.statement for name, claim in known().items()}
+    if kind == "partitions":
+        from fedkd.data.partitions import PARTITIONS
+
+        documents = {name: (thing.__doc__ or "").strip() for name, thing in PARTITIONS.items()}
+        return {name: text.split("\n")[0] for name, text in sorted(documents.items())}
+    return registry.described(kind)
+
+
+def _first_comment(file: Path) -> str:
+    lines = file.read_text(encoding="utf-8").splitlines()
+    return next((line.lstrip("# ") for line in lines if line.startswith("#")), "")

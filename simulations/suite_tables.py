@@ -1,0 +1,94 @@
+"""``fedkd table``: a table of the finished runs of a suite, or of a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedkd.errors import FedkdError, nearest
+from fedkd.frames import load_runs
+from fedkd.statistics import Test
+from simulations import suite
+from simulations.captions import Best
+from simulations.cells import SEED, wanted
+from simulations.manifest import MANIFEST
+from simulations.tables import Spread, Table, table
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+
+def of_suite(
+    name: str,
+    scale: str,
+    out: Path | None,
+    where: Sequence[str],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    value: str,
+    *,
+    spread: Spread = "std",
+    best: Best | None = "max",
+    test: Test = "t",
+    differences: bool | str = False,
+) -> Table:
+    """The table of a suite's finished runs, or of all that lie below a folder.
+
+    ``where`` is ``AXIS=LABEL[,LABEL]``. Without ``rows`` they are the methods, or else the first
+    axis that is neither the seed nor in ``columns``.
+
+    Raises
+    ------
+    FedkdError
+        There is no such suite, axis or label; nothing has finished; an axis has several labels and
+        is neither named nor fixed.
+    """
+    folder = Path(name)
+    of_runs = folder.is_dir() and not (folder / MANIFEST).is_file()
+    if of_runs:
+        frame = load_runs(folder)
+        frame = frame[frame.finished] if len(frame) else frame
+        axes = {str(key): tuple(frame[key].unique()) for key in frame.columns}
+    else:
+        opened = suite.read(name, scale, out=out)
+        frame, axes, folder = suite.frame(opened), opened.axes, opened.folder
+    if not len(frame):
+        run = "" if of_runs else f"; fedkd suite {name} --scale {scale} runs it"
+        raise FedkdError(f"{folder} has no finished run{run}")
+    for axis, some in wanted(axes, where, "--where").items():
+        frame = frame[frame[axis].isin(some)]
+    if not len(frame):
+        raise FedkdError(f"--where {' '.join(where)}: no finished run has these labels")
+    if not rows:
+        usual = ("strategy.name",) if of_runs else ("method", *axes)
+        free = [axis for axis in usual if axis in axes and axis not in (*columns, SEED)]
+        rows = free[:1]
+    for axis in (*rows, *columns):
+        if axis not in axes:
+            raise FedkdError(
+                f"{axis!r} is not an axis{nearest(axis, list(axes))}; axes: {', '.join(axes)}"
+            )
+    if not of_runs:
+        _one_label(frame, opened.axes, (*rows, *columns, SEED))
+    return table(
+        frame,
+        rows,
+        columns,
+        value,
+        spread=spread,
+        best=best,
+        test=test,
+        differences=differences,
+    )
+
+
+def _one_label(frame: DataFrame, axes: Iterable[str], named: Sequence[str]) -> None:
+    """Refuse axes with several labels that the table does not name."""
+    for axis in axes:
+        labels = list(dict.fromkeys(map(str, frame[axis])))
+        if axis not in named and len(labels) > 1:
+            raise FedkdError(
+                f"{axis} has {len(labels)} labels: name it in --rows or --columns, or fix it by "
+                f"--where {axis}=LABEL; labels: {', '.join(labels)}"
+            )
