@@ -31,6 +31,7 @@ from torch import nn
 
 from fedkd import registry, students
 from fedkd.caveats import LOCAL_TRAINING
+from fedkd.codec import Codec, decode, nbytes
 from fedkd.data.federated import Task
 from fedkd.distillation.objectives import traits
 from fedkd.errors import FedkdError, blamed, brief
@@ -61,7 +62,6 @@ from fedkd.shapes import Shapes, Sizes, architectures, rows_of
 from fedkd.steps import MEASURED, TESTED_ON, TESTS, Checker, check_keys
 from fedkd.work import (
     Assignment,
-    Codec,
     Evaluate,
     Expose,
     Fit,
@@ -71,8 +71,6 @@ from fedkd.work import (
     Soft,
     Step,
     Term,
-    decode,
-    nbytes,
 )
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from test_work import same
 from torch import nn
 
 from fedkd import FedkdError, run
+from fedkd.codec import Codec, decode, nbytes
 from fedkd.data.federated import Task
 from fedkd.engine.worker import Worker
 from fedkd.experiment import StudentTable, TrainingTable
@@ -17,7 +18,6 @@ from fedkd.students import build
 from fedkd.training import fit, predict, represent
 from fedkd.work import (
     Assignment,
-    Codec,
     CrossEntropy,
     Fit,
     Head,
@@ -31,8 +31,6 @@ from fedkd.work import (
     Select,
     Share,
     Soft,
-    decode,
-    nbytes,
 )
 
 CUT = "fc1"
