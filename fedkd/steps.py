@@ -22,7 +22,7 @@ from fedkd import registry, students
 from fedkd.distillation.objectives import traits
 from fedkd.distillation.targets import check_probabilities
 from fedkd.errors import FedkdError, brief, nearest
-from fedkd.experiment import MOST_EPOCHS
+from fedkd.options import MOST_EPOCHS
 from fedkd.privacy.release import applies
 from fedkd.replies import COHORT, DP, bounded
 from fedkd.shapes import Shapes, Student, rows_of

@@ -26,9 +26,10 @@ from fedkd import registry
 from fedkd.caveats import LEFT_OUT, caveats
 from fedkd.errors import FedkdError, FedkdWarning, nearest, shown
 from fedkd.escaping import plain
-from fedkd.experiment import MOST_PROCESSES, Experiment
+from fedkd.experiment import Experiment
 from fedkd.interrupt import exit_code, interruptible
 from fedkd.observers import Observers, TensorBoard
+from fedkd.options import MOST_PROCESSES
 from fedkd.results import CHECKPOINT, PLACES, Run, readable
 from fedkd.results import exposure as exposure_at
 from fedkd.run import Observer

@@ -24,8 +24,9 @@ from fedkd import folder as disk
 from fedkd import lock
 from fedkd.errors import FedkdError, MissingData, nearest, shown
 from fedkd.escaping import plain
-from fedkd.experiment import Experiment, Table, changed, settings, validated
+from fedkd.experiment import Experiment, changed
 from fedkd.interrupt import interruptible
+from fedkd.options import Table, validated
 from fedkd.records import complaint, without_unknown
 from fedkd.results import (
     SUMMARY,
@@ -36,7 +37,7 @@ from fedkd.results import (
     flat,
     left_out,
 )
-from fedkd.toml import parse, read_text
+from fedkd.toml import parse, read_text, settings
 from simulations.audit import attacked, check_shadows
 from simulations.jobs import Job, most, outcomes
 from simulations.shipped import experiment_text, find

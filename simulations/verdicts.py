@@ -37,7 +37,7 @@ from pydantic import Field, model_validator
 
 from fedkd.caveats import Caveat
 from fedkd.errors import FedkdError, nearest
-from fedkd.experiment import Table, validated
+from fedkd.options import Table, validated
 from fedkd.results import Run, exposures, most_repeated, reached, utility, utility_name
 from fedkd.statistics import Interval, interval
 from fedkd.toml import parse, read_text

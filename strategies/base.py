@@ -35,7 +35,7 @@ from fedkd.codec import Codec, decode, nbytes
 from fedkd.data.federated import Task
 from fedkd.distillation.objectives import traits
 from fedkd.errors import FedkdError, blamed, brief
-from fedkd.experiment import Epochs, Experiment, Table, validated
+from fedkd.experiment import Experiment
 from fedkd.hooks import (
     Keeping,
     as_averaging,
@@ -50,6 +50,7 @@ from fedkd.hooks import (
     check_state,
     trace,
 )
+from fedkd.options import Epochs, Table, validated
 from fedkd.privacy.average import Averaging
 from fedkd.privacy.public import Public
 from fedkd.privacy.release import over_classes

@@ -8,7 +8,7 @@ from lines import measured
 
 from fedkd import FedkdError, registry, run
 from fedkd.data.federated import load
-from fedkd.experiment import StudentTable
+from fedkd.sections import StudentTable
 from fedkd.students import build
 from fedkd.training import fit
 from fedkd.work import Fit, Reply, Samples
