@@ -41,7 +41,7 @@ OnAggregates = Callable[[int, Sequence[Aggregate]], None]
 
 
 class Method(Strategy):
-    """A federated method as the rounds see it; what runs them is :class:`fedkd.rounds.Rounds`.
+    """A federated method as the rounds see it; what runs them is :class:`fedkd.rounds.phases.Rounds`.
 
     Parameters
     ----------
