@@ -21,18 +21,11 @@ from fedkd.caveats import caveats, gathered, marked
 from fedkd.errors import FedkdError, nearest
 from fedkd.escaping import markdown as in_markdown
 from fedkd.experiment import Experiment, changed
-from fedkd.results import (
-    PLACES,
-    Run,
-    check_inside,
-    check_not_inside_a_run,
-    exposures,
-    exposures_by_secret,
-    finite,
-    utility,
-    utility_name,
-)
+from fedkd.folder import finite
+from fedkd.nesting import check_inside, check_not_inside_a_run
+from fedkd.results import PLACES, Run
 from fedkd.run import check
+from fedkd.summaries import exposures, exposures_by_secret, utility, utility_name
 from simulations.jobs import Job, grouped, most, outcomes
 
 if TYPE_CHECKING:

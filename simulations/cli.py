@@ -31,9 +31,9 @@ from fedkd.interrupt import exit_code, interruptible
 from fedkd.observers import Observers, TensorBoard
 from fedkd.options import MOST_PROCESSES
 from fedkd.results import CHECKPOINT, PLACES, Run, readable
-from fedkd.results import exposure as exposure_at
 from fedkd.run import Observer
 from fedkd.run import run as simulate
+from fedkd.summaries import exposure as exposure_at
 from simulations.failures import DEBUG, ended
 from simulations.shipped import read_experiment, shipped
 

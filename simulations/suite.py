@@ -26,17 +26,11 @@ from fedkd.errors import FedkdError, MissingData, nearest, shown
 from fedkd.escaping import plain
 from fedkd.experiment import Experiment, changed
 from fedkd.interrupt import interruptible
+from fedkd.labels import flat
+from fedkd.nesting import check_inside, check_not_inside_a_run, child
 from fedkd.options import Table, validated
 from fedkd.records import complaint, without_unknown
-from fedkd.results import (
-    SUMMARY,
-    Run,
-    check_inside,
-    check_not_inside_a_run,
-    child,
-    flat,
-    left_out,
-)
+from fedkd.results import SUMMARY, Run, left_out
 from fedkd.toml import parse, read_text, settings
 from simulations.audit import attacked, check_shadows
 from simulations.jobs import Job, most, outcomes

@@ -22,7 +22,7 @@ from fedkd.errors import FedkdError, nearest
 from fedkd.escaping import csv_cell, plain
 from fedkd.escaping import latex as in_latex
 from fedkd.escaping import markdown as in_markdown
-from fedkd.results import is_setting
+from fedkd.labels import is_setting
 from fedkd.statistics import (
     LEVEL,
     Paired,

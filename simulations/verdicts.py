@@ -38,8 +38,15 @@ from pydantic import Field, model_validator
 from fedkd.caveats import Caveat
 from fedkd.errors import FedkdError, nearest
 from fedkd.options import Table, validated
-from fedkd.results import Run, exposures, most_repeated, reached, utility, utility_name
+from fedkd.results import Run
 from fedkd.statistics import Interval, interval
+from fedkd.summaries import (
+    exposures,
+    most_repeated,
+    reached,
+    utility,
+    utility_name,
+)
 from fedkd.toml import parse, read_text
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ ALLOWED = {
 READERS = {
     f"fedkd.{name}"
     for name in (
-        *("results", "frames", "statistics", "errors", "experiment"),
-        *("caveats", "escaping", "privacy.guarantees"),
+        *("results", "summaries", "labels", "nesting", "frames", "statistics", "errors"),
+        *("experiment", "caveats", "escaping", "privacy.guarantees"),
     )
 }
 FILES = [file for package in PACKAGES for file in sorted((ROOT / package).rglob("*.py"))]

@@ -11,10 +11,10 @@ from fedkd import FedkdError, run
 from fedkd.codec import Codec, decode, nbytes
 from fedkd.data.federated import Task
 from fedkd.engine.worker import Worker
-from fedkd.results import reached, spread
 from fedkd.sections import StudentTable, TrainingTable
 from fedkd.server import ServerStudents, blocks_above, small_head
 from fedkd.students import build
+from fedkd.summaries import reached, spread
 from fedkd.training import fit, predict, represent
 from fedkd.work import (
     Assignment,

@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterable, Mapping
 
 from fedkd.experiment import Experiment
-from fedkd.results import spread
 from fedkd.rounds.outcome import Line
 from fedkd.steps import TESTS
+from fedkd.summaries import spread
 from fedkd.work import Evaluate, Step
 
 

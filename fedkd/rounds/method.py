@@ -41,7 +41,7 @@ OnAggregates = Callable[[int, Sequence[Aggregate]], None]
 
 
 class Method(Strategy):
-    """A federated method as the rounds see it; what runs them is :class:`fedkd.rounds.phases.Rounds`.
+    """A federated method as :class:`fedkd.rounds.phases.Rounds` sees it, which runs the rounds.
 
     Parameters
     ----------
