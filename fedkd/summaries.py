@@ -60,8 +60,8 @@ def exposures(
     runs
         Runs that differ in their seed.
     place
-        One of ``fedkd.records.PLACES``. Where several observers have a secret, the mean over them counts;
-        a model that diverged has no exposure and does not.
+        One of ``fedkd.records.PLACES``. Where several observers have a secret, the mean over them
+        counts; a model that diverged has no exposure and does not.
     repeats
         Secrets repeated so often; all of them when not given.
     score
