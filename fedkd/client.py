@@ -7,9 +7,10 @@ from collections.abc import Callable
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from fedkd.codec import Codec, decode
 from fedkd.engine.worker import Worker
 from fedkd.errors import FedkdError, blamed
-from fedkd.work import Assignment, Codec, Reply, decode
+from fedkd.work import Assignment, Reply
 
 IDENTITY = "partition-id"
 

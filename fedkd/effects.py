@@ -11,7 +11,9 @@ from pydantic import BaseModel
 
 from fedkd import registry
 from fedkd.errors import shown
-from fedkd.experiment import Experiment, OnlyWith, StudentTable, Table
+from fedkd.experiment import Experiment
+from fedkd.options import OnlyWith, Table
+from fedkd.sections import StudentTable
 
 if TYPE_CHECKING:
     from fedkd.data.federated import Task

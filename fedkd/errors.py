@@ -100,6 +100,15 @@ def blamed(code: str) -> Iterator[None]:
         raise FedkdError(f"{code} failed: {summary_of(error)}") from error
 
 
+@contextmanager
+def about(thing: str) -> Iterator[None]:
+    """Begin the line of a complaint with what it is about."""
+    try:
+        yield
+    except FedkdError as error:
+        raise FedkdError(f"{thing}: {error}") from error.__cause__
+
+
 def summary_of(error: BaseException) -> str:
     """Class, message and place of an exception in one line."""
     message = _message(error)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -316,3 +317,14 @@ class Tally:
     def to_json(self) -> Entry:
         """Both, as JSON takes them."""
         return {"lines": self.lines, "digest": self.digest}
+
+
+def finite(value: Any) -> Any:
+    """``value`` with numbers that JSON does not have (NaN, infinity) as None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 from fedkd.caveats import caveats
 from fedkd.errors import FedkdError
 from fedkd.escaping import plain
-from fedkd.results import EXPERIMENT, PLACES, Run, exposures, flat, most_repeated, readable
+from fedkd.labels import flat
+from fedkd.results import EXPERIMENT, PLACES, Run, readable
+from fedkd.summaries import exposures, most_repeated
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -2,7 +2,7 @@
 
 Each function here takes what a hook has returned and gives it back in the type that the rest of
 fedkd expects, or says in one line what is wrong with it. What the steps themselves may hold is in
-:mod:`fedkd.steps`.
+:mod:`fedkd.fields`, :mod:`fedkd.terms` and :mod:`fedkd.steps`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from fedkd.errors import FedkdError, blamed, brief
+from fedkd.fields import STEPS, TERMS
 from fedkd.privacy.average import Averaging
-from fedkd.steps import STEPS, TERMS
 from fedkd.work import Step
 
 HOOKS: dict[str, tuple[str, ...]] = {

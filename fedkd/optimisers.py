@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from fedkd.experiment import TrainingTable
+from fedkd.sections import TrainingTable
 
 
 def optimiser(

@@ -31,6 +31,7 @@ import torch
 from flwr.app import Message
 from torch import Tensor
 
+from fedkd.codec import decode
 from fedkd.distillation.targets import check_probabilities
 from fedkd.errors import brief, summary_of
 from fedkd.privacy.dpsgd import sees_private
@@ -51,7 +52,6 @@ from fedkd.work import (
     Select,
     Share,
     Step,
-    decode,
 )
 
 LARGEST = 1e12

@@ -18,7 +18,8 @@ from fedkd.environment import other_sources, other_versions
 from fedkd.errors import CheckpointError, FedkdError, MissingData, blamed
 from fedkd.experiment import Experiment
 from fedkd.interrupt import interruptible, interrupts_held_back
-from fedkd.results import Run, reached
+from fedkd.results import Run
+from fedkd.summaries import reached
 
 if TYPE_CHECKING:
     from flwr.serverapp import Grid

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from fedkd import students
 from fedkd.data.federated import Task
 from fedkd.engine.worker import device
-from fedkd.errors import FedkdError
+from fedkd.errors import FedkdError, about
 from fedkd.experiment import Experiment
 from fedkd.privacy.public import Public
 from fedkd.random import generator, key
-from fedkd.steps import about, check_server_fit
+from fedkd.terms import check_server_fit
 from fedkd.training import BatchOfOne, fit, predict
 from fedkd.work import Fit, Parameters, Samples, Term
 

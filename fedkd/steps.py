@@ -1,56 +1,44 @@
-"""What steps and terms may hold: the contract of everything that a strategy asks of a client.
+"""Steps that a hook has returned, checked against the client before anybody does them.
 
-:data:`FIELDS` says, for each kind of step and term, what its fields may be. What depends on the
-client, its students and the data is checked after that: sources and labels, names of blocks, cuts
-and students, shapes, targets. It is checked when a hook has returned the steps, before anybody
-does them, so that a mistake is told where it is made.
+What depends on the client, its students and the data is checked here, after what fields may hold
+(:mod:`fedkd.fields`) and together with the terms (:mod:`fedkd.terms`): sources and labels, names of
+blocks, cuts and students, keys. So a mistake is told where it is made.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, is_dataclass
+from dataclasses import is_dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fedkd import registry, students
-from fedkd.distillation.objectives import traits
-from fedkd.distillation.targets import check_probabilities
-from fedkd.errors import FedkdError, brief, nearest
-from fedkd.experiment import MOST_EPOCHS
+from fedkd import students
+from fedkd.errors import FedkdError, about, brief, nearest
+from fedkd.fields import check_fields, kinds_of, source_name
 from fedkd.privacy.release import applies
 from fedkd.replies import COHORT, DP, bounded
-from fedkd.shapes import Shapes, Student, rows_of
-from fedkd.training import predict
+from fedkd.shapes import Shapes, Student
+from fedkd.terms import Learner, Seen, check_fit
 from fedkd.work import (
     SOURCES,
-    CrossEntropy,
     Evaluate,
     Expose,
     Fit,
-    Head,
     Hold,
     Load,
     Predict,
-    Prototype,
     Proximal,
     Represent,
     Samples,
     Select,
     Share,
-    Soft,
     Source,
     Step,
-    Term,
 )
 
-STEPS = (Fit, Predict, Represent, Select, Hold, Load, Share, Evaluate, Expose)
-TERMS = (CrossEntropy, Soft, Prototype, Proximal)
 SENDS = (Predict, Represent, Select, Share)
 """Steps that send arrays."""
 ALLOWED = {
@@ -68,14 +56,6 @@ RESERVED = {"seconds", "round", "client", "stage", *DP}
 """Names of metrics that are not a step's."""
 UNWRITABLE = {"keys", "kind", "length", "floats"}
 """Keys that messages give a meaning of their own."""
-DTYPES = {
-    *(torch.float16, torch.float32, torch.float64, torch.bool),
-    *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
-    *(torch.complex64, torch.complex128),
-}
-"""What the tensors of a message may be of."""
-MOST_STEPS = 10_000_000
-"""Of one fit."""
 TESTED_ON = ("own", "common")
 """Sources that students are tested on."""
 KEY_OF = {
@@ -85,233 +65,6 @@ KEY_OF = {
     "validation": "data.validation_fraction",
 }
 """The key of an experiment that says how large a source is."""
-
-
-class Allowed(NamedTuple):
-    """What a field may hold: a test, and its description."""
-
-    test: Callable[[Any], bool]
-    description: str
-
-
-# Types are exact: what only behaves like a number or a string does not go into a message.
-def _number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) < 2**63 and math.isfinite(value)
-
-
-def _names(value: Any) -> bool:
-    return isinstance(value, tuple | list) and all(type(name) is str for name in value)
-
-
-def _array(value: Any) -> bool:
-    return (
-        isinstance(value, Tensor)
-        and value.dtype in DTYPES
-        and value.layout == torch.strided
-        and value.device.type != "meta"
-    )
-
-
-def _arrays(value: Any) -> bool:
-    return isinstance(value, dict) and all(
-        type(name) is str and _array(array) for name, array in value.items()
-    )
-
-
-def _one_of(*values: str) -> Allowed:
-    return Allowed(
-        lambda value: type(value) is str and value in values, " or ".join(map(repr, values))
-    )
-
-
-def _or_none(allowed: Allowed) -> Allowed:
-    return Allowed(
-        lambda value: value is None or allowed.test(value), f"{allowed.description}, or None"
-    )
-
-
-def _of(kinds: tuple[type, ...]) -> str:
-    return ", ".join(kind.__name__ for kind in kinds)
-
-
-NUMBER = Allowed(_number, "a finite number")
-POSITIVE = Allowed(lambda value: _number(value) and value > 0, "a number above 0")
-SHARE = Allowed(lambda value: _number(value) and 0 <= value <= 1, "a number from 0 to 1")
-EPOCHS = Allowed(
-    lambda value: _number(value) and 0 <= value <= MOST_EPOCHS,
-    f"a number from 0 to {MOST_EPOCHS:,}",
-)
-STEPS_OF_A_FIT = Allowed(
-    lambda value: type(value) is int and 0 <= value <= MOST_STEPS,
-    f"a whole number from 0 to {MOST_STEPS:,}",
-)
-FLAG = Allowed(lambda value: type(value) is bool, "True or False")
-NAME = Allowed(lambda value: type(value) is str and value != "", "a name")
-NAMES = Allowed(_names, "a tuple of names of blocks")
-SOURCE = Allowed(
-    lambda value: type(value) is str or type(value) is Samples,
-    f"{', '.join(map(repr, SOURCES))}, or Samples(...)",
-)
-NAMED_SOURCE = Allowed(lambda value: type(value) is str, ", ".join(map(repr, SOURCES)))
-PARAMETERS = Allowed(_arrays, "a dictionary of tensors by name")
-TARGETS = Allowed(
-    lambda value: _array(value) and value.is_floating_point() and value.dim() == 2,
-    "a tensor of floats with two dimensions",
-)
-PER = _one_of("sample", "class")
-HEAD = _or_none(Allowed(lambda value: type(value) is Head, "Head(...)"))
-TEMPERATURE = Allowed(
-    lambda value: (
-        POSITIVE.test(value)
-        or (
-            isinstance(value, Tensor)
-            and value.is_floating_point()
-            and value.dim() == 1
-            and bool((value > 0).all() and torch.isfinite(value).all())
-        )
-    ),
-    "a number above 0, or a tensor of such (K,)",
-)
-WEIGHTS = Allowed(
-    lambda value: (
-        isinstance(value, Tensor)
-        and value.is_floating_point()
-        and value.dim() == 1
-        and bool(torch.isfinite(value).all())
-    ),
-    "a tensor of finite numbers (K,)",
-)
-CANDIDATES = Allowed(
-    lambda value: _array(value) and value.dtype == torch.int64 and value.dim() == 2,
-    "a tensor of int64 (K, k)",
-)
-
-FIELDS: dict[type, dict[str, Allowed]] = {
-    Samples: {
-        "inputs": Allowed(_array, "a tensor (K, ...)"),
-        "labels": _or_none(
-            Allowed(
-                lambda value: _array(value) and value.dtype == torch.int64,
-                "a tensor of int64 (K,)",
-            )
-        ),
-    },
-    Head: {"cut": NAME, "parameters": PARAMETERS},
-    CrossEntropy: {"weight": NUMBER, "on": _or_none(NAMED_SOURCE), "through": HEAD},
-    Soft: {
-        "targets": Allowed(
-            lambda value: type(value) is str or TARGETS.test(value),
-            f"{TARGETS.description}, or the name of a student",
-        ),
-        "objective": NAME,
-        "temperature": TEMPERATURE,
-        "weight": NUMBER,
-        "tau_squared": FLAG,
-        "per": PER,
-        "reach": NAMES,
-        "on": _or_none(NAMED_SOURCE),
-        "through": HEAD,
-        "among": _or_none(CANDIDATES),
-        "row_weights": _or_none(WEIGHTS),
-    },
-    Prototype: {"targets": TARGETS, "cut": NAME, "weight": NUMBER, "on": _or_none(NAMED_SOURCE)},
-    Proximal: {"weight": NUMBER, "anchor": _or_none(PARAMETERS)},
-    Fit: {
-        "on": SOURCE,
-        "terms": Allowed(
-            lambda value: (
-                isinstance(value, tuple | list)
-                and len(value) > 0
-                and all(type(term) in TERMS for term in value)
-            ),
-            f"a tuple of terms ({_of(TERMS)}), as in (CrossEntropy(),)",
-        ),
-        "epochs": _or_none(EPOCHS),
-        "min_steps": _or_none(STEPS_OF_A_FIT),
-        "lr": _or_none(POSITIVE),
-        "part": NAMES,
-        "key": NAME,
-        "student": NAME,
-    },
-    Predict: {
-        "on": SOURCE,
-        "temperature": POSITIVE,
-        "output": _one_of("probabilities", "logits"),
-        "per": PER,
-        "key": NAME,
-        "student": NAME,
-    },
-    Represent: {
-        "cut": NAME,
-        "on": SOURCE,
-        "temperature": POSITIVE,
-        "pool": FLAG,
-        "per": PER,
-        "key": NAME,
-        "student": NAME,
-    },
-    Select: {"on": SOURCE, "width": POSITIVE, "quantile": SHARE, "key": NAME},
-    Hold: {
-        "student": Allowed(
-            lambda value: type(value) is str and value not in ("", "own") and ":" not in value,
-            "a name without a colon, other than 'own': a name has no colon",
-        ),
-        "model": Allowed(lambda value: type(value) is str, "the name of a student, or ''"),
-    },
-    Load: {
-        "parameters": Allowed(
-            lambda value: _arrays(value) and len(value) > 0,
-            f"{PARAMETERS.description}, with one at least",
-        ),
-        "part": NAMES,
-        "student": NAME,
-    },
-    Share: {"part": NAMES, "key": NAME, "student": NAME},
-    Evaluate: {"on": SOURCE, "key": NAME, "student": NAME},
-    Expose: {"key": NAME, "student": NAME},
-}
-"""What each kind of step and term may hold, field by field."""
-
-
-@dataclass(frozen=True)
-class Learner:
-    """What the terms of a fit are checked against.
-
-    ``rows`` and ``labelled`` tell of a source how many rows it has (None where that is not known)
-    and whether these have labels; ``teachers`` are the students that may take the place of targets.
-    """
-
-    student: Callable[[], Student]
-    classes: int
-    rows: Callable[[Source], int | None]
-    labelled: Callable[[Source], bool]
-    teachers: Collection[str] = ()
-
-
-@contextmanager
-def about(thing: str) -> Iterator[None]:
-    """Begin the line of a complaint with what it is about."""
-    try:
-        yield
-    except FedkdError as error:
-        raise FedkdError(f"{thing}: {error}") from error.__cause__
-
-
-class Seen:
-    """Arrays that were looked through, kept so that their ids are theirs alone."""
-
-    def __init__(self) -> None:
-        self._held: dict[tuple[int, str], Any] = {}
-
-    def add(self, thing: Any, purpose: str) -> bool:
-        """Whether ``thing`` is new for this purpose."""
-        known = (id(thing), purpose) in self._held
-        self._held[id(thing), purpose] = thing
-        return not known
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self._held.clear()
 
 
 class Given:
@@ -432,7 +185,9 @@ class Checker:
     def _check(self, hook: str, step: Step, client: int, models: dict[str, str]) -> None:
         kind, allowed = type(step), ALLOWED[hook]
         if kind not in allowed:
-            raise FedkdError(f"{brief(step)} is not allowed in {hook}; allowed: {_of(allowed)}")
+            raise FedkdError(
+                f"{brief(step)} is not allowed in {hook}; allowed: {kinds_of(allowed)}"
+            )
         check_fields(step)
         if isinstance(step, Hold):
             self._hold(step)
@@ -559,8 +314,8 @@ class Checker:
         if by_label and not self.shapes.labelled(step.on):
             wants = "it" if isinstance(step, Evaluate) else "per class"
             raise FedkdError(
-                f"{name}: {wants} needs labels, and on = {_name(step.on)} has none: the samples "
-                "have no labels (the transfer set never has)"
+                f"{name}: {wants} needs labels, and on = {source_name(step.on)} has none: the "
+                "samples have no labels (the transfer set never has)"
             )
 
     def _fit(
@@ -586,33 +341,13 @@ class Checker:
         if not table.active or not isinstance(step, SENDS) or applies(step, table):
             return
         on = getattr(step, "on", None)
-        where = f" on {_name(on)}" if on is not None else ""
+        where = f" on {source_name(on)}" if on is not None else ""
         per = " per class" if getattr(step, "per", "") == "class" else ""
         raise FedkdError(
             f"{type(step).__name__}{where}{per} is not allowed with [release]: it would leave the "
             "client unreleased; allowed: Predict a row a sample, on 'transfer', 'common' or on "
             "samples sent along"
         )
-
-
-# --- fields ---------------------------------------------------------------------------------
-
-
-def check_fields(thing: Step | Term | Samples | Head) -> None:
-    """Refuse a step, term or other part of one with a field that holds what it may not.
-
-    Raises
-    ------
-    FedkdError
-        One line naming the field, its value and what is allowed.
-    """
-    for name, allowed in FIELDS[type(thing)].items():
-        value = getattr(thing, name)
-        if not allowed.test(value):
-            raise FedkdError(
-                f"{type(thing).__name__}: {name} = {brief(value)} is not allowed; "
-                f"allowed: {allowed.description}"
-            )
 
 
 def _load(step: Load, student: Student) -> None:
@@ -639,209 +374,6 @@ def _is_real(dtype: torch.dtype) -> bool:
 def _some(names: Collection[str]) -> str:
     first = list(names)[:3]
     return ", ".join(first) + (", …" if len(names) > len(first) else "")
-
-
-def _name(on: Source) -> str:
-    return repr(on) if isinstance(on, str) else "samples sent along"
-
-
-# --- terms ----------------------------------------------------------------------------------
-
-
-def check_fit(
-    on: Source, terms: Sequence[Term], part: tuple[str, ...], learner: Learner, seen: Seen
-) -> None:
-    """Refuse terms, their fields checked already, that do not fit the student or the samples.
-
-    Raises
-    ------
-    FedkdError
-        One line naming the term, the field, its value and what is allowed.
-    """
-    if part:
-        learner.student().part(part)
-    for term in terms:
-        if isinstance(term, Proximal):
-            if term.anchor is not None:
-                _anchor(term.anchor, part, learner.student())
-            continue
-        source = on if term.on is None else term.on
-        if isinstance(term, CrossEntropy | Soft) and term.through is not None:
-            _through(term.through, learner.student())
-        by_label = not isinstance(term, Soft) or term.per == "class"
-        if by_label and not learner.labelled(source):
-            raise FedkdError(
-                f"{type(term).__name__}: the samples of {_name(source)} have no labels (the "
-                "transfer set never has)"
-            )
-        if isinstance(term, Soft):
-            _soft(term, source, learner, seen)
-        elif isinstance(term, Prototype):
-            _prototype(term, learner, seen)
-
-
-def check_server_fit(step: Fit, student: nn.Sequential, samples: Samples, public: Samples) -> None:
-    """Refuse a fit of a student on the server that does not fit the student or ``samples``.
-
-    Parameters
-    ----------
-    public
-        What terms with ``on="public"`` draw from.
-
-    Raises
-    ------
-    FedkdError
-        One line naming the field, its value and what is allowed.
-    """
-    check_fields(step)
-    check_fields(samples)
-    sources = {"public": public}
-    for term in step.terms:
-        check_fields(term)
-        if not isinstance(term, Proximal) and term.on not in (None, *sources):
-            raise FedkdError(
-                f"{type(term).__name__}: on = {term.on!r} is not known; known: {', '.join(sources)}"
-            )
-    if not len(samples.inputs):
-        return
-    if samples.labels is not None and len(samples.labels) != len(samples.inputs):
-        raise FedkdError(
-            f"Samples: {len(samples.labels)} labels for {len(samples.inputs)} inputs; one each is "
-            "needed"
-        )
-    first = samples.inputs[:1].to(next(student.parameters()).device)
-
-    def of(on: Source) -> Samples:
-        return sources[on] if isinstance(on, str) else on
-
-    learner = Learner(
-        lambda: Student(student, first),
-        predict(student, first).shape[1],
-        lambda on: rows_of(of(on)),
-        lambda on: of(on).labels is not None,
-    )
-    check_fit(samples, step.terms, (), learner, Seen())
-
-
-def _soft(term: Soft, on: Source, learner: Learner, seen: Seen) -> None:
-    if term.reach:
-        learner.student().part(tuple(term.reach))
-    takes = traits(registry.load("objectives", term.objective)).targets
-    classes, among = learner.classes, term.among
-    rows = classes if term.per == "class" else learner.rows(on)
-    if isinstance(term.targets, str):
-        if term.targets not in learner.teachers:
-            known = ", ".join(learner.teachers) or "none"
-            raise FedkdError(f"Soft: student {term.targets!r} is not known; known: {known}")
-        if term.per == "class":
-            raise FedkdError(
-                "Soft: per = 'class' is not allowed with the name of a student, which says a row a "
-                "sample"
-            )
-    else:
-        rows = _rows(term.targets, rows, on, term.per)
-        _columns(term.targets, classes if among is None else among.shape[1] + 1, among)
-        if seen.add(term.targets, takes) and (reason := _no_targets(term.targets, takes)):
-            raise FedkdError(f"Soft: {reason}; objective = {term.objective!r} takes {takes}")
-    for what, given in (("temperature", term.temperature), ("row_weights", term.row_weights)):
-        if isinstance(given, Tensor) and rows is not None and given.shape != (rows,):
-            raise FedkdError(
-                f"Soft: {what} of shape {tuple(given.shape)} is not allowed; one for each of "
-                f"{rows} rows of targets is needed"
-            )
-    if among is None:
-        return
-    if takes != "probabilities":
-        raise FedkdError(
-            f"Soft: objective = {term.objective!r} is not allowed with candidates: it takes "
-            "logits, and all other classes together have none"
-        )
-    if rows is not None and len(among) != rows:
-        raise FedkdError(
-            f"Soft: candidates of shape {tuple(among.shape)}; one row for each of {rows} rows of "
-            "targets is needed"
-        )
-    if seen.add(among, "candidates") and (reason := _no_candidates(among, classes)):
-        raise FedkdError(f"Soft: {reason}")
-
-
-def _rows(targets: Tensor, wanted: int | None, on: Source, per: str) -> int:
-    if wanted is not None and len(targets) != wanted:
-        each = "class" if per == "class" else f"row of {_name(on)}"
-        raise FedkdError(
-            f"Soft: {len(targets)} targets for {wanted} {'classes' if per == 'class' else 'rows'}; "
-            f"one a {each} is needed"
-        )
-    return len(targets)
-
-
-def _columns(targets: Tensor, wanted: int, among: Tensor | None) -> None:
-    if targets.shape[1] == wanted:
-        return
-    what = "classes" if among is None else "candidates, and one for all others"
-    raise FedkdError(
-        f"Soft: targets of shape {tuple(targets.shape)} for {wanted} {what}; one column for each "
-        "is needed"
-    )
-
-
-def _no_targets(targets: Tensor, takes: str) -> str | None:
-    """Why the rows of ``targets`` that do not begin with NaN are not what an objective takes."""
-    # Rows that begin with NaN are no targets, wherever they are.
-    there = targets.detach().masked_fill(targets[:, :1].isnan(), 1 / targets.shape[1])
-    if takes == "probabilities":
-        return check_probabilities(there, "targets")
-    return bounded(there, "targets")
-
-
-def _no_candidates(among: Tensor, classes: int) -> str | None:
-    if among.numel() and not -1 <= int(among.min()) <= int(among.max()) < classes:
-        return f"among holds what is no class: -1 (none) to {classes - 1} are allowed"
-    ordered = among.sort(1).values
-    if bool(((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any()):
-        return "a row of candidates names a class twice; each once is needed"
-    return None
-
-
-def _prototype(term: Prototype, learner: Learner, seen: Seen) -> None:
-    size = learner.student().representation(term.cut).numel()
-    wanted = learner.classes, size
-    if term.targets.shape != wanted:
-        raise FedkdError(
-            f"Prototype: targets of shape {tuple(term.targets.shape)} are not allowed; allowed: "
-            f"{wanted}, a row a class, as wide as the representation at {term.cut!r}"
-        )
-    if seen.add(term.targets, "prototypes") and (reason := _no_targets(term.targets, "features")):
-        raise FedkdError(f"Prototype: {reason}")
-
-
-def _through(head: Head, student: Student) -> None:
-    check_fields(head)
-    above = student.above(head.cut)
-    if different := above.keys() ^ head.parameters.keys():
-        raise FedkdError(
-            f"Head: its parameters are not those of the blocks above {head.cut!r}: "
-            f"{min(different)} is in one of them only"
-        )
-    for name, shape in above.items():
-        if head.parameters[name].shape != shape:
-            raise FedkdError(
-                f"Head: {name} of shape {tuple(head.parameters[name].shape)} is not allowed; the "
-                f"student's is {tuple(shape)}"
-            )
-
-
-def _anchor(anchor: dict[str, Tensor], part: tuple[str, ...], student: Student) -> None:
-    for name in student.learning(part):
-        given, shape = anchor.get(name), student.state[name][0]
-        if given is None or given.shape != shape:
-            found = "has none" if given is None else f"has one of shape {tuple(given.shape)}"
-            raise FedkdError(
-                f"Proximal: anchor {found} for {name} of shape {tuple(shape)}; one is needed for "
-                "every parameter that learns"
-            )
-    if other := anchor.keys() - student.state.keys():
-        raise FedkdError(f"Proximal: anchor has {min(other)}, which the student has not")
 
 
 def names_of(steps: Sequence[Step]) -> Iterator[tuple[str, str]]:

@@ -18,9 +18,9 @@ from fedkd.distillation.calibration import calibration_error, expected_calibrati
 from fedkd.distillation.objectives import Objective, traits
 from fedkd.distillation.targets import among_logs
 from fedkd.errors import FedkdError
-from fedkd.experiment import TrainingTable
 from fedkd.privacy.dpsgd import DPSGD, copied, is_private, quietly
 from fedkd.random import global_draws, key
+from fedkd.sections import TrainingTable
 from fedkd.students import cut_index, named_blocks, part_names, selected
 from fedkd.students.build import TORCH_ONLY
 from fedkd.work import CrossEntropy, Parameters, Prototype, Proximal, Samples, Soft, Term

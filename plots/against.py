@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from fedkd.errors import nearest
-from fedkd.results import FedkdError, Run, settings
+from fedkd.labels import settings
+from fedkd.results import FedkdError, Run
 from plots.gather import (
     METRICS,
     STAGES,

@@ -15,7 +15,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
 from fedkd.escaping import plain
-from fedkd.results import PLACES, FedkdError, Run, by_seed, exposure, labels
+from fedkd.labels import by_seed, labels
+from fedkd.results import PLACES, FedkdError, Run
+from fedkd.summaries import exposure
 from plots.gather import noted, panels
 from plots.style import ARMS, COLOURS, COLUMN, PAGE, columns_of, look, styled
 

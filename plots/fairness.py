@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from fedkd.results import FedkdError, Run, spread
+from fedkd.results import FedkdError, Run
+from fedkd.summaries import spread
 from plots.gather import apart, noted
 from plots.style import COLUMN, PAGE, RC, styled, text_width
 

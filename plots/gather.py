@@ -15,18 +15,9 @@ from matplotlib.figure import Figure
 from fedkd.caveats import caveats, gathered, span
 from fedkd.escaping import plain
 from fedkd.frames import runs_below
-from fedkd.results import (
-    EXPERIMENT,
-    LONGEST_LABEL,
-    SUMMARY,
-    FedkdError,
-    Run,
-    by_seed,
-    child,
-    labels,
-    readable,
-    settings,
-)
+from fedkd.labels import LONGEST_LABEL, by_seed, labels, settings
+from fedkd.nesting import child
+from fedkd.results import EXPERIMENT, SUMMARY, FedkdError, Run, readable
 from fedkd.statistics import interval
 from plots.style import footnote, look
 

@@ -18,7 +18,8 @@ from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from fedkd.errors import nearest
-from fedkd.results import PLACES, FedkdError, Run, exposure, utility, utility_name
+from fedkd.results import PLACES, FedkdError, Run
+from fedkd.summaries import exposure, utility, utility_name
 from plots.exposure import DASHES, GREY, NULL, WORDS, Arm, arms
 from plots.gather import noted
 from plots.style import COLUMN, PAGE, styled

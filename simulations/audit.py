@@ -13,7 +13,8 @@ from fedkd import lock
 from fedkd.caveats import caveats
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
-from fedkd.results import PLACES, Run, exposures
+from fedkd.results import PLACES, Run
+from fedkd.summaries import exposures
 from simulations.audit_table import attack_table
 
 if TYPE_CHECKING:

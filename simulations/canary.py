@@ -13,7 +13,8 @@ from fedkd import folder as disk
 from fedkd import lock, registry
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
-from fedkd.results import Run, check_inside, check_not_inside_a_run, finite
+from fedkd.nesting import check_inside
+from fedkd.results import Run, check_not_inside_a_run, finite
 from simulations.arms import CLEAN, Arm, arms, chosen, refused, varied
 from simulations.jobs import Job, grouped, most, outcomes
 from simulations.leakage import findings, markdown, notes, report, table

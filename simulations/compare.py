@@ -9,7 +9,9 @@ import numpy as np
 from fedkd.caveats import caveats, gathered, marked, span
 from fedkd.errors import FedkdError
 from fedkd.escaping import markdown
-from fedkd.results import Run, by_seed, labels, reached
+from fedkd.labels import by_seed, labels
+from fedkd.results import Run
+from fedkd.summaries import reached
 from simulations.layout import ruled
 from simulations.table_formats import notes_markdown
 from simulations.tables import mean_and_spread

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from fedkd.caveats import caveats, gathered, marked
 from fedkd.errors import FedkdError
 from fedkd.escaping import markdown as in_markdown
-from fedkd.results import PLACES, Run, exposures, exposures_by_secret, utility, utility_name
+from fedkd.results import PLACES, Run
+from fedkd.summaries import exposures, exposures_by_secret, utility, utility_name
 from simulations.arms import CLEAN, PLAIN
 
 if TYPE_CHECKING:

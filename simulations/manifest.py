@@ -14,8 +14,9 @@ from pydantic import Field, ValidationError
 from fedkd import folder as disk
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment, Table, changed
+from fedkd.nesting import child
 from fedkd.records import complaint, without_unknown
-from fedkd.results import SUMMARY, child
+from fedkd.results import SUMMARY
 from simulations.cells import Label, Suite, placed
 
 MANIFEST = "suite.json"

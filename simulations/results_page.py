@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from fedkd.errors import FedkdError
 from fedkd.escaping import code, markdown
-from fedkd.results import Run, most_repeated
+from fedkd.results import Run
+from fedkd.summaries import most_repeated
 from plots.style import styled
 from simulations import leakage, table_formats, tables
 from simulations.answers import Answer, answers, listed, run_missing, section

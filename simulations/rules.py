@@ -28,8 +28,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from fedkd.results import Run, exposures, most_repeated
+from fedkd.results import Run
 from fedkd.statistics import Interval, interval
+from fedkd.summaries import exposures, most_repeated
 from simulations.claim import Claim, Criterion
 from simulations.run_values import Row, Samples
 

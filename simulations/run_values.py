@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from fedkd.errors import FedkdError, nearest
-from fedkd.results import Run, reached, utility, utility_name
+from fedkd.results import Run
 from fedkd.statistics import Interval
+from fedkd.summaries import reached, utility, utility_name
 from simulations.cells import Label
 from simulations.claim import Claim, Criterion
 

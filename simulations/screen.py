@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from fedkd.caveats import LEFT_OUT, caveats
 from fedkd.escaping import plain
 from fedkd.results import PLACES, Run
-from fedkd.results import exposure as exposure_at
 from fedkd.run import Observer
+from fedkd.summaries import exposure as exposure_at
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, get_args
 from fedkd import frames, lock, registry
 from fedkd.errors import FedkdError
 from fedkd.interrupt import interruptible
-from fedkd.results import Run, check_inside, check_not_inside_a_run
+from fedkd.nesting import check_inside
+from fedkd.results import Run, check_not_inside_a_run
 from simulations.arms import refused
 from simulations.cells import Cell, Scale, Suite, chosen
 from simulations.jobs import Job, most, outcomes

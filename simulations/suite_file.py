@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from fedkd.errors import FedkdError, nearest, shown
 from fedkd.experiment import Experiment, Table, changed, settings, validated
-from fedkd.results import flat
+from fedkd.labels import flat
 from fedkd.toml import parse, read_text
 from simulations.arms import arms, varied
 from simulations.audit import check_shadows

@@ -13,7 +13,7 @@ import numpy as np
 from fedkd.caveats import ANOTHER_METHOD, Caveat
 from fedkd.errors import FedkdError, nearest
 from fedkd.escaping import plain
-from fedkd.results import is_setting
+from fedkd.labels import is_setting
 from simulations.captions import shown
 
 if TYPE_CHECKING:

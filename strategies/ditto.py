@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from fedkd.experiment import Epochs
+from fedkd.options import Epochs
 from fedkd.work import CrossEntropy, Fit, Hold, Load, Proximal, Share, Step
 from strategies.base import Replies
 from strategies.fedavg import AverageOptions, FedAvg

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fedkd.experiment import Epochs
+from fedkd.options import Epochs
 from fedkd.work import Fit, Step
 from strategies.fedavg import AverageOptions, FedAvg
 

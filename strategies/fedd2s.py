@@ -28,7 +28,7 @@ from fedkd import students
 from fedkd.caveats import LOCAL_TRAINING
 from fedkd.distillation.objectives import forward_kl
 from fedkd.errors import FedkdError
-from fedkd.experiment import MOST, MOST_UNITS, Epochs, OnlyWith
+from fedkd.options import MOST, MOST_UNITS, Epochs, OnlyWith
 from fedkd.server import blocks_above, small_head
 from fedkd.work import (
     CrossEntropy,

@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from pydantic import Field
 
-from fedkd.experiment import MOST, Epochs
+from fedkd.options import MOST, Epochs
 from fedkd.work import Samples, Soft
 from strategies.base import Replies, StrategyOptions
 from strategies.fedavg import FedAvg

@@ -25,7 +25,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedkd.distillation.targets import soften
-from fedkd.experiment import OnlyWith
+from fedkd.options import OnlyWith
 from fedkd.work import CrossEntropy, Fit, Predict, Soft, Step, Term
 from strategies.base import KnowledgeStrategy, Replies, StrategyOptions
 from strategies.fedproto import mean_by_class

@@ -30,7 +30,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedkd.distillation.targets import soften
-from fedkd.experiment import MOST_UNITS, Epochs, OnlyWith
+from fedkd.options import MOST_UNITS, Epochs, OnlyWith
 from fedkd.server import blocks_above, small_head
 from fedkd.work import CrossEntropy, Fit, Represent, Samples, Soft, Step, Term
 from strategies.base import KnowledgeStrategy, Line, Replies, StrategyOptions

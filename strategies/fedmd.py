@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from fedkd.distillation.targets import soften
-from fedkd.experiment import OnlyWith
+from fedkd.options import OnlyWith
 from fedkd.work import Fit, Predict, Soft, Step
 from strategies.base import DistillOptions, Replies
 from strategies.uniform import Uniform

@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from fedkd.errors import FedkdError
-from fedkd.experiment import Epochs, Experiment
+from fedkd.experiment import Experiment
+from fedkd.options import Epochs
 from fedkd.work import Fit
 from strategies.fedavg import AverageOptions
 from strategies.fedper import FedPer

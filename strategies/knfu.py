@@ -28,7 +28,8 @@ from fedkd.distillation.divergences import DIVERGENCES
 from fedkd.distillation.objectives import traits
 from fedkd.distillation.targets import mix, retemper
 from fedkd.errors import FedkdError
-from fedkd.experiment import Experiment, OnlyWith
+from fedkd.experiment import Experiment
+from fedkd.options import OnlyWith
 from fedkd.work import CrossEntropy, Fit, Predict, Soft, Step
 from strategies.base import DistillOptions, KnowledgeStrategy, Replies
 

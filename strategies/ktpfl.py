@@ -28,7 +28,7 @@ from torch import Tensor
 
 from fedkd.distillation.objectives import SMALLEST
 from fedkd.distillation.targets import mix, onto_simplex
-from fedkd.experiment import MOST
+from fedkd.options import MOST
 from fedkd.work import Fit, Predict, Soft, Step
 from strategies.base import DistillOptions, KnowledgeStrategy, Replies
 

@@ -26,7 +26,8 @@ from torch import Tensor
 from fedkd.caveats import LOCAL_TRAINING
 from fedkd.distillation.targets import mix
 from fedkd.errors import FedkdError
-from fedkd.experiment import Experiment, OnlyWith
+from fedkd.experiment import Experiment
+from fedkd.options import OnlyWith
 from fedkd.work import Select, Soft, Step
 from strategies.base import DistillOptions, Replies
 from strategies.uniform import Uniform

@@ -26,7 +26,8 @@ from pydantic import Field
 
 from fedkd.distillation.targets import mix
 from fedkd.errors import FedkdError
-from fedkd.experiment import Epochs, Experiment
+from fedkd.experiment import Experiment
+from fedkd.options import Epochs
 from fedkd.privacy.release import temperatures
 from fedkd.work import CrossEntropy, Fit, Load, Predict, Samples, Soft, Step
 from strategies.base import KnowledgeStrategy, Replies, StrategyOptions

@@ -10,7 +10,7 @@ from fedkd import Observer, registry, run
 from fedkd.data.federated import Task, load
 from fedkd.effects import ALWAYS, EFFECTS, MACHINERY, machinery_without_effect, without_effect
 from fedkd.experiment import Experiment
-from fedkd.results import flat
+from fedkd.labels import flat
 from simulations.arms import arms, varied
 from simulations.shipped import read_experiment, shipped
 from simulations.suite import read, suites

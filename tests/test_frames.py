@@ -8,7 +8,8 @@ import pytest
 
 import fedkd
 from fedkd import FedkdError, load_rounds, load_runs
-from fedkd.results import Run, flat
+from fedkd.labels import flat
+from fedkd.results import Run
 from fedkd.run import run
 
 

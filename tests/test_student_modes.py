@@ -12,8 +12,8 @@ from torch import nn
 
 from fedkd import FedkdError, Run, registry, run
 from fedkd.engine.worker import Worker
-from fedkd.experiment import StudentTable, TrainingTable
 from fedkd.registry import load as find
+from fedkd.sections import StudentTable, TrainingTable
 from fedkd.server import ServerStudents
 from fedkd.students import build
 from fedkd.training import fit, predict, represent

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from fedkd.errors import FedkdError
-from fedkd.experiment import StudentTable, TrainingTable
 from fedkd.optimisers import optimiser
+from fedkd.sections import StudentTable, TrainingTable
 from fedkd.students import build
 from fedkd.training import evaluate, fit, predict
 from fedkd.work import CrossEntropy, Proximal, Samples, Soft

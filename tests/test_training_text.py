@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from fedkd.data.language import PAD, pack, samples
 from fedkd.distillation.targets import among_logs
 from fedkd.errors import FedkdError
-from fedkd.experiment import StudentTable, TrainingTable
+from fedkd.sections import StudentTable, TrainingTable
 from fedkd.students import build
 from fedkd.training import class_means, evaluate, fit, item_labels, items, predict, represent, said
 from fedkd.work import CrossEntropy, Prototype, Proximal, Samples, Soft

@@ -8,16 +8,16 @@ from test_work import same
 from torch import nn
 
 from fedkd import FedkdError, run
+from fedkd.codec import Codec, decode, nbytes
 from fedkd.data.federated import Task
 from fedkd.engine.worker import Worker
-from fedkd.experiment import StudentTable, TrainingTable
-from fedkd.results import reached, spread
+from fedkd.sections import StudentTable, TrainingTable
 from fedkd.server import ServerStudents, blocks_above, small_head
 from fedkd.students import build
+from fedkd.summaries import reached, spread
 from fedkd.training import fit, predict, represent
 from fedkd.work import (
     Assignment,
-    Codec,
     CrossEntropy,
     Fit,
     Head,
@@ -31,8 +31,6 @@ from fedkd.work import (
     Select,
     Share,
     Soft,
-    decode,
-    nbytes,
 )
 
 CUT = "fc1"

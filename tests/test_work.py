@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 import torch
 
+from fedkd.codec import Codec, decode, nbytes
 from fedkd.work import (
     Assignment,
-    Codec,
     CrossEntropy,
     Evaluate,
     Fit,
@@ -18,8 +18,6 @@ from fedkd.work import (
     Samples,
     Share,
     Soft,
-    decode,
-    nbytes,
 )
 
 

@@ -27,8 +27,9 @@ from fedkd.data.language import Corpus, Tokeniser
 from fedkd.data.normalisation import Statistics, standardised
 from fedkd.data.partitions import entropies, least, own_count, partition, stratified
 from fedkd.errors import FedkdError, nearest
-from fedkd.experiment import DataTable, Experiment
+from fedkd.experiment import Experiment
 from fedkd.random import key
+from fedkd.sections import DataTable
 from fedkd.work import Samples
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ from fedkd.data import cache
 from fedkd.data.datasets import Dataset, Part
 from fedkd.data.reading import content, decoded, files_under, is_file, is_folder, parsed, shortened
 from fedkd.errors import FedkdError, MissingData
-from fedkd.experiment import TextTable
+from fedkd.sections import TextTable
 
 if TYPE_CHECKING:
     import torch

@@ -16,7 +16,7 @@ from fedkd.data.datasets import PIECE, Dataset, statistics
 from fedkd.errors import FedkdError
 
 if TYPE_CHECKING:
-    from fedkd.experiment import DataTable
+    from fedkd.sections import DataTable
 
 GREY_OR_COLOUR = (1, 3)
 """Channels of pictures, which can be made from one another."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fedkd.data.partitions import entropies
-from fedkd.experiment import DataTable
+from fedkd.sections import DataTable
 
 FLATTER = 1.2
 """Times as many effective classes as draws of alpha have, from which on it was not met."""

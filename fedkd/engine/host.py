@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Self
 from flwr.app import DEFAULT_TTL, Message, Metadata, RecordDict
 from flwr.serverapp import Grid
 
-from fedkd.work import Assignment, Codec, Reply, decode
+from fedkd.codec import Codec, decode
+from fedkd.work import Assignment, Reply
 
 if TYPE_CHECKING:
     from fedkd.engine.worker import State

@@ -22,8 +22,8 @@ from fedkd import optimisers, students
 from fedkd.engine import rule
 from fedkd.engine.stack import Stack
 from fedkd.engine.worker import Session, Worker
-from fedkd.experiment import TrainingTable
 from fedkd.random import generator
+from fedkd.sections import TrainingTable
 from fedkd.training import (
     Batch,
     Batches,

@@ -41,7 +41,7 @@ from fedkd.privacy.sensitivity import Numbers, as_numbers, l1_sensitivity, l2_se
 if TYPE_CHECKING:
     from dp_accounting.pld import PLDAccountant
 
-    from fedkd.experiment import ReleaseTable
+    from fedkd.sections import ReleaseTable
 
 MECHANISMS = ("none", "gaussian", "laplace", "sample", "argmax", "votes")
 SEES_ALL = "a server that sees every answer of every client"

@@ -20,10 +20,11 @@ from torch import Tensor
 from fedkd.data.datasets import Part
 from fedkd.data.language import LINE, SPECIAL, Tokeniser, insert, lines_of
 from fedkd.errors import FedkdError
-from fedkd.experiment import CanaryTable, Experiment
+from fedkd.experiment import Experiment
 from fedkd.privacy.canary_images import BLACK_AND_WHITE, ImageTemplate, random_blocks
 from fedkd.privacy.exposure import Conditionals, check_space, independent_conditionals
 from fedkd.random import generator, key
+from fedkd.sections import CanaryTable
 
 if TYPE_CHECKING:
     from fedkd.data.federated import Task

@@ -28,8 +28,8 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.errors import FedkdError
-from fedkd.experiment import PrivateTraining, StudentTable
 from fedkd.random import SystemNoise, noise_generator
+from fedkd.sections import PrivateTraining, StudentTable
 from fedkd.work import CrossEntropy, Fit, Proximal, Soft, Source, Term
 
 PRIVATE = ("private", "own", "validation")

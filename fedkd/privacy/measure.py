@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from fedkd.experiment import CanaryTable
 from fedkd.privacy import exposure
 from fedkd.privacy.canary import label_conditionals
 from fedkd.random import key
+from fedkd.sections import CanaryTable
 from fedkd.training import predict, student_draws
 
 if TYPE_CHECKING:

@@ -16,9 +16,10 @@ from fedkd import students
 from fedkd import training as loop
 from fedkd.data import cache
 from fedkd.errors import FedkdError
-from fedkd.experiment import Experiment, ReleaseTable
+from fedkd.experiment import Experiment
 from fedkd.privacy import measure, scores
 from fedkd.random import generator, key, noise
+from fedkd.sections import ReleaseTable
 from fedkd.training import fit, item_labels, items, predict
 from fedkd.work import CrossEntropy, Samples
 

@@ -25,11 +25,12 @@ from torch import Tensor
 
 from fedkd.distillation.targets import entropy, onto_simplex
 from fedkd.errors import FedkdError
-from fedkd.experiment import Experiment, ReleaseTable
+from fedkd.experiment import Experiment
 from fedkd.privacy.accounting import described
 from fedkd.privacy.dpsgd import is_private
 from fedkd.privacy.public import Public
 from fedkd.random import SystemNoise
+from fedkd.sections import ReleaseTable
 from fedkd.work import Predict, Step
 
 Draw: TypeAlias = np.random.Generator | SystemNoise

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fedkd.distillation.objectives import SMALLEST
 from fedkd.errors import FedkdError
-from fedkd.experiment import Experiment, TrainingTable
+from fedkd.experiment import Experiment
 from fedkd.privacy import measure
 from fedkd.privacy.accounting import Release
 from fedkd.privacy.average import Averaging
@@ -35,6 +35,7 @@ from fedkd.privacy.release import (
 from fedkd.privacy.votes import data_dependent_rdp
 from fedkd.random import SystemNoise, numpy_noise, privacy_noise
 from fedkd.replies import DP
+from fedkd.sections import TrainingTable
 from fedkd.shapes import Shapes
 from fedkd.work import (
     Assignment,

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.jit import ScriptModule
 
 from fedkd.errors import FedkdError, nearest, summary_of
-from fedkd.experiment import StudentTable
 from fedkd.random import global_draws
 from fedkd.registry import load, names
+from fedkd.sections import StudentTable
 
 Architecture = TypeVar("Architecture", bound=Callable[..., nn.Module])
 KNOWN_CODE = ("torch.", "torchvision.", "fedkd.students.")

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from fedkd.errors import FedkdError
-from fedkd.experiment import Experiment, StudentTable
+from fedkd.experiment import Experiment
 from fedkd.registry import load
+from fedkd.sections import StudentTable
 
 if TYPE_CHECKING:
     from fedkd.data.federated import Task

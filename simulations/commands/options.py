@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from fedkd import registry
-from fedkd.experiment import MOST_PROCESSES, Experiment
+from fedkd.experiment import Experiment
+from fedkd.options import MOST_PROCESSES
 
 
 def examples(*lines: str) -> str:

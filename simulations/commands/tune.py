@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fedkd.experiment import MOST_PROCESSES
+from fedkd.options import MOST_PROCESSES
 from simulations.commands.options import examples
 
 EXAMPLES = examples("fedkd tune", "fedkd tune --device cuda", "fedkd tune --dry-run")

@@ -25,10 +25,11 @@ import torch
 from overhead import Bare
 
 from fedkd import Experiment, Observer, run
+from fedkd.codec import Codec
 from fedkd.engine import plan
 from fedkd.engine.host import HostGrid
 from fedkd.engine.worker import Worker
-from fedkd.work import Assignment, Codec, Load
+from fedkd.work import Assignment, Load
 from simulations.shipped import experiment_text
 
 HERE = Path(__file__).parent

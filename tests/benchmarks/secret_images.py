@@ -14,8 +14,9 @@ import time
 import torch
 
 from fedkd.data.federated import load
-from fedkd.experiment import Experiment, StudentTable
+from fedkd.experiment import Experiment
 from fedkd.privacy.measure import by_student
+from fedkd.sections import StudentTable
 from fedkd.students import build
 
 REPEATS, LENGTHS = 3, (12, 16)

@@ -11,9 +11,10 @@ from fedkd.data import language
 from fedkd.data.federated import load
 from fedkd.data.language import LINE, PAD, UNKNOWN, Tokeniser, insert, lines_of, pack
 from fedkd.errors import FedkdError
-from fedkd.experiment import Experiment, TextTable
+from fedkd.experiment import Experiment
 from fedkd.random import generator
 from fedkd.registry import register
+from fedkd.sections import TextTable
 
 TEXT = "Don't panic: my id is 42, it isn't 7!\n\n  The answer  is\tin_the text."
 

@@ -4,7 +4,7 @@ import torch
 
 from fedkd.data.partitions import PARTITIONS, own_count, partition, stratified
 from fedkd.errors import FedkdError
-from fedkd.experiment import DataTable
+from fedkd.sections import DataTable
 
 LABELS = np.tile(np.arange(10), 120)
 WRITERS = np.repeat(np.arange(24), 50)

@@ -8,11 +8,12 @@ import texts
 from lines import measured
 
 from fedkd import Experiment, FedkdError, Run, run
+from fedkd.codec import Codec, decode
 from fedkd.engine.inline import InlineGrid
 from fedkd.engine.superlink import run_app
 from fedkd.engine.worker import Worker
 from fedkd.results import PLACES
-from fedkd.work import Assignment, Codec, Evaluate, Fit, Predict, decode
+from fedkd.work import Assignment, Evaluate, Fit, Predict
 from simulations.shipped import experiment_text
 
 ALONE = "engine.cohort=off"

@@ -14,11 +14,12 @@ from lines import ended, measured
 
 from fedkd import FedkdError, Observer, Run, run
 from fedkd.client import client_app
+from fedkd.codec import Codec, decode
 from fedkd.engine.inline import InlineGrid
 from fedkd.engine.procs import Procs
 from fedkd.engine.worker import Worker
 from fedkd.interrupt import interrupts_held_back
-from fedkd.work import Assignment, Codec, Evaluate, Fit, Hold, Predict, Share, Soft, decode
+from fedkd.work import Assignment, Evaluate, Fit, Hold, Predict, Share, Soft
 
 pytestmark = pytest.mark.usefixtures("_mishaps")
 CLIENTS = 4

@@ -6,7 +6,8 @@ from matplotlib.colors import to_hex
 
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
-from fedkd.results import Run, spread
+from fedkd.results import Run
+from fedkd.summaries import spread
 from plots.curves import draw
 from plots.style import look
 

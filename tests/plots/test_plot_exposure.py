@@ -9,7 +9,8 @@ from matplotlib.colors import to_rgb
 
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
-from fedkd.results import PLACES, Run, exposure
+from fedkd.results import PLACES, Run
+from fedkd.summaries import exposure
 from plots import exposure as figure_of
 from plots.exposure import LOOKS, NULL, draw
 from plots.style import ARMS, COLUMN, PAGE, look

@@ -7,7 +7,8 @@ from matplotlib.colors import to_hex
 
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
-from fedkd.results import Run, spread
+from fedkd.results import Run
+from fedkd.summaries import spread
 from plots import fairness
 from plots.fairness import MARKS, MOST, draw
 from plots.style import COLUMN, PAGE, look

@@ -10,7 +10,8 @@ from matplotlib.text import Annotation, Text
 
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
-from fedkd.results import PLACES, Run, exposure
+from fedkd.results import PLACES, Run
+from fedkd.summaries import exposure
 from plots import tradeoff
 from plots.exposure import NULL
 from plots.style import ARMS, COLUMN, PAGE, look

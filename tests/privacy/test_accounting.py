@@ -13,7 +13,6 @@ from dp_accounting.rdp import RdpAccountant
 from scipy.special import logsumexp
 
 from fedkd.errors import FedkdError
-from fedkd.experiment import PrivateTraining, ReleaseTable
 from fedkd.privacy import accounting
 from fedkd.privacy.accounting import (
     PrivateSteps,
@@ -27,6 +26,7 @@ from fedkd.privacy.accounting import (
 )
 from fedkd.privacy.dpsgd import DPSGD
 from fedkd.privacy.sensitivity import l1_sensitivity, l2_sensitivity
+from fedkd.sections import PrivateTraining, ReleaseTable
 
 DELTA = 1e-5
 SIZES = (64, 65)

@@ -14,7 +14,6 @@ from fedkd import FedkdError, registry, run
 from fedkd.data.federated import load
 from fedkd.engine.inline import InlineGrid
 from fedkd.engine.worker import Worker
-from fedkd.experiment import ReleaseTable
 from fedkd.privacy.accounting import (
     SEES_ALL,
     SEES_FUSED,
@@ -27,6 +26,7 @@ from fedkd.privacy.guarantees import guarantees
 from fedkd.privacy.public import Public
 from fedkd.privacy.release import aggregate, release
 from fedkd.random import noise
+from fedkd.sections import ReleaseTable
 from fedkd.work import Fit, Predict, Samples
 from strategies.base import KnowledgeStrategy
 

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from fedkd import FedkdError, check, run, students
 from fedkd.engine.worker import Worker
-from fedkd.experiment import PrivateTraining, StudentTable, TrainingTable
 from fedkd.privacy.dpsgd import DPSGD
+from fedkd.sections import PrivateTraining, StudentTable, TrainingTable
 from fedkd.training import fit
 from fedkd.work import (
     Assignment,

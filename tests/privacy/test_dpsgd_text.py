@@ -5,8 +5,8 @@ import torch
 from torch.nn import functional as F
 
 from fedkd import students
-from fedkd.experiment import PrivateTraining, StudentTable, TrainingTable
 from fedkd.privacy.dpsgd import DPSGD
+from fedkd.sections import PrivateTraining, StudentTable, TrainingTable
 from fedkd.training import fit
 from fedkd.work import CrossEntropy, Proximal, Samples, Soft
 

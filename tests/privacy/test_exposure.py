@@ -11,8 +11,8 @@ from torch import nn
 from fedkd import students
 from fedkd.data.language import LINE, PAD, pack
 from fedkd.errors import FedkdError
-from fedkd.experiment import StudentTable
 from fedkd.privacy import exposure
+from fedkd.sections import StudentTable
 
 CONTEXT, SYMBOLS = torch.tensor([LINE, 13, 14]), torch.tensor([5, 3, 9])
 VOCABULARY = 20

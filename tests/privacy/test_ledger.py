@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from lines import SMALL
 
 from fedkd import FedkdError, registry, run
+from fedkd.codec import decode
 from fedkd.data.federated import load
 from fedkd.engine.inline import InlineGrid
 from fedkd.engine.worker import Worker
@@ -27,7 +28,6 @@ from fedkd.work import (
     Samples,
     Select,
     Share,
-    decode,
 )
 from strategies.base import KnowledgeStrategy
 

@@ -17,8 +17,9 @@ from fedkd.experiment import Experiment
 from fedkd.privacy import audit, canary, measure
 from fedkd.privacy.canary_images import ImageTemplate
 from fedkd.privacy.exposure import NULL_MEAN, digits, label_log_odds, sequence_numbers
-from fedkd.results import Run, exposures
+from fedkd.results import Run
 from fedkd.students import build
+from fedkd.summaries import exposures
 from simulations.leakage import notes
 
 CLIENTS = 4

@@ -11,7 +11,6 @@ from scipy import stats
 from fedkd import run
 from fedkd.distillation.targets import check_probabilities, entropy, onto_simplex
 from fedkd.engine.worker import Worker
-from fedkd.experiment import ReleaseTable
 from fedkd.privacy import release as module
 from fedkd.privacy.public import Public
 from fedkd.privacy.release import (
@@ -23,6 +22,7 @@ from fedkd.privacy.release import (
     sampled,
     temperatures,
 )
+from fedkd.sections import ReleaseTable
 from fedkd.work import Assignment, Fit, Predict, Samples
 
 ITEMS, CLASSES = 40, 6

@@ -15,7 +15,7 @@ from fedkd.engine.worker import Worker
 from fedkd.privacy.accounting import Release, gaussian_epsilon
 from fedkd.privacy.audit import guarantee
 from fedkd.privacy.exposure import NULL_MEAN
-from fedkd.results import exposure, exposures
+from fedkd.summaries import exposure, exposures
 from fedkd.work import Predict, Represent, Select, Share
 from strategies.base import KnowledgeStrategy
 from strategies.swing import Swing

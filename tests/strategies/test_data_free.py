@@ -231,7 +231,7 @@ def test_a_server_that_diverges_is_warned_of_and_teaches_nobody(made):
     arrays = uploads(0, 7)
     arrays["inputs"] *= 1e38
     strategy.fuse(1, replies("representation", {0: arrays}))
-    (warning,) = strategy._line["warnings"]
+    (warning,) = strategy._outcome.line["warnings"]
     assert "the server's head for mlp diverged" in warning
     assert strategy.targets[0].isnan().all()
 

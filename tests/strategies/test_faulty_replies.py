@@ -21,11 +21,11 @@ from flwr.app import ConfigRecord, Error, Message, RecordDict
 from lines import sampled
 
 from fedkd import Experiment, FedkdError, Run, registry, run
+from fedkd.codec import Codec, decode
 from fedkd.engine.host import HostGrid
 from fedkd.engine.inline import InlineGrid
 from fedkd.engine.worker import Worker
 from fedkd.shapes import Sizes
-from fedkd.work import Codec, decode
 
 ALL = registry.names("strategies")
 FEW = ("fedavg", "fedgkt", "knfu", "local")

@@ -8,7 +8,7 @@ from lines import measured
 
 from fedkd import FedkdError, registry, run
 from fedkd.data.federated import load
-from fedkd.experiment import StudentTable
+from fedkd.sections import StudentTable
 from fedkd.students import build
 from fedkd.training import fit
 from fedkd.work import Fit, Reply, Samples
@@ -206,8 +206,8 @@ def test_a_head_that_diverges_is_warned_of_once_and_teaches_nobody(made):
     }
     for round in (1, 2):
         strategy.fuse(round, Replies([Reply(0, 50, {"fc2": upload})]))
-    assert len(strategy._line["warnings"]) == 1
-    assert "diverged" in strategy._line["warnings"][0]
+    assert len(strategy._outcome.line["warnings"]) == 1
+    assert "diverged" in strategy._outcome.line["warnings"][0]
     assert bool(strategy.fused[0]["fc2"].isnan().all())
 
 

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 import fedkd.students
 from fedkd import registry
 from fedkd.errors import FedkdError
-from fedkd.experiment import StudentTable
+from fedkd.sections import StudentTable
 from fedkd.students import blocks, build, count_parameters, part_names, selected, zoo
 
 ZOO = ("mlp", "cnn2", "cnn3", "resnet8", "resnet18")
@@ -96,7 +96,7 @@ def test_the_same_key_gives_the_same_student_and_another_key_another(name):
 def test_initialisation_is_the_same_in_another_process():
     here = student("cnn2").state_dict()["fc1.1.weight"]
     script = (
-        "from fedkd import registry; from fedkd.experiment import StudentTable\n"
+        "from fedkd import registry; from fedkd.sections import StudentTable\n"
         "from fedkd.students import build, zoo\n"
         "registry.register('students', 'cnn2')(zoo.cnn2)\n"
         "model = build('cnn2', (1, 8, 8), 10, StudentTable(width=0.25), 7)\n"

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from fedkd import registry
 from fedkd.errors import FedkdError
-from fedkd.experiment import StudentTable
+from fedkd.sections import StudentTable
 from fedkd.students import blocks, build, count_parameters, takes_tokens
 
 TEXT = ("gpt", "gru", "lstm")

@@ -26,7 +26,6 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.errors import FedkdError
-from fedkd.experiment import TrainingTable
 from fedkd.privacy import attacks
 from fedkd.privacy.accounting import PrivateSteps, gaussian_mu, training_epsilon
 from fedkd.privacy.audit import CONFIDENCE
@@ -35,6 +34,7 @@ from fedkd.privacy.guarantees import private_steps
 from fedkd.privacy.sensitivity import Numbers
 from fedkd.random import generator
 from fedkd.results import Run
+from fedkd.sections import TrainingTable
 from fedkd.training import Optimiser, fit
 from fedkd.work import CrossEntropy, Samples
 

@@ -15,8 +15,11 @@ from fedkd.training import fit, item_labels, predict
 from fedkd.work import Parameters, Samples, Soft
 
 PROXY_EPOCHS = 5.0
-"""Passes over the transfer set in which the server distils a client's soft labels: more tell no
-more of who is a member (pydoc, 200 rows: AUC 0.925 after 5 passes, 0.930 after 20, each +- 0.025)."""
+"""Passes over the transfer set in which the server distils a client's soft labels.
+
+More tell no more of who is a member: on 200 rows of pydoc the AUC is 0.925 after 5 passes and 0.930
+after 20, each within 0.025.
+"""
 RIDGE = 0.1
 """Of kernel regression, in units of the kernel's largest value."""
 

@@ -1,0 +1,257 @@
+"""What the fields of steps and terms may hold, whatever the client and the data.
+
+:data:`FIELDS` says it for each kind; :func:`check_fields` holds a step or a term to it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedkd.errors import FedkdError, brief
+from fedkd.options import MOST_EPOCHS
+from fedkd.work import (
+    SOURCES,
+    CrossEntropy,
+    Evaluate,
+    Expose,
+    Fit,
+    Head,
+    Hold,
+    Load,
+    Predict,
+    Prototype,
+    Proximal,
+    Represent,
+    Samples,
+    Select,
+    Share,
+    Soft,
+    Source,
+    Step,
+    Term,
+)
+
+STEPS = (Fit, Predict, Represent, Select, Hold, Load, Share, Evaluate, Expose)
+TERMS = (CrossEntropy, Soft, Prototype, Proximal)
+DTYPES = {
+    *(torch.float16, torch.float32, torch.float64, torch.bool),
+    *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+    *(torch.complex64, torch.complex128),
+}
+"""What the tensors of a message may be of."""
+MOST_STEPS = 10_000_000
+"""Of one fit."""
+
+
+class Allowed(NamedTuple):
+    """What a field may hold: a test, and its description."""
+
+    test: Callable[[Any], bool]
+    description: str
+
+
+# Types are exact: what only behaves like a number or a string does not go into a message.
+def _number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 2**63 and math.isfinite(value)
+
+
+def _names(value: Any) -> bool:
+    return isinstance(value, tuple | list) and all(type(name) is str for name in value)
+
+
+def _array(value: Any) -> bool:
+    return (
+        isinstance(value, Tensor)
+        and value.dtype in DTYPES
+        and value.layout == torch.strided
+        and value.device.type != "meta"
+    )
+
+
+def _arrays(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        type(name) is str and _array(array) for name, array in value.items()
+    )
+
+
+def _one_of(*values: str) -> Allowed:
+    return Allowed(
+        lambda value: type(value) is str and value in values, " or ".join(map(repr, values))
+    )
+
+
+def _or_none(allowed: Allowed) -> Allowed:
+    return Allowed(
+        lambda value: value is None or allowed.test(value), f"{allowed.description}, or None"
+    )
+
+
+def kinds_of(kinds: tuple[type, ...]) -> str:
+    """The names of some kinds of steps or terms, for a line of complaint."""
+    return ", ".join(kind.__name__ for kind in kinds)
+
+
+NUMBER = Allowed(_number, "a finite number")
+POSITIVE = Allowed(lambda value: _number(value) and value > 0, "a number above 0")
+SHARE = Allowed(lambda value: _number(value) and 0 <= value <= 1, "a number from 0 to 1")
+EPOCHS = Allowed(
+    lambda value: _number(value) and 0 <= value <= MOST_EPOCHS,
+    f"a number from 0 to {MOST_EPOCHS:,}",
+)
+STEPS_OF_A_FIT = Allowed(
+    lambda value: type(value) is int and 0 <= value <= MOST_STEPS,
+    f"a whole number from 0 to {MOST_STEPS:,}",
+)
+FLAG = Allowed(lambda value: type(value) is bool, "True or False")
+NAME = Allowed(lambda value: type(value) is str and value != "", "a name")
+NAMES = Allowed(_names, "a tuple of names of blocks")
+SOURCE = Allowed(
+    lambda value: type(value) is str or type(value) is Samples,
+    f"{', '.join(map(repr, SOURCES))}, or Samples(...)",
+)
+NAMED_SOURCE = Allowed(lambda value: type(value) is str, ", ".join(map(repr, SOURCES)))
+PARAMETERS = Allowed(_arrays, "a dictionary of tensors by name")
+TARGETS = Allowed(
+    lambda value: _array(value) and value.is_floating_point() and value.dim() == 2,
+    "a tensor of floats with two dimensions",
+)
+PER = _one_of("sample", "class")
+HEAD = _or_none(Allowed(lambda value: type(value) is Head, "Head(...)"))
+TEMPERATURE = Allowed(
+    lambda value: (
+        POSITIVE.test(value)
+        or (
+            isinstance(value, Tensor)
+            and value.is_floating_point()
+            and value.dim() == 1
+            and bool((value > 0).all() and torch.isfinite(value).all())
+        )
+    ),
+    "a number above 0, or a tensor of such (K,)",
+)
+WEIGHTS = Allowed(
+    lambda value: (
+        isinstance(value, Tensor)
+        and value.is_floating_point()
+        and value.dim() == 1
+        and bool(torch.isfinite(value).all())
+    ),
+    "a tensor of finite numbers (K,)",
+)
+CANDIDATES = Allowed(
+    lambda value: _array(value) and value.dtype == torch.int64 and value.dim() == 2,
+    "a tensor of int64 (K, k)",
+)
+
+FIELDS: dict[type, dict[str, Allowed]] = {
+    Samples: {
+        "inputs": Allowed(_array, "a tensor (K, ...)"),
+        "labels": _or_none(
+            Allowed(
+                lambda value: _array(value) and value.dtype == torch.int64,
+                "a tensor of int64 (K,)",
+            )
+        ),
+    },
+    Head: {"cut": NAME, "parameters": PARAMETERS},
+    CrossEntropy: {"weight": NUMBER, "on": _or_none(NAMED_SOURCE), "through": HEAD},
+    Soft: {
+        "targets": Allowed(
+            lambda value: type(value) is str or TARGETS.test(value),
+            f"{TARGETS.description}, or the name of a student",
+        ),
+        "objective": NAME,
+        "temperature": TEMPERATURE,
+        "weight": NUMBER,
+        "tau_squared": FLAG,
+        "per": PER,
+        "reach": NAMES,
+        "on": _or_none(NAMED_SOURCE),
+        "through": HEAD,
+        "among": _or_none(CANDIDATES),
+        "row_weights": _or_none(WEIGHTS),
+    },
+    Prototype: {"targets": TARGETS, "cut": NAME, "weight": NUMBER, "on": _or_none(NAMED_SOURCE)},
+    Proximal: {"weight": NUMBER, "anchor": _or_none(PARAMETERS)},
+    Fit: {
+        "on": SOURCE,
+        "terms": Allowed(
+            lambda value: (
+                isinstance(value, tuple | list)
+                and len(value) > 0
+                and all(type(term) in TERMS for term in value)
+            ),
+            f"a tuple of terms ({kinds_of(TERMS)}), as in (CrossEntropy(),)",
+        ),
+        "epochs": _or_none(EPOCHS),
+        "min_steps": _or_none(STEPS_OF_A_FIT),
+        "lr": _or_none(POSITIVE),
+        "part": NAMES,
+        "key": NAME,
+        "student": NAME,
+    },
+    Predict: {
+        "on": SOURCE,
+        "temperature": POSITIVE,
+        "output": _one_of("probabilities", "logits"),
+        "per": PER,
+        "key": NAME,
+        "student": NAME,
+    },
+    Represent: {
+        "cut": NAME,
+        "on": SOURCE,
+        "temperature": POSITIVE,
+        "pool": FLAG,
+        "per": PER,
+        "key": NAME,
+        "student": NAME,
+    },
+    Select: {"on": SOURCE, "width": POSITIVE, "quantile": SHARE, "key": NAME},
+    Hold: {
+        "student": Allowed(
+            lambda value: type(value) is str and value not in ("", "own") and ":" not in value,
+            "a name without a colon, other than 'own': a name has no colon",
+        ),
+        "model": Allowed(lambda value: type(value) is str, "the name of a student, or ''"),
+    },
+    Load: {
+        "parameters": Allowed(
+            lambda value: _arrays(value) and len(value) > 0,
+            f"{PARAMETERS.description}, with one at least",
+        ),
+        "part": NAMES,
+        "student": NAME,
+    },
+    Share: {"part": NAMES, "key": NAME, "student": NAME},
+    Evaluate: {"on": SOURCE, "key": NAME, "student": NAME},
+    Expose: {"key": NAME, "student": NAME},
+}
+"""What each kind of step and term may hold, field by field."""
+
+
+def check_fields(thing: Step | Term | Samples | Head) -> None:
+    """Refuse a step, term or other part of one with a field that holds what it may not.
+
+    Raises
+    ------
+    FedkdError
+        One line naming the field, its value and what is allowed.
+    """
+    for name, allowed in FIELDS[type(thing)].items():
+        value = getattr(thing, name)
+        if not allowed.test(value):
+            raise FedkdError(
+                f"{type(thing).__name__}: {name} = {brief(value)} is not allowed; "
+                f"allowed: {allowed.description}"
+            )
+
+
+def source_name(on: Source) -> str:
+    """How a source is called in a line of complaint."""
+    return repr(on) if isinstance(on, str) else "samples sent along"

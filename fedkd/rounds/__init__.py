@@ -1,0 +1,1 @@
+"""Rounds: Flower's two phases, in which clients are asked, answered by, and measured."""

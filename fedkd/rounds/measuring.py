@@ -1,0 +1,57 @@
+"""Measuring clients: when, by which steps, and what a round's line says of all of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+from fedkd.experiment import Experiment
+from fedkd.rounds.outcome import Line
+from fedkd.steps import TESTS
+from fedkd.summaries import spread
+from fedkd.work import Evaluate, Step
+
+
+def due(experiment: Experiment, round: int) -> bool:
+    """Whether clients are measured in ``round``."""
+    return round % experiment.evaluate_every == 0 or round == experiment.rounds
+
+
+def tests(experiment: Experiment) -> tuple[Step, ...]:
+    """The steps that measure a client: on each set of tests that there is."""
+    test = experiment.data.test
+    wanted = {
+        "own": test.fraction > 0,
+        "common": test.common > 0,
+        "validation": experiment.data.validation_fraction > 0,
+    }
+    return tuple(Evaluate(name, name) for name, there in wanted.items() if there)
+
+
+def tested(metrics: dict[str, float]) -> dict[str, float]:
+    """Those of a client's metrics that are the simulator's own tests."""
+    return {name: value for name, value in metrics.items() if name.startswith(TESTS)}
+
+
+def averages(clients: Iterable[dict[str, float]]) -> Line:
+    """Spread of the accuracies over clients, means of the other measurements."""
+    found: dict[str, list[float]] = {}
+    for metrics in clients:
+        for name, value in tested(metrics).items():
+            if math.isfinite(value):  # a client that diverged has an accuracy, but no loss
+                found.setdefault(name, []).append(value)
+    line: Line = {}
+    for name, values in found.items():
+        over_clients = spread(values, name)
+        keep = over_clients if name.endswith("accuracy") else [f"{name}_mean"]
+        line |= {entry: over_clients[entry] for entry in keep}
+    return line
+
+
+def diverged(latest: Mapping[int, dict[str, float]]) -> list[int]:
+    """Clients whose students' answers are no numbers, which accuracies hide."""
+    return [
+        client
+        for client, metrics in sorted(latest.items())
+        if any(name.endswith("_loss") and math.isnan(loss) for name, loss in metrics.items())
+    ]

@@ -1,0 +1,261 @@
+"""What terms are checked against: the student that learns by them, and the samples.
+
+One check serves fits on clients and on the server: targets, candidates, heads and anchors have the
+shapes of the student and of the samples, and targets are what their objective takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from fedkd import registry
+from fedkd.distillation.objectives import traits
+from fedkd.distillation.targets import check_probabilities
+from fedkd.errors import FedkdError
+from fedkd.fields import check_fields, source_name
+from fedkd.replies import bounded
+from fedkd.shapes import Student, rows_of
+from fedkd.training import predict
+from fedkd.work import (
+    CrossEntropy,
+    Fit,
+    Head,
+    Prototype,
+    Proximal,
+    Samples,
+    Soft,
+    Source,
+    Term,
+)
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What the terms of a fit are checked against.
+
+    ``rows`` and ``labelled`` tell of a source how many rows it has (None where that is not known)
+    and whether these have labels; ``teachers`` are the students that may take the place of targets.
+    """
+
+    student: Callable[[], Student]
+    classes: int
+    rows: Callable[[Source], int | None]
+    labelled: Callable[[Source], bool]
+    teachers: Collection[str] = ()
+
+
+class Seen:
+    """Arrays that were looked through, kept so that their ids are theirs alone."""
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[int, str], Any] = {}
+
+    def add(self, thing: Any, purpose: str) -> bool:
+        """Whether ``thing`` is new for this purpose."""
+        known = (id(thing), purpose) in self._held
+        self._held[id(thing), purpose] = thing
+        return not known
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._held.clear()
+
+
+def check_fit(
+    on: Source, terms: Sequence[Term], part: tuple[str, ...], learner: Learner, seen: Seen
+) -> None:
+    """Refuse terms, their fields checked already, that do not fit the student or the samples.
+
+    Raises
+    ------
+    FedkdError
+        One line naming the term, the field, its value and what is allowed.
+    """
+    if part:
+        learner.student().part(part)
+    for term in terms:
+        if isinstance(term, Proximal):
+            if term.anchor is not None:
+                _anchor(term.anchor, part, learner.student())
+            continue
+        source = on if term.on is None else term.on
+        if isinstance(term, CrossEntropy | Soft) and term.through is not None:
+            _through(term.through, learner.student())
+        by_label = not isinstance(term, Soft) or term.per == "class"
+        if by_label and not learner.labelled(source):
+            raise FedkdError(
+                f"{type(term).__name__}: the samples of {source_name(source)} have no labels (the "
+                "transfer set never has)"
+            )
+        if isinstance(term, Soft):
+            _soft(term, source, learner, seen)
+        elif isinstance(term, Prototype):
+            _prototype(term, learner, seen)
+
+
+def check_server_fit(step: Fit, student: nn.Sequential, samples: Samples, public: Samples) -> None:
+    """Refuse a fit of a student on the server that does not fit the student or ``samples``.
+
+    Parameters
+    ----------
+    public
+        What terms with ``on="public"`` draw from.
+
+    Raises
+    ------
+    FedkdError
+        One line naming the field, its value and what is allowed.
+    """
+    check_fields(step)
+    check_fields(samples)
+    sources = {"public": public}
+    for term in step.terms:
+        check_fields(term)
+        if not isinstance(term, Proximal) and term.on not in (None, *sources):
+            raise FedkdError(
+                f"{type(term).__name__}: on = {term.on!r} is not known; known: {', '.join(sources)}"
+            )
+    if not len(samples.inputs):
+        return
+    if samples.labels is not None and len(samples.labels) != len(samples.inputs):
+        raise FedkdError(
+            f"Samples: {len(samples.labels)} labels for {len(samples.inputs)} inputs; one each is "
+            "needed"
+        )
+    first = samples.inputs[:1].to(next(student.parameters()).device)
+
+    def of(on: Source) -> Samples:
+        return sources[on] if isinstance(on, str) else on
+
+    learner = Learner(
+        lambda: Student(student, first),
+        predict(student, first).shape[1],
+        lambda on: rows_of(of(on)),
+        lambda on: of(on).labels is not None,
+    )
+    check_fit(samples, step.terms, (), learner, Seen())
+
+
+def _soft(term: Soft, on: Source, learner: Learner, seen: Seen) -> None:
+    if term.reach:
+        learner.student().part(tuple(term.reach))
+    takes = traits(registry.load("objectives", term.objective)).targets
+    classes, among = learner.classes, term.among
+    rows = classes if term.per == "class" else learner.rows(on)
+    if isinstance(term.targets, str):
+        if term.targets not in learner.teachers:
+            known = ", ".join(learner.teachers) or "none"
+            raise FedkdError(f"Soft: student {term.targets!r} is not known; known: {known}")
+        if term.per == "class":
+            raise FedkdError(
+                "Soft: per = 'class' is not allowed with the name of a student, which says a row a "
+                "sample"
+            )
+    else:
+        rows = _rows(term.targets, rows, on, term.per)
+        _columns(term.targets, classes if among is None else among.shape[1] + 1, among)
+        if seen.add(term.targets, takes) and (reason := _no_targets(term.targets, takes)):
+            raise FedkdError(f"Soft: {reason}; objective = {term.objective!r} takes {takes}")
+    for what, given in (("temperature", term.temperature), ("row_weights", term.row_weights)):
+        if isinstance(given, Tensor) and rows is not None and given.shape != (rows,):
+            raise FedkdError(
+                f"Soft: {what} of shape {tuple(given.shape)} is not allowed; one for each of "
+                f"{rows} rows of targets is needed"
+            )
+    if among is None:
+        return
+    if takes != "probabilities":
+        raise FedkdError(
+            f"Soft: objective = {term.objective!r} is not allowed with candidates: it takes "
+            "logits, and all other classes together have none"
+        )
+    if rows is not None and len(among) != rows:
+        raise FedkdError(
+            f"Soft: candidates of shape {tuple(among.shape)}; one row for each of {rows} rows of "
+            "targets is needed"
+        )
+    if seen.add(among, "candidates") and (reason := _no_candidates(among, classes)):
+        raise FedkdError(f"Soft: {reason}")
+
+
+def _rows(targets: Tensor, wanted: int | None, on: Source, per: str) -> int:
+    if wanted is not None and len(targets) != wanted:
+        each = "class" if per == "class" else f"row of {source_name(on)}"
+        raise FedkdError(
+            f"Soft: {len(targets)} targets for {wanted} {'classes' if per == 'class' else 'rows'}; "
+            f"one a {each} is needed"
+        )
+    return len(targets)
+
+
+def _columns(targets: Tensor, wanted: int, among: Tensor | None) -> None:
+    if targets.shape[1] == wanted:
+        return
+    what = "classes" if among is None else "candidates, and one for all others"
+    raise FedkdError(
+        f"Soft: targets of shape {tuple(targets.shape)} for {wanted} {what}; one column for each "
+        "is needed"
+    )
+
+
+def _no_targets(targets: Tensor, takes: str) -> str | None:
+    """Why the rows of ``targets`` that do not begin with NaN are not what an objective takes."""
+    # Rows that begin with NaN are no targets, wherever they are.
+    there = targets.detach().masked_fill(targets[:, :1].isnan(), 1 / targets.shape[1])
+    if takes == "probabilities":
+        return check_probabilities(there, "targets")
+    return bounded(there, "targets")
+
+
+def _no_candidates(among: Tensor, classes: int) -> str | None:
+    if among.numel() and not -1 <= int(among.min()) <= int(among.max()) < classes:
+        return f"among holds what is no class: -1 (none) to {classes - 1} are allowed"
+    ordered = among.sort(1).values
+    if bool(((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any()):
+        return "a row of candidates names a class twice; each once is needed"
+    return None
+
+
+def _prototype(term: Prototype, learner: Learner, seen: Seen) -> None:
+    size = learner.student().representation(term.cut).numel()
+    wanted = learner.classes, size
+    if term.targets.shape != wanted:
+        raise FedkdError(
+            f"Prototype: targets of shape {tuple(term.targets.shape)} are not allowed; allowed: "
+            f"{wanted}, a row a class, as wide as the representation at {term.cut!r}"
+        )
+    if seen.add(term.targets, "prototypes") and (reason := _no_targets(term.targets, "features")):
+        raise FedkdError(f"Prototype: {reason}")
+
+
+def _through(head: Head, student: Student) -> None:
+    check_fields(head)
+    above = student.above(head.cut)
+    if different := above.keys() ^ head.parameters.keys():
+        raise FedkdError(
+            f"Head: its parameters are not those of the blocks above {head.cut!r}: "
+            f"{min(different)} is in one of them only"
+        )
+    for name, shape in above.items():
+        if head.parameters[name].shape != shape:
+            raise FedkdError(
+                f"Head: {name} of shape {tuple(head.parameters[name].shape)} is not allowed; the "
+                f"student's is {tuple(shape)}"
+            )
+
+
+def _anchor(anchor: dict[str, Tensor], part: tuple[str, ...], student: Student) -> None:
+    for name in student.learning(part):
+        given, shape = anchor.get(name), student.state[name][0]
+        if given is None or given.shape != shape:
+            found = "has none" if given is None else f"has one of shape {tuple(given.shape)}"
+            raise FedkdError(
+                f"Proximal: anchor {found} for {name} of shape {tuple(shape)}; one is needed for "
+                "every parameter that learns"
+            )
+    if other := anchor.keys() - student.state.keys():
+        raise FedkdError(f"Proximal: anchor has {min(other)}, which the student has not")
