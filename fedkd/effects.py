@@ -14,7 +14,7 @@ from fedkd.errors import shown
 from fedkd.experiment import Experiment, OnlyWith, StudentTable, Table
 
 if TYPE_CHECKING:
-    from fedkd.data.federated import Task
+    from fedkd.data.dataset import Task
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from torch import nn
 
 from fedkd import registry, students
 from fedkd.caveats import LOCAL_TRAINING
-from fedkd.data.federated import Task
+from fedkd.data.dataset import Task
 from fedkd.distillation.objectives import traits
 from fedkd.errors import FedkdError, blamed, brief
 from fedkd.experiment import Epochs, Experiment, Table, validated

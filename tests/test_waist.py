@@ -8,7 +8,7 @@ from test_work import same
 from torch import nn
 
 from fedkd import FedkdError, run
-from fedkd.data.federated import Task
+from fedkd.data.dataset import Task
 from fedkd.engine.worker import Worker
 from fedkd.experiment import StudentTable, TrainingTable
 from fedkd.results import reached, spread

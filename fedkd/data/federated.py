@@ -22,8 +22,9 @@ from torch import Tensor
 
 from fedkd import registry
 from fedkd.data import cache, language, normalisation, partitions, shortfalls
-from fedkd.data.datasets import Dataset, Part, find, load_dataset
-from fedkd.data.language import Corpus, Tokeniser
+from fedkd.data.dataset import Corpus, Dataset, Part, Task
+from fedkd.data.language import Tokeniser
+from fedkd.data.loading import find, load_dataset
 from fedkd.data.normalisation import Statistics, standardised
 from fedkd.data.partitions import entropies, least, own_count, partition, stratified
 from fedkd.errors import FedkdError, nearest
@@ -38,20 +39,6 @@ SAME_TRAINING_IMAGES = {"mnist", "mnist-by-writer"}
 SHARED_IMAGES = {"cifar10", "cinic10"}
 NOT_OF_PARTITIONS = {"dataset", "data_dir", "download", "augment", "statistics"}
 """Keys of ``[data]`` that no partition depends on."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """What a student learns: inputs of ``shape``, ``(C, H, W)`` or ``(d,)``, to ``classes``.
-
-    Of text, with ``tokens``, inputs are ``(T,)`` token ids, and the classes are the vocabulary, in
-    the order of ids: at every position a student tells the next token.
-    """
-
-    shape: tuple[int, ...]
-    classes: int
-    class_names: tuple[str, ...]
-    tokens: bool = False
 
 
 @dataclass(frozen=True)

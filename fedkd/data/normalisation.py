@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from fedkd.data.datasets import PIECE, Dataset, statistics
+from fedkd.data.dataset import PIECE, Dataset, statistics
 from fedkd.errors import FedkdError
 
 if TYPE_CHECKING:

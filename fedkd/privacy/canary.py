@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedkd.data.datasets import Part
+from fedkd.data.dataset import Part
 from fedkd.data.language import LINE, SPECIAL, Tokeniser, insert, lines_of
 from fedkd.errors import FedkdError
 from fedkd.experiment import CanaryTable, Experiment
@@ -26,7 +26,7 @@ from fedkd.privacy.exposure import Conditionals, check_space, independent_condit
 from fedkd.random import generator, key
 
 if TYPE_CHECKING:
-    from fedkd.data.federated import Task
+    from fedkd.data.dataset import Task
 
 SLOT = "_"
 MOST_IMAGES = 2**20

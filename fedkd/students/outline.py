@@ -16,7 +16,7 @@ from fedkd.experiment import Experiment, StudentTable
 from fedkd.registry import load
 
 if TYPE_CHECKING:
-    from fedkd.data.federated import Task
+    from fedkd.data.dataset import Task
 
 FLOAT = 4
 """Bytes of a number."""

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fedkd.data import federated
-from fedkd.data.datasets import Dataset, Part
+from fedkd.data.dataset import Dataset, Part
 from fedkd.data.federated import load, reshaped
 from fedkd.data.partitions import PARTITIONS
 from fedkd.errors import FedkdError

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from fedkd.data.datasets import Part
-from fedkd.data.federated import Task, load
+from fedkd.data.dataset import Part, Task
+from fedkd.data.federated import load
 from fedkd.data.language import FIXED, PAD, Tokeniser, lines_of, pack
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from fedkd import run
-from fedkd.data.datasets import Part
-from fedkd.data.federated import Task, load
+from fedkd.data.dataset import Part, Task
+from fedkd.data.federated import load
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
 from fedkd.privacy import audit, canary, measure
