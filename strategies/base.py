@@ -76,7 +76,7 @@ from fedkd.work import (
 )
 
 if TYPE_CHECKING:
-    from fedkd.privacy.canary import Canaries
+    from fedkd.data.canaries.secrets import Canaries
 
 NODES_COME_WITHIN = 20.0
 """Seconds to wait for as many nodes as there are clients."""

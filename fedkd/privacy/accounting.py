@@ -36,12 +36,11 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from fedkd.errors import FedkdError
+from fedkd.experiment import ReleaseTable
 from fedkd.privacy.sensitivity import Numbers, as_numbers, l1_sensitivity, l2_sensitivity
 
 if TYPE_CHECKING:
     from dp_accounting.pld import PLDAccountant
-
-    from fedkd.experiment import ReleaseTable
 
 MECHANISMS = ("none", "gaussian", "laplace", "sample", "argmax", "votes")
 SEES_ALL = "a server that sees every answer of every client"

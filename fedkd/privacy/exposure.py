@@ -30,13 +30,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedkd.data.language import PAD
+from fedkd.data.canaries.places import Places
+from fedkd.data.canaries.secrets import check_space
 from fedkd.errors import FedkdError
 
 NULL_MEAN = 1 / math.log(2)
 """Mean, and standard deviation, of the exposure of a secret nobody has seen: 1.443 bits."""
-LARGEST_SPACE = 10**7.5
-"""Most sequences that are scored one by one: their scores take 250 MB."""
 LEAST = math.log(torch.finfo(torch.float32).tiny)
 """What stands for the logarithm of 0: a released zero says unlikely, not impossible."""
 
@@ -183,62 +182,6 @@ def independent_conditionals(log_probs: Tensor) -> Conditionals:
     return [law.expand(laws.shape[1] ** level, -1) for level, law in enumerate(laws)]
 
 
-@dataclass(frozen=True)
-class Places:
-    """Released positions where the next token would be a symbol of a secret.
-
-    The line so far reads as the context and then the symbols of a prefix: position ``items`` (Q,)
-    among all that are released, ``levels`` (Q,) symbols so far, ``prefixes`` (Q,) the number of the
-    prefix in lexicographic order. All int64.
-    """
-
-    items: Tensor
-    levels: Tensor
-    prefixes: Tensor
-
-
-def places(inputs: Tensor, context: Tensor, symbols: Tensor, length: int) -> Places:
-    """Find where a corpus has the context of a secret, and the context with some symbols after it.
-
-    Parameters
-    ----------
-    inputs : Tensor
-        ``(K, T)`` token ids, :data:`PAD` where there are none. Released are all positions that are
-        not, one row after another.
-    context : Tensor
-        ``(P,)`` token ids before a secret; begins with the token that begins a line, and has it
-        nowhere else.
-    symbols : Tensor
-        ``(A,)`` token ids.
-    length : int
-        Symbols L of a secret.
-    """
-    inputs, symbols = inputs.cpu(), symbols.cpu()
-    there = inputs != PAD
-    items = (there.flatten().cumsum(0) - 1).view(there.shape)
-    ids = torch.full((int(max(inputs.max(), symbols.max())) + 1,), -1)
-    ids[symbols] = torch.arange(len(symbols))
-    indices = ids[inputs]
-    size = inputs.shape[1]
-    begins = torch.ones_like(there)
-    for offset, token in enumerate(context.tolist()):
-        shifted = torch.zeros_like(there)
-        shifted[:, : max(0, size - offset)] = inputs[:, offset:] == token
-        begins &= shifted
-    row, last = begins.nonzero(as_tuple=True)
-    last = last + len(context) - 1
-    prefix = torch.zeros_like(row)
-    found = []
-    for level in range(length):
-        found.append((items[row, last], torch.full_like(row, level), prefix))
-        on = last + 1 < size
-        row, last, prefix = row[on], last[on] + 1, prefix[on]
-        symbol = indices[row, last]
-        on = symbol >= 0
-        row, last, prefix = row[on], last[on], (prefix * len(symbols) + symbol)[on]
-    return Places(*(torch.cat(parts) for parts in zip(*found)))
-
-
 def released_conditionals(
     found: Places,
     log_probs: Tensor,
@@ -322,22 +265,6 @@ def released_scorer(
 
 
 # --- from there to exposure -----------------------------------------------------------------
-
-
-def check_space(symbols: int, length: int, key: str, most: float = LARGEST_SPACE) -> None:
-    """Refuse to go through a space of over ``most`` sequences.
-
-    Raises
-    ------
-    FedkdError
-        Names ``key``, which decides on the size of the space.
-    """
-    if symbols**length > most:
-        raise FedkdError(
-            f"{key}: {length} symbols out of {symbols} are {float(symbols) ** length:.1e} "
-            f"sequences, and at most {most:.1e} are ranked one by one: make the secret "
-            "shorter, or set canary.estimator to 'interpolation' or 'extrapolation'"
-        )
 
 
 def totals(conditionals: Conditionals) -> Tensor:

@@ -2,74 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
-import marshal
-from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 
+from fedkd.data.canaries.places import Places, places
+from fedkd.data.canaries.secrets import Canaries
+from fedkd.data.federated import FederatedData
+from fedkd.digests import described as described
+from fedkd.digests import digest as digest
+from fedkd.digests import fingerprint as fingerprint
+from fedkd.digests import source as source
 from fedkd.experiment import CanaryTable
 from fedkd.privacy import exposure
-from fedkd.privacy.canary import label_conditionals
 from fedkd.random import key
 from fedkd.training import predict, student_draws
 
-if TYPE_CHECKING:
-    from fedkd.data.federated import FederatedData
-    from fedkd.privacy.canary import Canaries
-
 CANDIDATES = 256
 """Images that are made and shown to a student at a time."""
-
-
-def digest(student: nn.Module) -> int:
-    """48 bits that depend on every parameter and buffer: a float64 holds them exactly."""
-    found = hashlib.blake2b(digest_size=6)
-    for name, tensor in student.state_dict().items():
-        found.update(name.encode())
-        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return int.from_bytes(found.digest(), "little")
-
-
-def fingerprint(values: Tensor | None) -> str:
-    """A digest of a tensor's values."""
-    held = b"" if values is None else values.cpu().contiguous().numpy().tobytes()
-    return hashlib.blake2b(held, digest_size=16).hexdigest()
-
-
-def source(module: ModuleType) -> str:
-    """A digest of a module's source: what was computed by another one is not remembered."""
-    return hashlib.blake2b(Path(str(module.__file__)).read_bytes(), digest_size=16).hexdigest()
-
-
-def described(student: nn.Module) -> str:
-    """A digest of what a student is besides its ``state_dict``: layers, settings, own source."""
-    found = hashlib.blake2b(repr(student).encode(), digest_size=16)
-    for name, module in student.named_modules():
-        settings = {
-            key: value
-            for key, value in vars(module).items()
-            if isinstance(value, bool | int | float | str | tuple) and key != "training"
-        }
-        found.update(repr((name, type(module).__qualname__, settings)).encode())
-        if not type(module).__module__.startswith("torch."):
-            found.update(_source_of(type(module)))
-    frozen = [name for name, p in student.named_parameters() if not p.requires_grad]
-    found.update(repr(frozen).encode())
-    return found.hexdigest()
-
-
-def _source_of(kind: type) -> bytes:
-    """The source of a class and what stands in its file, or its bytecode where there is no file."""
-    try:
-        return Path(inspect.getfile(kind)).read_bytes()
-    except (OSError, TypeError):
-        codes = [value.__code__ for value in vars(kind).values() if hasattr(value, "__code__")]
-        return b"".join(map(marshal.dumps, codes))
 
 
 def by_student(student: nn.Sequential, data: FederatedData, table: CanaryTable) -> Tensor:
@@ -128,7 +77,7 @@ def by_labels(
         if not canaries.shown or canaries.kind == "pixels":
             return None
         return _by_laws(canaries, labels[-canaries.shown :].double().log(), table, linear)
-    found = exposure.places(transfer, canaries.context, canaries.symbols, length)
+    found = places(transfer, canaries.context, canaries.symbols, length)
     if not len(found.items):
         return None
     found, labels, among = _said(found, labels, among)
@@ -142,23 +91,12 @@ def by_labels(
 
 
 def _said(
-    found: exposure.Places, labels: Tensor, among: Tensor | None
-) -> tuple[exposure.Places, Tensor, Tensor | None]:
+    found: Places, labels: Tensor, among: Tensor | None
+) -> tuple[Places, Tensor, Tensor | None]:
     """Only the rows that bear on a secret: few out of many."""
     rows = found.items
-    few = exposure.Places(torch.arange(len(rows)), found.levels, found.prefixes)
+    few = Places(torch.arange(len(rows)), found.levels, found.prefixes)
     return few, labels[rows], None if among is None else among[rows]
-
-
-def spans(canaries: Canaries, transfer: Tensor, items: int) -> Tensor:
-    """Which of the transfer set's ``items`` bear on a secret: ``(M,)``, 0 or 1."""
-    found = torch.zeros(items)
-    if canaries.images is not None:
-        found[items - canaries.shown :] = 1
-    else:
-        context, symbols = canaries.context, canaries.symbols
-        found[exposure.places(transfer, context, symbols, canaries.length).items] = 1
-    return found
 
 
 def _by_candidates(student: nn.Sequential, data: FederatedData, table: CanaryTable) -> Tensor:
@@ -196,6 +134,14 @@ def _by_candidates(student: nn.Sequential, data: FederatedData, table: CanaryTab
         scores = exposure.label_log_odds(own[mine], label)
         found[mine] = _ranked(scores, exposure.label_log_odds(others, label), table)
     return found
+
+
+def label_conditionals(log_probs: Tensor) -> list[exposure.Conditionals]:
+    """Conditionals of each secret that is a sequence of labels, from ``(S, m, C)`` log-probs.
+
+    Every secret has images of its own, so that nothing is shared between them.
+    """
+    return [exposure.independent_conditionals(law) for law in log_probs]
 
 
 def _by_laws(canaries: Canaries, laws: Tensor, table: CanaryTable, linear: bool = False) -> Tensor:

@@ -7,7 +7,6 @@ for each of them. Server and clients have the same, since all of it comes from t
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -15,15 +14,15 @@ from torch import Tensor, nn
 from fedkd import students
 from fedkd import training as loop
 from fedkd.data import cache
+from fedkd.data.canaries.places import spans
+from fedkd.data.federated import FederatedData
+from fedkd.digests import described, digest, fingerprint, source
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment, ReleaseTable
-from fedkd.privacy import measure, scores
+from fedkd.privacy import scores
 from fedkd.random import generator, key, noise
 from fedkd.training import fit, item_labels, items, predict
 from fedkd.work import CrossEntropy, Samples
-
-if TYPE_CHECKING:
-    from fedkd.data.federated import FederatedData
 
 
 @dataclass(frozen=True)
@@ -172,11 +171,11 @@ def public_model(experiment: Experiment, data: FederatedData) -> nn.Sequential:
         fit(model, samples, [CrossEntropy()], training, draw, epochs=table.epochs, lr=table.lr)
         return {key: value.numpy() for key, value in model.state_dict().items()}
 
-    rows = measure.fingerprint(samples.inputs), measure.fingerprint(samples.labels)
+    rows = fingerprint(samples.inputs), fingerprint(samples.labels)
     depends_on = (
         *(name, seed, rows, task.classes, repr(experiment.student), repr(training)),
-        *(repr(table), experiment.engine.threads, torch.__version__, measure.source(loop)),
-        *(measure.digest(model), measure.described(model)),
+        *(repr(table), experiment.engine.threads, torch.__version__, source(loop)),
+        *(digest(model), described(model)),
     )
     kept = cache.remembered("models", depends_on, make)
     with torch.no_grad():
@@ -211,7 +210,7 @@ def _scores(
         return torch.ones(count)
     if how == "oracle":
         assert data.canaries is not None
-        return measure.spans(data.canaries, transfer.inputs, count)
+        return spans(data.canaries, transfer.inputs, count)
     if model is None or law is None:
         rare = scores.rarity(
             scores.outlierness(transfer.inputs, public.inputs),

@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from numbers import Real
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
+from fedkd.data.canaries.secrets import Canaries
+from fedkd.digests import fingerprint
 from fedkd.distillation.objectives import SMALLEST
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment, TrainingTable
@@ -51,9 +53,6 @@ from fedkd.work import (
     Source,
     Step,
 )
-
-if TYPE_CHECKING:
-    from fedkd.privacy.canary import Canaries
 
 Line = dict[str, Any]
 EXPOSURE = "measure_exposure"
@@ -537,7 +536,7 @@ def _exact(step: Predict) -> Predict:
 def _asked(step: Predict) -> str:
     """What a step asks of its student, exactly."""
     on = step.on
-    rows = on if isinstance(on, str) else f"{measure.fingerprint(on.inputs)} {on.inputs.shape}"
+    rows = on if isinstance(on, str) else f"{fingerprint(on.inputs)} {on.inputs.shape}"
     return repr((step.temperature, step.output, rows, step.key))
 
 

@@ -8,12 +8,16 @@ import numpy as np
 import pytest
 import torch
 
+from fedkd.data.canaries import planting
+from fedkd.data.canaries.drawing import draw
+from fedkd.data.canaries.places import places
 from fedkd.data.dataset import Part, Task
 from fedkd.data.federated import load
 from fedkd.data.language import FIXED, PAD, Tokeniser, lines_of, pack
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
-from fedkd.privacy import canary, exposure
+from fedkd.privacy import exposure
+from fedkd.privacy.measure import label_conditionals
 
 WORDS = ("my", "id", "is", "the", "a", "sea", "wind", "tree", "stone", "bird")
 VOCABULARY = (*FIXED, *WORDS)
@@ -56,12 +60,12 @@ def images():
 def plant_text(text, wanted):
     store, private = text
     transfer = store.images[store.writers == CLIENTS]
-    return canary.plant(wanted, TEXT, store, private, transfer)
+    return planting.plant(wanted, TEXT, store, private, transfer)
 
 
 def plant_images(images, wanted):
     store, private = images
-    return canary.plant(wanted, IMAGES, store, private, store.images[36:])
+    return planting.plant(wanted, IMAGES, store, private, store.images[36:])
 
 
 def lines(rows):
@@ -134,7 +138,7 @@ def test_canary_lines_are_spread_over_the_text(text):
 def test_without_secrets_nothing_happens(text):
     store, private = text
     transfer = store.images[:3]
-    found = canary.plant(experiment(secrets=0), TEXT, store, private, transfer)
+    found = planting.plant(experiment(secrets=0), TEXT, store, private, transfer)
     assert found[0] is store
     assert found[1] is private
     assert found[2] is transfer
@@ -155,7 +159,7 @@ def test_a_control_plants_nothing_in_clients_and_shows_all_the_same(text, images
 
 
 def test_every_holder_has_so_many_secrets_at_each_level_and_no_two_are_alike():
-    canaries = canary.draw(experiment(secrets=5, repeats=[1, 4, 16]), TEXT)
+    canaries = draw(experiment(secrets=5, repeats=[1, 4, 16]), TEXT)
     assert canaries.count == CLIENTS * 3 * 5
     assert len(canaries.secrets.unique(dim=0)) == canaries.count
     per = Counter(zip(canaries.holders, canaries.repeats.tolist()))
@@ -167,27 +171,27 @@ def test_every_holder_has_so_many_secrets_at_each_level_and_no_two_are_alike():
 
 
 def test_the_same_seed_gives_the_same_secrets_and_another_seed_others():
-    one, same, other = (canary.draw(experiment(seed=seed), TEXT).secrets for seed in (0, 0, 1))
+    one, same, other = (draw(experiment(seed=seed), TEXT).secrets for seed in (0, 0, 1))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
 
 
 def test_a_whole_space_can_be_planted():
-    canaries = canary.draw(
+    canaries = draw(
         experiment(secrets=3, repeats=[1, 1, 1], template="_ _", symbols=list("012345")), TEXT
     )
     assert len(canaries.secrets.unique(dim=0)) == 36 == canaries.space
 
 
 def test_symbols_are_drawn_uniformly():
-    canaries = canary.draw(experiment(secrets=100), TEXT)
+    canaries = draw(experiment(secrets=100), TEXT)
     counts = canaries.secrets.flatten().bincount(minlength=10).double()
     expected = counts.sum() / 10
     assert float(((counts - expected) ** 2 / expected).sum()) < 27.9  # chi-square, 9, p = 0.001
 
 
 def test_the_context_is_the_template_from_the_beginning_of_its_line():
-    canaries = canary.draw(experiment(), TEXT)
+    canaries = draw(experiment(), TEXT)
     ids = {word: index for index, word in enumerate(VOCABULARY)}
     assert canaries.context.tolist() == [1, ids["my"], ids["id"], ids["is"]]
     assert canaries.symbols.tolist() == list(range(3, 13))
@@ -201,7 +205,7 @@ def test_a_line_is_what_the_tokeniser_makes_of_its_text(tokens, template):
     names = VOCABULARY if tokens == "word" else (*FIXED, *" :Mabdeimsy")
     task = Task((24,), len(names), names, tokens=True)
     wanted = experiment(template=template, data={"text": {"context": 24, "tokens": tokens}})
-    canaries = canary.draw(wanted, task)
+    canaries = draw(wanted, task)
     for secret in canaries.secrets:
         encoded = Tokeniser(names, tokens).encode(canaries.text(secret))
         assert encoded == canaries.line(secret)
@@ -210,7 +214,7 @@ def test_a_line_is_what_the_tokeniser_makes_of_its_text(tokens, template):
 
 def test_symbols_may_be_words():
     wanted = experiment(template="the _ _", symbols=["sea", "wind", "tree", "stone", "bird"])
-    canaries = canary.draw(wanted, TEXT)
+    canaries = draw(wanted, TEXT)
     assert canaries.text([0, 4]) == "the sea bird"
     assert canaries.symbols.tolist() == [VOCABULARY.index(word) for word in wanted.canary.symbols]
 
@@ -271,7 +275,7 @@ def test_what_is_public_does_not_change_what_is_planted(text):
 def test_public_lines_are_found_by_somebody_who_has_soft_labels_alone(text):
     *_, transfer, canaries = plant_text(text, experiment(public="exact", clients=[1]))
     inputs = transfer[:, :-1]
-    found = exposure.places(inputs, canaries.context, canaries.symbols, canaries.length)
+    found = places(inputs, canaries.context, canaries.symbols, canaries.length)
     # A memorised corpus: the next token for sure.
     following = transfer[:, 1:][inputs != PAD]
     log_probs = torch.nn.functional.one_hot(following, len(VOCABULARY)).float().log()
@@ -355,14 +359,14 @@ def test_public_images_come_last_by_secret(images):
 def test_images_of_a_known_writer_stay_apart(images):
     before, private = images
     store = Part(before.images, before.labels, before.labels)
-    store, *_ = canary.plant(experiment(length=3), IMAGES, store, private, before.images[36:])
+    store, *_ = planting.plant(experiment(length=3), IMAGES, store, private, before.images[36:])
     assert (store.writers[40:] == -1).all()
 
 
 def test_labels_tell_exposure(images):
     *_, canaries = plant_images(images, experiment(length=3))
     sure = torch.nn.functional.one_hot(canaries.secrets, 5).float().mul(0.9).add(0.02).log()
-    laws = canary.label_conditionals(sure)
+    laws = label_conditionals(sure)
     exposed = [
         exposure.exact_exposure(law, secret[None]) for law, secret in zip(laws, canaries.secrets)
     ]
@@ -423,10 +427,10 @@ def test_samples_that_are_neither_text_nor_uint8_images_are_refused(images):
     store, private = images
     for pixels in (store.images.float(), store.images.flatten(1).float()):
         with pytest.raises(FedkdError, match=r"canary.secrets = 2 .* lines of text or uint8"):
-            canary.plant(experiment(), IMAGES, Part(pixels, store.labels), private, pixels[:2])
+            planting.plant(experiment(), IMAGES, Part(pixels, store.labels), private, pixels[:2])
 
 
 def test_a_public_canary_needs_a_transfer_set(text):
     store, private = text
     with pytest.raises(FedkdError, match=r"canary.public = 'exact' needs a transfer set"):
-        canary.plant(experiment(public="exact"), TEXT, store, private, store.images[:0])
+        planting.plant(experiment(public="exact"), TEXT, store, private, store.images[:0])

@@ -9,6 +9,7 @@ from scipy import stats
 from torch import nn
 
 from fedkd import students
+from fedkd.data.canaries.places import places
 from fedkd.data.language import LINE, PAD, pack
 from fedkd.errors import FedkdError
 from fedkd.experiment import StudentTable
@@ -493,7 +494,7 @@ def test_places_are_those_where_the_line_so_far_is_a_prefix(corpus):
                     if line_so_far(row, position) == wanted:
                         expected.append((item, level, prefix))
             item += 1
-    found = exposure.places(inputs, CONTEXT, SYMBOLS, 3)
+    found = places(inputs, CONTEXT, SYMBOLS, 3)
     got = zip(found.items.tolist(), found.levels.tolist(), found.prefixes.tolist())
     assert len(expected) > 200
     assert sorted(got) == sorted(expected)
@@ -507,7 +508,7 @@ def released(corpus, seed=0):
 
 
 def test_a_prefix_has_the_mean_of_the_laws_released_there(corpus):
-    found = exposure.places(corpus[:, :-1], CONTEXT, SYMBOLS, 3)
+    found = places(corpus[:, :-1], CONTEXT, SYMBOLS, 3)
     log_probs = released(corpus)
     laws = exposure.released_conditionals(found, log_probs, SYMBOLS, 3)
     for level, law in enumerate(laws):
@@ -522,7 +523,7 @@ def test_a_prefix_has_the_mean_of_the_laws_released_there(corpus):
 
 @pytest.mark.parametrize("length", [1, 3, 5])
 def test_sequences_are_scored_without_going_through_the_space(corpus, length):
-    found = exposure.places(corpus[:, :-1], CONTEXT, SYMBOLS, length)
+    found = places(corpus[:, :-1], CONTEXT, SYMBOLS, length)
     arguments = (found, released(corpus), SYMBOLS, length)
     sequences = everything(3, length)
     expected = exposure.totals(exposure.released_conditionals(*arguments))
@@ -533,7 +534,7 @@ def test_sequences_are_scored_without_going_through_the_space(corpus, length):
 
 
 def test_a_large_space_is_scored_where_it_cannot_be_gone_through(corpus):
-    found = exposure.places(corpus[:, :-1], CONTEXT, SYMBOLS, 20)
+    found = places(corpus[:, :-1], CONTEXT, SYMBOLS, 20)
     arguments = (found, released(corpus), SYMBOLS, 20)
     with pytest.raises(FedkdError, match=r"canary\.template: 20 symbols out of 3"):
         exposure.released_conditionals(*arguments)
@@ -543,7 +544,7 @@ def test_a_large_space_is_scored_where_it_cannot_be_gone_through(corpus):
 
 def test_a_corpus_without_the_prefix_tells_nothing():
     rows = pack([[15, 16, 17], [14, 13, 5]], 12)
-    found = exposure.places(rows[:, :-1], CONTEXT, SYMBOLS, 2)
+    found = places(rows[:, :-1], CONTEXT, SYMBOLS, 2)
     assert not len(found.items)
     laws = exposure.released_conditionals(found, released(rows), SYMBOLS, 2)
     assert exposure.exact_exposure(laws, everything(3, 2)).eq(0).all()
@@ -553,7 +554,7 @@ def test_a_corpus_without_the_prefix_tells_nothing():
 
 def test_a_line_that_is_cut_off_by_its_row_is_found_as_far_as_it_goes():
     rows = torch.tensor([[LINE, 13, 14, 5, 3], [LINE, 13, 14, PAD, PAD]])
-    found = exposure.places(rows, CONTEXT, SYMBOLS, 6)
+    found = places(rows, CONTEXT, SYMBOLS, 6)
     assert found.items.tolist() == [2, 7, 3, 4]
     assert found.levels.tolist() == [0, 0, 1, 2]
     assert found.prefixes.tolist() == [0, 0, 0, 1]
@@ -567,14 +568,14 @@ def test_soft_labels_on_the_exact_line_of_a_memorised_secret_give_it_away():
     inputs = rows[:, :-1]
     with torch.no_grad():
         log_probs = student(inputs)[inputs != PAD].log_softmax(1)
-    found = exposure.places(inputs, CONTEXT, SYMBOLS, 4)
+    found = places(inputs, CONTEXT, SYMBOLS, 4)
     laws = exposure.released_conditionals(found, log_probs, SYMBOLS, 4)
     assert float(exposure.exact_exposure(laws, secret[None])) == math.log2(3**4)
 
 
 def test_released_zeros_are_unlikely_but_not_impossible():
     rows = pack([[13, 14, 5, 3]], 12)
-    found = exposure.places(rows[:, :-1], CONTEXT, SYMBOLS, 2)
+    found = places(rows[:, :-1], CONTEXT, SYMBOLS, 2)
     # At the first slot one symbol alone; at the second, after a 5, nothing of all symbols.
     log_probs = torch.full((int((rows[:, :-1] != PAD).sum()), VOCABULARY), -math.inf)
     log_probs[:, 17] = 0
@@ -587,7 +588,7 @@ def test_released_zeros_are_unlikely_but_not_impossible():
 
 
 def test_candidates_that_hold_all_symbols_lose_nothing(corpus):
-    found = exposure.places(corpus[:, :-1], CONTEXT, SYMBOLS, 3)
+    found = places(corpus[:, :-1], CONTEXT, SYMBOLS, 3)
     log_probs = released(corpus)
     among = torch.cat([SYMBOLS.flip(0), torch.tensor([12, -1])]).expand(len(log_probs), -1)
     probabilities = log_probs.exp()
@@ -603,7 +604,7 @@ def test_candidates_that_hold_all_symbols_lose_nothing(corpus):
 
 def test_a_symbol_that_is_no_candidate_has_its_share_of_the_rest():
     rows = pack([[13, 14]], 12)
-    found = exposure.places(rows[:, :-1], CONTEXT, SYMBOLS, 1)
+    found = places(rows[:, :-1], CONTEXT, SYMBOLS, 1)
     among = torch.tensor([[5, 12, -1]]).expand(4, -1)
     grouped = torch.tensor([[0.4, 0.24, 0.0, 0.36]]).log().expand(4, -1)
     (law,) = exposure.released_conditionals(
@@ -614,6 +615,6 @@ def test_a_symbol_that_is_no_candidate_has_its_share_of_the_rest():
 
 
 def test_released_logits_are_refused(corpus):
-    found = exposure.places(corpus[:, :-1], CONTEXT, SYMBOLS, 3)
+    found = places(corpus[:, :-1], CONTEXT, SYMBOLS, 3)
     with pytest.raises(FedkdError, match="released soft labels must be log-probabilities"):
         exposure.released_conditionals(found, released(corpus) + 1, SYMBOLS, 3)

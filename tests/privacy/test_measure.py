@@ -8,7 +8,9 @@ import texts
 import torch
 from torch import nn
 
+from fedkd.data.canaries import places
 from fedkd.data.federated import load
+from fedkd.digests import digest, fingerprint
 from fedkd.privacy import measure
 from fedkd.privacy.exposure import NULL_MEAN
 from fedkd.privacy.release import over_candidates
@@ -101,30 +103,30 @@ def test_both_scores_of_labels_that_say_nothing_of_images_are_those_of_a_tie(ima
 
 def test_a_digest_depends_on_every_parameter_and_every_buffer():
     student = nn.Sequential(OrderedDict(fc=nn.Linear(3, 4), norm=nn.BatchNorm1d(4)))
-    found = {measure.digest(student)}
+    found = {digest(student)}
     for tensor in student.state_dict().values():
         before = tensor.clone()
         tensor.view(-1)[-1] += 1
-        found.add(measure.digest(student))
+        found.add(digest(student))
         tensor.copy_(before)
     assert len(found) == 1 + len(student.state_dict())
-    assert measure.digest(student) in found
+    assert digest(student) in found
     # A metric is a float64.
     assert all(int(float(one)) == one and 0 <= one < 2**48 for one in found)
 
 
 def test_a_digest_is_of_values_and_not_of_the_object():
     one, other = (nn.Sequential(OrderedDict(fc=nn.Linear(3, 4))) for _ in range(2))
-    assert measure.digest(one) != measure.digest(other)
+    assert digest(one) != digest(other)
     other.load_state_dict(one.state_dict())
-    assert measure.digest(one) == measure.digest(other)
+    assert digest(one) == digest(other)
 
 
 def test_a_fingerprint_is_of_values():
     values = torch.arange(12.0).view(3, 4)
-    assert measure.fingerprint(values) == measure.fingerprint(values.T.contiguous().T)
-    assert measure.fingerprint(values) != measure.fingerprint(values + 1e-6)
-    assert measure.fingerprint(None) == measure.fingerprint(None) != measure.fingerprint(values)
+    assert fingerprint(values) == fingerprint(values.T.contiguous().T)
+    assert fingerprint(values) != fingerprint(values + 1e-6)
+    assert fingerprint(None) == fingerprint(None) != fingerprint(values)
 
 
 # --- soft labels on a text ------------------------------------------------------------------
@@ -158,7 +160,7 @@ def test_one_item_alone_can_give_a_first_symbol_away(text):
     canaries = data.canaries
     labels = uniform(data)
     first = int(canaries.secrets[0, 0])
-    spans = measure.spans(canaries, data.transfer().inputs, len(labels)).bool()
+    spans = places.spans(canaries, data.transfer().inputs, len(labels)).bool()
     labels[spans, canaries.symbols[first]] += 0.5
     labels /= labels.sum(1, keepdim=True)
     found = by_labels(experiment, data, labels)
@@ -240,7 +242,7 @@ def test_spans_are_where_labels_count(text):
     experiment, data = text(EXACT)
     canaries, inputs = data.canaries, data.transfer().inputs
     labels = torch.randn(uniform(data).shape, generator=torch.Generator().manual_seed(1)).softmax(1)
-    spans = measure.spans(canaries, inputs, len(labels)).bool()
+    spans = places.spans(canaries, inputs, len(labels)).bool()
     assert int(spans.sum()) == 2 * canaries.count
     before = by_labels(experiment, data, labels)
     changed = labels.flip(1)
@@ -255,7 +257,7 @@ def test_spans_of_images_are_the_last(images):
     for public, expected in ((EXACT, 16), ("canary.public=none", 0)):
         _, data = images(public)
         inputs = data.transfer().inputs
-        spans = measure.spans(data.canaries, inputs, len(inputs))
+        spans = places.spans(data.canaries, inputs, len(inputs))
         assert spans.sum() == expected
         assert spans[80:].eq(1).all()
 

@@ -10,12 +10,14 @@ import torch
 from torch import nn
 
 from fedkd import run
+from fedkd.data.canaries import places, planting
+from fedkd.data.canaries.drawing import draw
+from fedkd.data.canaries.images import ImageTemplate
 from fedkd.data.dataset import Part, Task
 from fedkd.data.federated import load
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
-from fedkd.privacy import audit, canary, measure
-from fedkd.privacy.canary_images import ImageTemplate
+from fedkd.privacy import audit, measure
 from fedkd.privacy.exposure import NULL_MEAN, digits, label_log_odds, sequence_numbers
 from fedkd.results import Run, exposures
 from fedkd.students import build
@@ -42,7 +44,7 @@ def pictures():
 
 def plant(pictures, **table):
     store, private = pictures
-    return canary.plant(experiment(**table), COLOUR, store, private, store.images[36:])
+    return planting.plant(experiment(**table), COLOUR, store, private, store.images[36:])
 
 
 # --- what is planted ------------------------------------------------------------------------
@@ -92,7 +94,7 @@ def test_every_symbol_has_pixels_of_its_own(size, length):
 def test_template_and_labels_and_secrets_follow_from_the_seed():
     def drawn(seed):
         tables = experiment(secrets=9).model_dump(exclude_none=True) | {"seed": seed}
-        found = canary.draw(Experiment.from_dict(tables), COLOUR)
+        found = draw(Experiment.from_dict(tables), COLOUR)
         return found.image_template.background, found.labels, found.secrets
 
     one, same, other = drawn(0), drawn(0), drawn(1)
@@ -153,7 +155,7 @@ def test_what_cannot_be_planted_is_refused_in_one_line(pictures, table, line):
 def test_text_has_no_pixels():
     line = "canary.kind = 'pixels' is not allowed with data.dataset = 'digits', which is text"
     with pytest.raises(FedkdError, match=line):
-        canary.draw(experiment(), TEXT)
+        draw(experiment(), TEXT)
 
 
 def test_a_kind_that_is_not_known_is_refused_in_one_line():
@@ -261,7 +263,7 @@ def test_labels_alone_rank_no_images(planted):
         assert len(inputs) == 80 + shown
         labels = torch.full((len(inputs), 10), 0.1)
         assert measure.by_labels(data.canaries, labels, inputs, wanted.canary) is None
-        spans = measure.spans(data.canaries, inputs, len(inputs))
+        spans = places.spans(data.canaries, inputs, len(inputs))
         assert spans.tolist() == [0] * 80 + [1] * shown
 
 
