@@ -50,8 +50,8 @@ from fedkd.hooks import (
     trace,
 )
 from fedkd.privacy.average import Averaging
+from fedkd.privacy.candidates import over_classes
 from fedkd.privacy.public import Public
-from fedkd.privacy.release import over_classes
 from fedkd.privacy.watch import Aggregate, Watch
 from fedkd.random import generator, global_draws, key
 from fedkd.replies import COHORT, Contract, Unreadable, read

@@ -20,6 +20,7 @@ from fedkd.digests import described, digest, fingerprint, source
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment, ReleaseTable
 from fedkd.privacy import scores
+from fedkd.privacy.candidates import candidates, over_candidates
 from fedkd.random import generator, key, noise
 from fedkd.training import fit, item_labels, items, predict
 from fedkd.work import CrossEntropy, Samples
@@ -50,8 +51,6 @@ class Public:
         FedkdError
             A setting asks for a public model where there is none.
         """
-        from fedkd.privacy.release import over_candidates
-
         check(experiment, data.task.tokens)
         table, samples = experiment.release, data.public()
         transfer = data.transfer()
@@ -182,19 +181,6 @@ def public_model(experiment: Experiment, data: FederatedData) -> nn.Sequential:
         for name, tensor in model.state_dict().items():
             tensor.copy_(torch.from_numpy(kept[name]))
     return model
-
-
-def candidates(law: Tensor, count: int, gold: Tensor | None = None) -> Tensor:
-    """The ``count`` likeliest classes under a public law ``(M, C)``, and the true one: ``(M, k)``.
-
-    ``gold`` ``(M,)`` is added where it is not among them, and is -1 where there is none; so is
-    then the last candidate.
-    """
-    likeliest = law.topk(min(count, law.shape[1]), 1).indices
-    if gold is None:
-        return likeliest
-    there = (likeliest == gold[:, None]).any(1)
-    return torch.cat([likeliest, torch.where(there, -1, gold)[:, None]], 1)
 
 
 def _scores(

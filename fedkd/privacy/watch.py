@@ -24,16 +24,10 @@ from fedkd.experiment import Experiment, TrainingTable
 from fedkd.privacy import measure
 from fedkd.privacy.accounting import Release
 from fedkd.privacy.average import Averaging
+from fedkd.privacy.candidates import possible
 from fedkd.privacy.dpsgd import is_private, sees_private
 from fedkd.privacy.public import Public
-from fedkd.privacy.release import (
-    aggregate,
-    applies,
-    charge,
-    claims_epsilon,
-    known_of,
-    possible,
-)
+from fedkd.privacy.release import aggregate, applies, charge, claims_epsilon, known_of
 from fedkd.privacy.votes import data_dependent_rdp
 from fedkd.random import SystemNoise, numpy_noise, privacy_noise
 from fedkd.replies import DP

@@ -12,8 +12,8 @@ from fedkd.data.canaries import places
 from fedkd.data.federated import load
 from fedkd.digests import digest, fingerprint
 from fedkd.privacy import measure
+from fedkd.privacy.candidates import over_candidates
 from fedkd.privacy.exposure import NULL_MEAN
-from fedkd.privacy.release import over_candidates
 from fedkd.students import build
 from fedkd.training import item_labels
 

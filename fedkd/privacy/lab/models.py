@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fedkd.engine.worker import Worker
 from fedkd.privacy import attacks
-from fedkd.privacy.release import over_classes
+from fedkd.privacy.candidates import over_classes
 from fedkd.random import generator, key
 from fedkd.students import build
 from fedkd.training import fit, item_labels, predict
