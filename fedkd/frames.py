@@ -119,8 +119,8 @@ def audited(run: Run) -> dict[str, float]:
     audit = run.audit
     if audit is None:
         return {}
-    from fedkd.privacy.lab.findings import MEMBERSHIP
-    from fedkd.privacy.lab.worlds import AGGREGATE
+    from fedkd.lab.findings import MEMBERSHIP
+    from fedkd.lab.worlds import AGGREGATE
 
     formals = audit.get("guarantees", [audit["formal"]])
     by_who: dict[str, list[dict[str, Any]]] = {"": [], "_others": []}

@@ -23,7 +23,7 @@ from fedkd.distillation.objectives import SMALLEST
 from fedkd.engine import rule
 from fedkd.errors import FedkdError, summary_of
 from fedkd.experiment import Experiment
-from fedkd.privacy import exposure, measure
+from fedkd.lab import exposure, measure
 from fedkd.privacy.accounting import Release
 from fedkd.privacy.dpsgd import DPSGD, sees_private
 from fedkd.privacy.public import Public

@@ -13,7 +13,7 @@ import time
 import torch
 
 from fedkd.experiment import StudentTable
-from fedkd.privacy.exposure import exact_exposure, student_conditionals, student_scorer
+from fedkd.lab.exposure import exact_exposure, student_conditionals, student_scorer
 from fedkd.students import build
 
 REPEATS, SAMPLE, LENGTH, SYMBOLS = 3, 20_000, 6, 10

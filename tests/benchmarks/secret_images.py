@@ -15,7 +15,7 @@ import torch
 
 from fedkd.data.federated import load
 from fedkd.experiment import Experiment, StudentTable
-from fedkd.privacy.measure import by_student
+from fedkd.lab.measure import by_student
 from fedkd.students import build
 
 REPEATS, LENGTHS = 3, (12, 16)

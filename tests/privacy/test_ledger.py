@@ -15,8 +15,8 @@ from fedkd.data.federated import load
 from fedkd.engine.inline import InlineGrid
 from fedkd.engine.worker import Worker
 from fedkd.experiment import Experiment
+from fedkd.lab.audit import guarantee
 from fedkd.privacy.accounting import gaussian_epsilon, zcdp_epsilon
-from fedkd.privacy.audit import guarantee
 from fedkd.work import (
     Fit,
     Hold,

@@ -13,9 +13,9 @@ import texts
 from fedkd import lock
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
-from fedkd.privacy import exposure
+from fedkd.lab import exposure
+from fedkd.lab.attacks import audited_epsilon, audited_epsilon_from_exposure
 from fedkd.privacy.accounting import Release, gaussian_epsilon
-from fedkd.privacy.attacks import audited_epsilon, audited_epsilon_from_exposure
 from fedkd.results import PLACES, Run
 from simulations import canary, jobs
 from simulations.shipped import experiment_text

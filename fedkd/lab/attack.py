@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fedkd.experiment import Experiment
-from fedkd.privacy.audit import delta_of
-from fedkd.privacy.lab.findings import Finding, judged
-from fedkd.privacy.lab.labels import LabelGuesses, LabelInference
-from fedkd.privacy.lab.membership import infer_members
+from fedkd.lab.audit import delta_of
+from fedkd.lab.findings import Finding, judged
+from fedkd.lab.labels import LabelGuesses, LabelInference
+from fedkd.lab.membership import infer_members
 
 
 @dataclass(frozen=True)

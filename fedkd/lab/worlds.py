@@ -15,8 +15,8 @@ from fedkd.engine.inline import InlineGrid
 from fedkd.engine.worker import Worker
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
+from fedkd.lab.watch import SENDING, Aggregate
 from fedkd.privacy.release import applies
-from fedkd.privacy.watch import SENDING, Aggregate
 from fedkd.work import Assignment, Parameters, Predict, Reply, Represent, Select, Share
 
 AGGREGATE = "Aggregate"

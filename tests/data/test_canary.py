@@ -16,8 +16,8 @@ from fedkd.data.federated import load
 from fedkd.data.language import FIXED, PAD, Tokeniser, lines_of, pack
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
-from fedkd.privacy import exposure
-from fedkd.privacy.measure import label_conditionals
+from fedkd.lab import exposure
+from fedkd.lab.measure import label_conditionals
 
 WORDS = ("my", "id", "is", "the", "a", "sea", "wind", "tree", "stone", "bird")
 VOCABULARY = (*FIXED, *WORDS)

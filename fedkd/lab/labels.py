@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from fedkd.engine.worker import Worker
-from fedkd.privacy import attacks
-from fedkd.privacy.lab.findings import LABELS, Evidence, over_rounds
-from fedkd.privacy.lab.models import architecture, loaded, over_all_classes
-from fedkd.privacy.lab.worlds import Sent
+from fedkd.lab import attacks
+from fedkd.lab.findings import LABELS, Evidence, over_rounds
+from fedkd.lab.models import architecture, loaded, over_all_classes
+from fedkd.lab.worlds import Sent
 from fedkd.training import predict
 from fedkd.work import Parameters, Select
 

@@ -21,7 +21,7 @@ from fedkd.digests import fingerprint
 from fedkd.distillation.objectives import SMALLEST
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment, TrainingTable
-from fedkd.privacy import measure
+from fedkd.lab import measure
 from fedkd.privacy.accounting import Release
 from fedkd.privacy.average import Averaging
 from fedkd.privacy.candidates import possible

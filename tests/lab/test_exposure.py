@@ -13,7 +13,7 @@ from fedkd.data.canaries.places import places
 from fedkd.data.language import LINE, PAD, pack
 from fedkd.errors import FedkdError
 from fedkd.experiment import StudentTable
-from fedkd.privacy import exposure
+from fedkd.lab import exposure
 
 CONTEXT, SYMBOLS = torch.tensor([LINE, 13, 14]), torch.tensor([5, 3, 9])
 VOCABULARY = 20

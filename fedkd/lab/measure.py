@@ -13,7 +13,7 @@ from fedkd.digests import digest as digest
 from fedkd.digests import fingerprint as fingerprint
 from fedkd.digests import source as source
 from fedkd.experiment import CanaryTable
-from fedkd.privacy import exposure
+from fedkd.lab import exposure
 from fedkd.random import key
 from fedkd.training import predict, student_draws
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from fedkd.engine.worker import Worker
-from fedkd.privacy import attacks
-from fedkd.privacy.lab.models import (
+from fedkd.lab import attacks
+from fedkd.lab.models import (
     architecture,
     confidence,
     distilled,
@@ -24,7 +24,7 @@ from fedkd.privacy.lab.models import (
     over_all_classes,
     regression,
 )
-from fedkd.privacy.lab.worlds import Sent
+from fedkd.lab.worlds import Sent
 from fedkd.students import named_blocks
 from fedkd.training import predict, represent
 from fedkd.work import Parameters, Predict, Represent, Samples, Select, Share

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.engine.worker import Worker
-from fedkd.privacy import attacks
+from fedkd.lab import attacks
 from fedkd.privacy.candidates import over_classes
 from fedkd.random import generator, key
 from fedkd.students import build

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedkd.privacy import attacks
-from fedkd.privacy.attacks import Rate
-from fedkd.privacy.audit import CONFIDENCE
+from fedkd.lab import attacks
+from fedkd.lab.attacks import Rate
+from fedkd.lab.audit import CONFIDENCE
 
 FPRS = (0.001, 0.01, 0.1)
 LAST, ALL = "last round", "all rounds"

@@ -13,13 +13,12 @@ from fedkd.data.federated import load
 from fedkd.engine.worker import Worker
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
-from fedkd.privacy import audit
-from fedkd.privacy.attacks import lira, lira_offline
-from fedkd.privacy.lab import membership, models
-from fedkd.privacy.lab.attack import attack
-from fedkd.privacy.lab.findings import ALL, LABELS, LAST, MEMBERSHIP, Evidence, judged, strongest
-from fedkd.privacy.lab.membership import infer_members
-from fedkd.privacy.lab.worlds import WatchedWorker, play, quiet
+from fedkd.lab import audit, membership, models
+from fedkd.lab.attack import attack
+from fedkd.lab.attacks import lira, lira_offline
+from fedkd.lab.findings import ALL, LABELS, LAST, MEMBERSHIP, Evidence, judged, strongest
+from fedkd.lab.membership import infer_members
+from fedkd.lab.worlds import WatchedWorker, play, quiet
 from fedkd.work import Assignment, Fit, Predict
 from simulations.shipped import experiment_text
 

@@ -27,9 +27,9 @@ from torch import Tensor, nn
 
 from fedkd.errors import FedkdError
 from fedkd.experiment import TrainingTable
-from fedkd.privacy import attacks
+from fedkd.lab import attacks
+from fedkd.lab.audit import CONFIDENCE
 from fedkd.privacy.accounting import PrivateSteps, gaussian_mu, training_epsilon
-from fedkd.privacy.audit import CONFIDENCE
 from fedkd.privacy.dpsgd import DPSGD
 from fedkd.privacy.guarantees import private_steps
 from fedkd.privacy.sensitivity import Numbers

@@ -7,14 +7,7 @@ import torch
 from torch import nn
 
 from fedkd.errors import FedkdError
-from fedkd.privacy.lab.reconstruction import (
-    decoded,
-    gradient_of,
-    inverted,
-    psnr,
-    reconstruct,
-    ssim,
-)
+from fedkd.lab.reconstruction import decoded, gradient_of, inverted, psnr, reconstruct, ssim
 
 QUICK = ("rounds=1", "data.clients=2", "data.samples_per_client=20", "training.local_epochs=1")
 

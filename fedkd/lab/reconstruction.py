@@ -19,7 +19,7 @@ from fedkd.data.federated import load
 from fedkd.engine.worker import Worker
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
-from fedkd.privacy.lab.worlds import Sent, WatchedWorker, play, quiet
+from fedkd.lab.worlds import Sent, WatchedWorker, play, quiet
 from fedkd.random import generator
 from fedkd.training import fit, represent, requiring
 from fedkd.work import CrossEntropy, Represent, Share

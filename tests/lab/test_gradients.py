@@ -12,12 +12,8 @@ from scipy.stats import norm
 from fedkd import run as simulate
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
-from fedkd.privacy import dpsgd
-from fedkd.privacy.accounting import PrivateSteps, Release, training_epsilon
-from fedkd.privacy.dpsgd import DPSGD
-from fedkd.privacy.guarantees import guarantee
-from fedkd.privacy.lab import gradients
-from fedkd.privacy.lab.gradients import (
+from fedkd.lab import gradients
+from fedkd.lab.gradients import (
     AT_ONCE,
     ATTACKS,
     Bound,
@@ -26,6 +22,10 @@ from fedkd.privacy.lab.gradients import (
     noise_at_most,
     sizes,
 )
+from fedkd.privacy import dpsgd
+from fedkd.privacy.accounting import PrivateSteps, Release, training_epsilon
+from fedkd.privacy.dpsgd import DPSGD
+from fedkd.privacy.guarantees import guarantee
 from fedkd.results import Run
 from fedkd.training import fit
 

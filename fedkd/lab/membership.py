@@ -20,10 +20,10 @@ from fedkd.data.federated import FederatedData, load
 from fedkd.engine.worker import Worker
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
-from fedkd.privacy import attacks
-from fedkd.privacy.lab.findings import MEMBERSHIP, Evidence, over_rounds
-from fedkd.privacy.lab.scores import Reference, scores
-from fedkd.privacy.lab.worlds import Listener, Sent, WatchedWorker, play, quiet
+from fedkd.lab import attacks
+from fedkd.lab.findings import MEMBERSHIP, Evidence, over_rounds
+from fedkd.lab.scores import Reference, scores
+from fedkd.lab.worlds import Listener, Sent, WatchedWorker, play, quiet
 from fedkd.random import generator
 
 FEWEST, USUAL = 4, 16

@@ -8,9 +8,8 @@ import torch
 from scipy.stats import binomtest, norm
 
 from fedkd.errors import FedkdError
-from fedkd.privacy import attacks
-from fedkd.privacy.accounting import gaussian_epsilon
-from fedkd.privacy.attacks import (
+from fedkd.lab import attacks
+from fedkd.lab.attacks import (
     auc,
     audited_epsilon,
     audited_epsilon_from_exposure,
@@ -25,7 +24,8 @@ from fedkd.privacy.attacks import (
     roc,
     tpr_at,
 )
-from fedkd.privacy.exposure import bound
+from fedkd.lab.exposure import bound
+from fedkd.privacy.accounting import gaussian_epsilon
 
 # --- rates ----------------------------------------------------------------------------------
 

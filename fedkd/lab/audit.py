@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from fedkd.experiment import Experiment
-from fedkd.privacy import attacks
+from fedkd.lab import attacks
 from fedkd.privacy.guarantees import guarantee as guarantee
 from fedkd.privacy.guarantees import guarantees as guarantees
 from fedkd.privacy.guarantees import profiles as profiles

@@ -9,7 +9,8 @@ import torch
 from fedkd import run
 from fedkd.data.federated import load
 from fedkd.experiment import Experiment
-from fedkd.privacy import audit
+from fedkd.lab import audit
+from fedkd.lab.attacks import audited_epsilon, audited_epsilon_from_exposure
 from fedkd.privacy.accounting import (
     PrivateSteps,
     Release,
@@ -17,7 +18,6 @@ from fedkd.privacy.accounting import (
     gaussian_epsilon,
     training_epsilon,
 )
-from fedkd.privacy.attacks import audited_epsilon, audited_epsilon_from_exposure
 from fedkd.results import Run
 
 # --- the ledger ---------------------------------------------------------------------------------
