@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fedkd.caveats import caveats
 from fedkd.errors import FedkdError
 from fedkd.escaping import plain
+from fedkd.records import AGGREGATE, MEMBERSHIP
 from fedkd.results import EXPERIMENT, PLACES, Run, exposures, flat, most_repeated, readable
 
 if TYPE_CHECKING:
@@ -119,9 +120,6 @@ def audited(run: Run) -> dict[str, float]:
     audit = run.audit
     if audit is None:
         return {}
-    from fedkd.lab.findings import MEMBERSHIP
-    from fedkd.lab.worlds import AGGREGATE
-
     formals = audit.get("guarantees", [audit["formal"]])
     by_who: dict[str, list[dict[str, Any]]] = {"": [], "_others": []}
     found = {

@@ -61,7 +61,7 @@ from fedkd.records import PLACES as PLACES
 if TYPE_CHECKING:
     import numpy as np
 
-    from fedkd.lab.exposure import Estimate
+    from fedkd.exposures import Estimate
 
 WITHOUT_NUMBERS = {"name", "seed", "checkpoint_every", "engine", "data.data_dir", "data.download"}
 """Keys, and a table of keys, in which runs of one experiment may differ."""
@@ -676,7 +676,7 @@ def exposures_by_secret(
 
 def exposure(runs: Iterable[Run], place: str, repeats: int | None = None) -> Estimate | None:
     """Mean exposure at ``place`` and its 95 % interval, in bits; None where it was not measured."""
-    from fedkd.lab.exposure import interval
+    from fedkd.exposures import interval
 
     values, clusters = exposures(runs, place, repeats)
     return interval(values, clusters) if values else None

@@ -171,8 +171,8 @@ def _guaranteed(run: Run, say: Say) -> dict[str, Any]:
 
 def _exposed(run: Run, say: Say) -> dict[str, Any]:
     """Exposure by place and level of repeats, and what that of the highest level proves."""
+    from fedkd.exposures import NULL_MEAN, interval
     from fedkd.lab import audit
-    from fedkd.lab.exposure import NULL_MEAN, interval
 
     if run.canaries is None:
         return {}
@@ -311,7 +311,7 @@ def attack_table(
         What gradient canaries found.
     """
     from fedkd.lab.findings import strongest
-    from fedkd.lab.worlds import AGGREGATE
+    from fedkd.records import AGGREGATE
     from simulations.layout import ruled
 
     shown = _stated(found["formal"], "server")

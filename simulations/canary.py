@@ -36,7 +36,7 @@ from fedkd.run import check
 from simulations.jobs import Job, grouped, most, outcomes
 
 if TYPE_CHECKING:
-    from fedkd.lab.exposure import Estimate
+    from fedkd.exposures import Estimate
     from fedkd.privacy.accounting import Formal
 
 PLAIN, CLEAN, OWN = "fkd", "clean", "own"
@@ -279,7 +279,8 @@ class Row:
 
 def table(groups: dict[str, list[Run]], whats: dict[str, str], repeats: int) -> list[Row]:
     """A row for every arm, from its finished runs, a run a seed; ``groups`` are runs by arm."""
-    from fedkd.lab import audit, exposure
+    from fedkd import exposures as exposure
+    from fedkd.lab import audit
 
     found = {
         name: {place: values for place in PLACES if (values := exposures(runs, place, repeats))[0]}
@@ -346,7 +347,7 @@ def _bits(runs: Sequence[Run], repeats: int) -> dict[str, list[float]]:
 def _excess(
     runs: Sequence[Run], control: Sequence[Run], place: str, repeats: int
 ) -> tuple[Estimate, str] | None:
-    from fedkd.lab.exposure import excess_over
+    from fedkd.exposures import excess_over
 
     planted, none = (
         {
@@ -492,7 +493,7 @@ def report(name: str, rows: dict[int, list[Row]], warnings: Sequence[str] = ()) 
 
 def markdown(rows: Sequence[Row]) -> str:
     """The table of one level of repeats: a line an arm."""
-    from fedkd.lab.exposure import NULL_MEAN
+    from fedkd.exposures import NULL_MEAN
     from fedkd.privacy.accounting import NEIGHBOURS, SEES_ALL
 
     over = [place for place in BY_LABELS if any(place in row.excess for row in rows)]
@@ -544,8 +545,8 @@ def markdown(rows: Sequence[Row]) -> str:
 
 def notes(groups: dict[str, list[Run]]) -> Sequence[str]:
     """What the runs of each arm warn of, a line a kind."""
+    from fedkd.exposures import NULL_MEAN
     from fedkd.lab import audit
-    from fedkd.lab.exposure import NULL_MEAN
 
     pairs = [(arm, run) for arm, runs in groups.items() for run in runs]
     said = marked(gathered((arm, caveats(run)) for arm, run in pairs))[0]
@@ -568,7 +569,7 @@ def number(found: Estimate | None, digits: int, factor: float = 1.0, unit: str =
 
 def findings(rows: Sequence[Row]) -> list[str]:
     """What the table says of itself: whether anything was memorised and leaked at all."""
-    from fedkd.lab.exposure import NULL_MEAN
+    from fedkd.exposures import NULL_MEAN
 
     plain = next((row for row in rows if row.arm == PLAIN), None)
     if plain is None:

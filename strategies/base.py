@@ -49,9 +49,10 @@ from fedkd.hooks import (
     check_state,
     trace,
 )
-from fedkd.lab.watch import Aggregate, Watch
+from fedkd.lab.watch import Watch
 from fedkd.privacy.average import Averaging
 from fedkd.privacy.candidates import over_classes
+from fedkd.privacy.ledger import Aggregate
 from fedkd.privacy.public import Public
 from fedkd.random import generator, global_draws, key
 from fedkd.replies import COHORT, Contract, Unreadable, read

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from fedkd.experiment import Experiment
-from fedkd.lab import attacks
+from fedkd.lab.bounds import audited_epsilon, audited_epsilon_from_exposure
 from fedkd.privacy.guarantees import guarantee as guarantee
 from fedkd.privacy.guarantees import guarantees as guarantees
 from fedkd.privacy.guarantees import profiles as profiles
@@ -93,9 +93,9 @@ def proved(
     for place in told:
         if not shown:
             space = canaries["log2_space"]
-            epsilon = attacks.audited_epsilon_from_exposure(bits[place], space, delta, share)
+            epsilon = audited_epsilon_from_exposure(bits[place], space, delta, share)
         elif base := (clean or {}).get(place):
-            epsilon = attacks.audited_epsilon(bits[place], base, delta, share)
+            epsilon = audited_epsilon(bits[place], base, delta, share)
         else:
             continue
         place = place.removesuffix(", linear")

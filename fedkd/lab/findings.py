@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedkd.lab import attacks
-from fedkd.lab.attacks import Rate
 from fedkd.lab.audit import CONFIDENCE
+from fedkd.lab.bounds import audited_epsilon_in_one_run
+from fedkd.lab.rates import Rate, detection
+from fedkd.records import MEMBERSHIP
 
 FPRS = (0.001, 0.01, 0.1)
 LAST, ALL = "last round", "all rounds"
-MEMBERSHIP, LABELS = "membership", "label distribution"
+LABELS = "label distribution"
 DRAWS_BEYOND = 5
 """Draws of a bootstrap that are to lie beyond an end of an interval, on the mean."""
 
@@ -70,13 +71,13 @@ def judged(evidence: Sequence[Evidence], delta: float) -> list[Finding]:
 
 
 def _judged(each: Evidence, delta: float, confidence: float, draws: int) -> Finding:
-    found = attacks.detection(each.scores, each.members, FPRS, confidence, draws)
+    found = detection(each.scores, each.members, FPRS, confidence, draws)
     epsilon = None
     if each.target == MEMBERSHIP:
         first = np.concatenate([scores[0] for scores in each.scores])
         inside = np.concatenate([members[0] for members in each.members])
         if inside.any() and not inside.all():
-            epsilon = attacks.audited_epsilon_in_one_run(first, inside, delta, confidence)
+            epsilon = audited_epsilon_in_one_run(first, inside, delta, confidence)
     return Finding(
         place=each.place,
         window=each.window,

@@ -27,10 +27,10 @@ from torch import Tensor, nn
 
 from fedkd.errors import FedkdError
 from fedkd.experiment import TrainingTable
-from fedkd.lab import attacks
 from fedkd.lab.audit import CONFIDENCE
-from fedkd.privacy.accounting import PrivateSteps, gaussian_mu, training_epsilon
+from fedkd.lab.bounds import audited_epsilon
 from fedkd.privacy.dpsgd import DPSGD
+from fedkd.privacy.epsilons import PrivateSteps, gaussian_mu, training_epsilon
 from fedkd.privacy.guarantees import private_steps
 from fedkd.privacy.sensitivity import Numbers
 from fedkd.random import generator
@@ -317,7 +317,7 @@ def _judged(
     confidence = 1 - (1 - CONFIDENCE) / len(ATTACKS)
 
     def proved(of: Numbers, delta: float) -> float:
-        return attacks.audited_epsilon(of[members], of[~members], delta, confidence)
+        return audited_epsilon(of[members], of[~members], delta, confidence)
 
     found = np.array([[proved(of, delta) for delta in deltas] for of in scores])
     bounds = [

@@ -9,7 +9,11 @@ import torch
 from torch import Tensor
 
 from fedkd.engine.worker import Worker
-from fedkd.lab import attacks
+from fedkd.lab.distributions import (
+    baseline_distributions,
+    distribution_errors,
+    infer_label_distribution,
+)
 from fedkd.lab.findings import LABELS, Evidence, over_rounds
 from fedkd.lab.models import architecture, loaded, over_all_classes
 from fedkd.lab.worlds import Sent
@@ -59,7 +63,7 @@ class LabelGuesses:
             return predict(student, worker.data.transfer().inputs).softmax(1)
 
         value = over_all_classes(worker, value) if isinstance(value, Tensor) else value
-        found = attacks.infer_label_distribution({step.key: value}, laws, worker.data.task.classes)
+        found = infer_label_distribution({step.key: value}, laws, worker.data.task.classes)
         if found is not None:
             by_client = self._guesses.setdefault((sent.place, found.how), {})
             by_client.setdefault(sent.client, {})[sent.round] = found.distribution
@@ -75,7 +79,7 @@ class LabelGuesses:
         if not self._guesses:
             return [], []
         truth = (counts / counts.sum(1, keepdim=True)).numpy()
-        others = attacks.baseline_distributions(truth)["others"]
+        others = baseline_distributions(truth)["others"]
         errors: list[LabelInference] = []
         evidence: list[Evidence] = []
         for (place, how), by_client in self._guesses.items():
@@ -110,8 +114,8 @@ def _errors(
 ) -> LabelInference:
     each = []
     for client, guess in guesses.items():
-        mine = attacks.distribution_errors(guess, truth[client])
-        theirs = attacks.distribution_errors(others[client], truth[client])
+        mine = distribution_errors(guess, truth[client])
+        theirs = distribution_errors(others[client], truth[client])
         each.append((mine.l1, theirs.l1, float(mine.top_hit)))
     l1, baseline, top = np.mean(each, axis=0).tolist()
     return LabelInference(place, window, how, l1, baseline, top)

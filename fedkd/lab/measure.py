@@ -13,7 +13,28 @@ from fedkd.digests import digest as digest
 from fedkd.digests import fingerprint as fingerprint
 from fedkd.digests import source as source
 from fedkd.experiment import CanaryTable
-from fedkd.lab import exposure
+from fedkd.lab.exposure.conditionals import (
+    independent_conditionals,
+    label_log_odds,
+    probabilities,
+    student_conditionals,
+    student_scorer,
+)
+from fedkd.lab.exposure.ranks import (
+    exact_exposure,
+    extrapolated_exposure,
+    interpolated_exposure,
+    ranked_exposure,
+)
+from fedkd.lab.exposure.released import released_conditionals, released_scorer
+from fedkd.lab.exposure.sequences import (
+    Conditionals,
+    Scorer,
+    digits,
+    references,
+    sequence_numbers,
+    sequence_scores,
+)
 from fedkd.random import key
 from fedkd.training import predict, student_draws
 
@@ -40,9 +61,9 @@ def _by_student(student: nn.Sequential, data: FederatedData, table: CanaryTable)
             return torch.full((canaries.count,), torch.nan, dtype=torch.float64)
         return _by_laws(canaries, logits.log_softmax(1), table)
     if table.estimator == "exact":
-        laws = exposure.student_conditionals(student, context, symbols, length)
-        return exposure.exact_exposure(laws, canaries.secrets)
-    return _estimated(exposure.student_scorer(student, context, symbols), canaries, table)
+        laws = student_conditionals(student, context, symbols, length)
+        return exact_exposure(laws, canaries.secrets)
+    return _estimated(student_scorer(student, context, symbols), canaries, table)
 
 
 def by_labels(
@@ -83,10 +104,10 @@ def by_labels(
     found, labels, among = _said(found, labels, among)
     said = (found, labels.double().log(), canaries.symbols, length)
     if table.estimator == "exact":
-        laws = exposure.released_conditionals(*said, among=among, classes=classes)
-        laws = exposure.probabilities(laws) if linear else laws
-        return exposure.exact_exposure(laws, canaries.secrets)
-    scorer = exposure.released_scorer(*said, among=among, classes=classes, linear=linear)
+        laws = released_conditionals(*said, among=among, classes=classes)
+        laws = probabilities(laws) if linear else laws
+        return exact_exposure(laws, canaries.secrets)
+    scorer = released_scorer(*said, among=among, classes=classes, linear=linear)
     return _estimated(scorer, canaries, table)
 
 
@@ -117,12 +138,12 @@ def _by_candidates(student: nn.Sequential, data: FederatedData, table: CanaryTab
 
     if table.estimator == "exact":
         numbers = torch.arange(canaries.space).split(CANDIDATES)
-        others = torch.cat([logits(exposure.digits(n, base, canaries.length)) for n in numbers])
+        others = torch.cat([logits(digits(n, base, canaries.length)) for n in numbers])
         # Its own row and no second answer: ties are ties of the very same numbers.
-        own = others[exposure.sequence_numbers(canaries.secrets, base)]
+        own = others[sequence_numbers(canaries.secrets, base)]
     else:
         seed = key(0, "canary", "references")
-        drawn = exposure.references(base, canaries.length, table.references, seed)
+        drawn = references(base, canaries.length, table.references, seed)
         others = torch.cat([logits(sequences) for sequences in drawn.split(CANDIDATES)])
         own = logits(canaries.secrets)
     found = torch.full((canaries.count,), torch.nan, dtype=torch.float64)
@@ -131,17 +152,17 @@ def _by_candidates(student: nn.Sequential, data: FederatedData, table: CanaryTab
     labels = canaries.labels[:, 0]
     for label in labels.unique().tolist():
         mine = labels == label
-        scores = exposure.label_log_odds(own[mine], label)
-        found[mine] = _ranked(scores, exposure.label_log_odds(others, label), table)
+        scores = label_log_odds(own[mine], label)
+        found[mine] = _ranked(scores, label_log_odds(others, label), table)
     return found
 
 
-def label_conditionals(log_probs: Tensor) -> list[exposure.Conditionals]:
+def label_conditionals(log_probs: Tensor) -> list[Conditionals]:
     """Conditionals of each secret that is a sequence of labels, from ``(S, m, C)`` log-probs.
 
     Every secret has images of its own, so that nothing is shared between them.
     """
-    return [exposure.independent_conditionals(law) for law in log_probs]
+    return [independent_conditionals(law) for law in log_probs]
 
 
 def _by_laws(canaries: Canaries, laws: Tensor, table: CanaryTable, linear: bool = False) -> Tensor:
@@ -149,16 +170,16 @@ def _by_laws(canaries: Canaries, laws: Tensor, table: CanaryTable, linear: bool 
     found = []
     laws = laws.reshape(*canaries.secrets.shape, -1)
     for conditionals, secret in zip(label_conditionals(laws), canaries.secrets[:, None]):
-        conditionals = exposure.probabilities(conditionals) if linear else conditionals
+        conditionals = probabilities(conditionals) if linear else conditionals
         if table.estimator == "exact":
-            found.append(exposure.exact_exposure(conditionals, secret))
+            found.append(exact_exposure(conditionals, secret))
         else:
             found.append(_estimated(conditionals, canaries, table, secret))
     return torch.cat(found)
 
 
 def _estimated(
-    source: exposure.Conditionals | exposure.Scorer,
+    source: Conditionals | Scorer,
     canaries: Canaries,
     table: CanaryTable,
     secrets: Tensor | None = None,
@@ -166,15 +187,15 @@ def _estimated(
     """Exposure from the scores of references in the place of the whole space."""
     secrets = canaries.secrets if secrets is None else secrets
     seed = key(0, "canary", "references")
-    others = exposure.references(len(canaries.symbols), canaries.length, table.references, seed)
-    scores = exposure.sequence_scores(source, secrets)
-    return _ranked(scores, exposure.sequence_scores(source, others), table)
+    others = references(len(canaries.symbols), canaries.length, table.references, seed)
+    scores = sequence_scores(source, secrets)
+    return _ranked(scores, sequence_scores(source, others), table)
 
 
 def _ranked(scores: Tensor, others: Tensor, table: CanaryTable) -> Tensor:
     """Exposure ``(S,)`` from scores of secrets, and of the whole space or of references."""
     if table.estimator == "exact":
-        return exposure.ranked_exposure(scores, others)
+        return ranked_exposure(scores, others)
     if table.estimator == "interpolation":
-        return exposure.interpolated_exposure(scores, others)
-    return exposure.extrapolated_exposure(scores, others).exposure
+        return interpolated_exposure(scores, others)
+    return extrapolated_exposure(scores, others).exposure

@@ -20,17 +20,18 @@ from fedkd.data.federated import FederatedData, load
 from fedkd.engine.worker import Worker
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
-from fedkd.lab import attacks
-from fedkd.lab.findings import MEMBERSHIP, Evidence, over_rounds
+from fedkd.lab.findings import Evidence, over_rounds
+from fedkd.lab.likelihood_ratios import lira, lira_offline
 from fedkd.lab.scores import Reference, scores
 from fedkd.lab.worlds import Listener, Sent, WatchedWorker, play, quiet
 from fedkd.random import generator
+from fedkd.records import MEMBERSHIP
 
 FEWEST, USUAL = 4, 16
 """Shadows that a likelihood ratio needs, and how many there are where time allows."""
 SECONDS = 210.0
 """In which shadows are to be done where their number is not given."""
-RATIOS = {"online": attacks.lira, "offline": attacks.lira_offline}
+RATIOS = {"online": lira, "offline": lira_offline}
 
 
 @dataclass(frozen=True)

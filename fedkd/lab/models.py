@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.engine.worker import Worker
-from fedkd.lab import attacks
+from fedkd.lab.likelihood_ratios import logit_confidence
 from fedkd.privacy.candidates import over_classes
 from fedkd.random import generator, key
 from fedkd.students import build
@@ -78,7 +78,7 @@ def confidence(student: nn.Sequential, samples: Samples) -> np.ndarray:
     labels = item_labels(samples)
     assert labels is not None
     if samples.labels is not None and samples.labels.dim() == 1:
-        return attacks.logit_confidence(logits.softmax(1), labels).numpy()
+        return logit_confidence(logits.softmax(1), labels).numpy()
     there = labels >= 0
     likelihood = logits.log_softmax(1).gather(1, labels.clamp_min(0)[:, None])[:, 0] * there
     rows = (samples.inputs != 0).sum(1)

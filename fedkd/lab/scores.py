@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fedkd.engine.worker import Worker
-from fedkd.lab import attacks
+from fedkd.lab.likelihood_ratios import logit_confidence
 from fedkd.lab.models import (
     architecture,
     confidence,
@@ -150,7 +150,7 @@ def _by_labels(worker: Worker, sent: Sent, records: Samples, reference: Referenc
     assert records.labels is not None
     bridge = reference.bridges[sent.client]
     rows = (bridge @ probabilities.clamp_min(LEAST_PROBABILITY).log()).softmax(1)
-    found = {"kernel regression": attacks.logit_confidence(rows, records.labels).numpy()}
+    found = {"kernel regression": logit_confidence(rows, records.labels).numpy()}
     if bool((probabilities.max(1).values > 1 - 1e-6).all()):
         hard = probabilities.argmax(1)
         near = bridge.topk(min(NEAREST, bridge.shape[1]), 1).indices

@@ -15,11 +15,11 @@ from fedkd.engine.inline import InlineGrid
 from fedkd.engine.worker import Worker
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
-from fedkd.lab.watch import SENDING, Aggregate
+from fedkd.privacy.ledger import SENDING, Aggregate
 from fedkd.privacy.release import applies
+from fedkd.records import AGGREGATE
 from fedkd.work import Assignment, Parameters, Predict, Reply, Represent, Select, Share
 
-AGGREGATE = "Aggregate"
 """Begins the places of what a trusted server makes of what clients send."""
 
 

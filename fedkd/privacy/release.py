@@ -26,8 +26,8 @@ from torch import Tensor
 from fedkd.distillation.targets import entropy, onto_simplex
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment, ReleaseTable
-from fedkd.privacy.accounting import described
 from fedkd.privacy.candidates import over_candidates, possible
+from fedkd.privacy.costs import described
 from fedkd.privacy.dpsgd import is_private
 from fedkd.privacy.public import Public
 from fedkd.random import SystemNoise
@@ -85,7 +85,7 @@ def charge(
     Returns
     -------
     dict
-        Fields of :class:`fedkd.privacy.accounting.Release`.
+        Fields of :class:`fedkd.privacy.releases.Release`.
     """
     sizes = False if public.among is None else (public.among >= 0).sum(1)
     return described(table, temperatures(table, public.scores, base), classes, sizes, clients)

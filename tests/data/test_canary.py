@@ -16,7 +16,8 @@ from fedkd.data.federated import load
 from fedkd.data.language import FIXED, PAD, Tokeniser, lines_of, pack
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
-from fedkd.lab import exposure
+from fedkd.lab.exposure.ranks import exact_exposure
+from fedkd.lab.exposure.released import released_conditionals
 from fedkd.lab.measure import label_conditionals
 
 WORDS = ("my", "id", "is", "the", "a", "sea", "wind", "tree", "stone", "bird")
@@ -279,8 +280,8 @@ def test_public_lines_are_found_by_somebody_who_has_soft_labels_alone(text):
     # A memorised corpus: the next token for sure.
     following = transfer[:, 1:][inputs != PAD]
     log_probs = torch.nn.functional.one_hot(following, len(VOCABULARY)).float().log()
-    laws = exposure.released_conditionals(found, log_probs, canaries.symbols, canaries.length)
-    exposed = exposure.exact_exposure(laws, canaries.secrets)
+    laws = released_conditionals(found, log_probs, canaries.symbols, canaries.length)
+    exposed = exact_exposure(laws, canaries.secrets)
     assert (exposed >= canaries.log2_space - math.log2(canaries.count)).all()
 
 
@@ -367,9 +368,7 @@ def test_labels_tell_exposure(images):
     *_, canaries = plant_images(images, experiment(length=3))
     sure = torch.nn.functional.one_hot(canaries.secrets, 5).float().mul(0.9).add(0.02).log()
     laws = label_conditionals(sure)
-    exposed = [
-        exposure.exact_exposure(law, secret[None]) for law, secret in zip(laws, canaries.secrets)
-    ]
+    exposed = [exact_exposure(law, secret[None]) for law, secret in zip(laws, canaries.secrets)]
     assert torch.cat(exposed).tolist() == pytest.approx([canaries.log2_space] * canaries.count)
     told = canaries.to_json()
     names = [one["text"].split() for one in told["secrets"]]

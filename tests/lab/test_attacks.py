@@ -8,24 +8,21 @@ import torch
 from scipy.stats import binomtest, norm
 
 from fedkd.errors import FedkdError
-from fedkd.lab import attacks
-from fedkd.lab.attacks import (
-    auc,
+from fedkd.exposures import bound
+from fedkd.lab import rates
+from fedkd.lab.bounds import (
     audited_epsilon,
     audited_epsilon_from_exposure,
     audited_epsilon_in_one_run,
+)
+from fedkd.lab.distributions import (
     baseline_distributions,
-    clopper_pearson,
-    detection,
     distribution_errors,
     infer_label_distribution,
-    lira,
-    logit_confidence,
-    roc,
-    tpr_at,
 )
-from fedkd.lab.exposure import bound
-from fedkd.privacy.accounting import gaussian_epsilon
+from fedkd.lab.likelihood_ratios import lira, logit_confidence
+from fedkd.lab.rates import auc, clopper_pearson, detection, roc, tpr_at
+from fedkd.privacy.epsilons import gaussian_epsilon
 
 # --- rates ----------------------------------------------------------------------------------
 
@@ -130,7 +127,7 @@ def test_a_rate_is_not_told_where_too_few_false_positives_are_expected():
 def test_a_bootstrap_in_pieces_is_the_same_as_at_once(monkeypatch):
     ratios, inside = attacked(np.random.default_rng(0), 1.0)
     whole = detection(ratios, inside, [0.1], draws=30)
-    monkeypatch.setattr(attacks, "LARGEST_DRAW", 7 * len(joined(ratios)))
+    monkeypatch.setattr(rates, "LARGEST_DRAW", 7 * len(joined(ratios)))
     assert detection(ratios, inside, [0.1], draws=30) == whole
 
 

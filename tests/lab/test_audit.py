@@ -10,14 +10,10 @@ from fedkd import run
 from fedkd.data.federated import load
 from fedkd.experiment import Experiment
 from fedkd.lab import audit
-from fedkd.lab.attacks import audited_epsilon, audited_epsilon_from_exposure
-from fedkd.privacy.accounting import (
-    PrivateSteps,
-    Release,
-    described,
-    gaussian_epsilon,
-    training_epsilon,
-)
+from fedkd.lab.bounds import audited_epsilon, audited_epsilon_from_exposure
+from fedkd.privacy.costs import described
+from fedkd.privacy.epsilons import PrivateSteps, gaussian_epsilon, training_epsilon
+from fedkd.privacy.releases import Release
 from fedkd.results import Run
 
 # --- the ledger ---------------------------------------------------------------------------------

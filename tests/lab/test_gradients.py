@@ -23,9 +23,10 @@ from fedkd.lab.gradients import (
     sizes,
 )
 from fedkd.privacy import dpsgd
-from fedkd.privacy.accounting import PrivateSteps, Release, training_epsilon
 from fedkd.privacy.dpsgd import DPSGD
+from fedkd.privacy.epsilons import PrivateSteps, training_epsilon
 from fedkd.privacy.guarantees import guarantee
+from fedkd.privacy.releases import Release
 from fedkd.results import Run
 from fedkd.training import fit
 

@@ -15,10 +15,11 @@ from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
 from fedkd.lab import audit, membership, models
 from fedkd.lab.attack import attack
-from fedkd.lab.attacks import lira, lira_offline
-from fedkd.lab.findings import ALL, LABELS, LAST, MEMBERSHIP, Evidence, judged, strongest
+from fedkd.lab.findings import ALL, LABELS, LAST, Evidence, judged, strongest
+from fedkd.lab.likelihood_ratios import lira, lira_offline
 from fedkd.lab.membership import infer_members
 from fedkd.lab.worlds import WatchedWorker, play, quiet
+from fedkd.records import MEMBERSHIP
 from fedkd.work import Assignment, Fit, Predict
 from simulations.shipped import experiment_text
 

@@ -11,8 +11,8 @@ from torch import nn
 from fedkd.data.canaries import places
 from fedkd.data.federated import load
 from fedkd.digests import digest, fingerprint
+from fedkd.exposures import NULL_MEAN
 from fedkd.lab import measure
-from fedkd.lab.exposure import NULL_MEAN
 from fedkd.privacy.candidates import over_candidates
 from fedkd.students import build
 from fedkd.training import item_labels

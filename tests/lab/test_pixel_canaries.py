@@ -17,8 +17,10 @@ from fedkd.data.dataset import Part, Task
 from fedkd.data.federated import load
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
+from fedkd.exposures import NULL_MEAN
 from fedkd.lab import audit, measure
-from fedkd.lab.exposure import NULL_MEAN, digits, label_log_odds, sequence_numbers
+from fedkd.lab.exposure.conditionals import label_log_odds
+from fedkd.lab.exposure.sequences import digits, sequence_numbers
 from fedkd.results import Run, exposures
 from fedkd.students import build
 from simulations.canary import notes

@@ -12,9 +12,10 @@ from torch import nn
 from fedkd import FedkdError, check, registry, run
 from fedkd.data.federated import load
 from fedkd.engine.worker import Worker
+from fedkd.exposures import NULL_MEAN
 from fedkd.lab.audit import guarantee
-from fedkd.lab.exposure import NULL_MEAN
-from fedkd.privacy.accounting import Release, gaussian_epsilon
+from fedkd.privacy.epsilons import gaussian_epsilon
+from fedkd.privacy.releases import Release
 from fedkd.results import exposure, exposures
 from fedkd.work import Predict, Represent, Select, Share
 from strategies.base import KnowledgeStrategy

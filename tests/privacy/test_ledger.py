@@ -16,7 +16,7 @@ from fedkd.engine.inline import InlineGrid
 from fedkd.engine.worker import Worker
 from fedkd.experiment import Experiment
 from fedkd.lab.audit import guarantee
-from fedkd.privacy.accounting import gaussian_epsilon, zcdp_epsilon
+from fedkd.privacy.epsilons import gaussian_epsilon, zcdp_epsilon
 from fedkd.work import (
     Fit,
     Hold,
