@@ -7,19 +7,8 @@ record: steps, rate and divisor follow the number K of a client's records, so K 
 neighbours have the same K, a record of one of them counting as 0 in the other (*zero-out*); beside
 it stands what holds if a record is replaced by another. Every new answer is charged; the same
 answer given again is not. Rounds add up, and the server's choice of public items amplifies nothing.
-What is done to an answer after its noise (projection, sharpening, training on it) is free.
-
-=========  ======================================================================================
-gaussian   zero-concentrated DP of ``rho = sum_t Delta2_t^2 / (2 sigma^2)`` (Bun & Steinke 2016),
-           and epsilon exactly that of one Gaussian of noise multiplier ``1 / sqrt(2 rho)``
-           (Balle & Wang 2018; Dong, Roth & Su 2022, corollary 3.3)
-laplace    pure ``epsilon = sum_t Delta1_t / b``; ``rho = sum_t 2 (x + e^-x - 1)``, x half an item's
-           epsilon, as half of the distance is upwards and half downwards
-votes      Gaussian noise on counts that a client moves by sqrt 2 (:mod:`fedkd.privacy.votes`)
-sample     the exponential mechanism: a draw from ``softmax(z / tau)`` has bounded range
-           ``2 c / tau``, hence ``rho = c^2 / (2 tau^2)`` (Cesar & Rogers 2021), and no more than
-           that of randomised response, ``epsilon tanh(epsilon / 2)``
-=========  ======================================================================================
+What is done to an answer after its noise (projection, sharpening, training on it) is free. What one
+answer costs is in :mod:`fedkd.privacy.costs`.
 
 Losses and accuracies measure the simulation; where a method acts on one, or on a number of samples
 (as averages of parameters do), that is in the ledger too, without noise.
@@ -46,9 +35,6 @@ NEIGHBOURS = {
 """What an epsilon hides, by unit."""
 ZERO_OUT_CLIENT = "zero-out client (its change counts as 0 in one of two), who takes part public"
 """What an epsilon of averaged parameters hides."""
-
-
-# --- composition ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,17 @@
-"""What one answer under ``[release]`` costs."""
+"""What one answer under ``[release]`` costs.
+
+=========  ======================================================================================
+gaussian   zero-concentrated DP of ``rho = sum_t Delta2_t^2 / (2 sigma^2)`` (Bun & Steinke 2016),
+           and epsilon exactly that of one Gaussian of noise multiplier ``1 / sqrt(2 rho)``
+           (Balle & Wang 2018; Dong, Roth & Su 2022, corollary 3.3)
+laplace    pure ``epsilon = sum_t Delta1_t / b``; ``rho = sum_t 2 (x + e^-x - 1)``, x half an item's
+           epsilon, as half of the distance is upwards and half downwards
+votes      Gaussian noise on counts that a client moves by sqrt 2 (:mod:`fedkd.privacy.votes`)
+sample     the exponential mechanism: a draw from ``softmax(z / tau)`` has bounded range
+           ``2 c / tau``, hence ``rho = c^2 / (2 tau^2)`` (Cesar & Rogers 2021), and no more than
+           that of randomised response, ``epsilon tanh(epsilon / 2)``
+=========  ======================================================================================
+"""
 
 from __future__ import annotations
 
@@ -175,7 +188,7 @@ def described(
     Returns
     -------
     dict
-        Fields of :class:`Release`.
+        Fields of :class:`fedkd.privacy.releases.Release`.
     """
     tau, sets = as_numbers(temperatures), None
     if over_candidates is True:

@@ -30,7 +30,7 @@ def released_conditionals(
     Parameters
     ----------
     found : Places
-        From :func:`places`, with the same symbols and length.
+        From :func:`fedkd.data.canaries.places.places`, with the same symbols and length.
     log_probs : Tensor
         ``(M, V)`` of all released positions, in nats; or with ``among``, ``(M, k+1)``.
     symbols : Tensor
@@ -76,7 +76,7 @@ def released_scorer(
 ) -> Scorer:
     """The same of any sequences: for spaces too large to go through.
 
-    Parameters are those of :func:`released_conditionals`; ``linear`` sums :func:`probabilities`.
+    Parameters are those of :func:`released_conditionals`; ``linear`` sums probabilities.
     """
     levels = _released(found, log_probs, symbols, length, among, classes)
 
