@@ -16,7 +16,7 @@ from fedkd.options import OnlyWith, Table
 from fedkd.sections import StudentTable
 
 if TYPE_CHECKING:
-    from fedkd.data.federated import Task
+    from fedkd.data.dataset import Task
 
 
 @dataclass(frozen=True)

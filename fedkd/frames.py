@@ -121,8 +121,7 @@ def audited(run: Run) -> dict[str, float]:
     audit = run.audit
     if audit is None:
         return {}
-    from fedkd.privacy.lab.findings import MEMBERSHIP
-    from fedkd.privacy.lab.worlds import AGGREGATE
+    from fedkd.records import AGGREGATE, MEMBERSHIP
 
     formals = audit.get("guarantees", [audit["formal"]])
     by_who: dict[str, list[dict[str, Any]]] = {"": [], "_others": []}

@@ -25,6 +25,10 @@ LINES = (ROUNDS, CLIENTS, RELEASES, EXPOSURES, WARNINGS)
 """Files to which lines are added as a run goes on."""
 KEPT = (EXPERIMENT, PARTITION, CANARIES)
 """Files that a run writes once, and that its numbers depend on."""
+MEMBERSHIP = "membership"
+"""What an attack on membership is after, in ``audit.json``."""
+AGGREGATE = "Aggregate"
+"""How the place of an attack on what the server releases begins, in ``audit.json``."""
 PLACES = ("teacher", "released", "fused", "student")
 """Where exposure is measured, on a secret's way out of its client."""
 

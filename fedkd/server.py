@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fedkd import students
-from fedkd.data.federated import Task
+from fedkd.data.dataset import Task
 from fedkd.engine.worker import device
 from fedkd.errors import FedkdError, about
 from fedkd.experiment import Experiment

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fedkd import students
-from fedkd.data.federated import Task
+from fedkd.data.dataset import Task
 from fedkd.experiment import Experiment
 from fedkd.training import items, learning_names, represent
 from fedkd.work import SOURCES, Assignment, Hold, Samples, Source

@@ -10,7 +10,7 @@ from fedkd.errors import FedkdError
 from fedkd.results import Run
 
 if TYPE_CHECKING:
-    from fedkd.privacy.exposure import Estimate
+    from fedkd.exposures import Estimate
 
 
 def spread(values: Sequence[float], name: str) -> dict[str, float]:
@@ -104,7 +104,7 @@ def exposures_by_secret(
 
 def exposure(runs: Iterable[Run], place: str, repeats: int | None = None) -> Estimate | None:
     """Mean exposure at ``place`` and its 95 % interval, in bits; None where it was not measured."""
-    from fedkd.privacy.exposure import interval
+    from fedkd.exposures import interval
 
     values, clusters = exposures(runs, place, repeats)
     return interval(values, clusters) if values else None

@@ -158,7 +158,7 @@ class Predict:
     ``key``, ``mean`` ``(C, C)``, the mean over the samples of each class (0 where there are none),
     and ``count`` ``(C,)``.
 
-    ``answer`` is set by :mod:`fedkd.privacy.watch` where ``[release]`` is active, not by methods:
+    ``answer`` is set by :mod:`fedkd.privacy.ledger` where ``[release]`` is active, not by methods:
     two steps of a client with the same name in it get the same answer, noise and all.
     """
 
@@ -255,7 +255,7 @@ class Evaluate:
 class Expose:
     """How exposed every planted secret is by a student: a measurement, never sent by a method.
 
-    Replies with the array ``key`` of shape ``(S,)``, in bits; see ``fedkd.privacy.exposure``.
+    Replies with the array ``key`` of shape ``(S,)``, in bits; see ``fedkd.lab.exposure``.
     """
 
     key: str = "measure_exposure"
@@ -292,7 +292,7 @@ class Reply:
     on the student that a person should act on.
 
     ``releases`` are lines of the ledger, one for each of ``values`` that a step of the assignment
-    (and not of its trial) gave: the fields of :class:`fedkd.privacy.accounting.Release` that are
+    (and not of its trial) gave: the fields of :class:`fedkd.privacy.releases.Release` that are
     not as they are by default. They are made where the values are, of what was done to them.
     """
 

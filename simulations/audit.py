@@ -18,8 +18,8 @@ from fedkd.summaries import exposures
 from simulations.audit_table import attack_table
 
 if TYPE_CHECKING:
-    from fedkd.privacy.lab.attack import Attacked
-    from fedkd.privacy.lab.gradients import GradientAudit
+    from fedkd.lab.attack import Attacked
+    from fedkd.lab.gradients import GradientAudit
 
 SEES = {
     "teacher": "a server that sees the parameters",
@@ -90,7 +90,7 @@ def audited(
     check_shadows(shadows, "--shadows")
     experiment = run.experiment
     if gradient_canaries:
-        from fedkd.privacy.lab.gradients import check_private
+        from fedkd.lab.gradients import check_private
 
         check_private(run)
     if data_dir is not None:
@@ -124,7 +124,7 @@ def check_shadows(shadows: int | None, key: str) -> None:
     """
     if not shadows:
         return
-    from fedkd.privacy.lab.membership import FEWEST
+    from fedkd.lab.membership import FEWEST
 
     if shadows < FEWEST:
         raise FedkdError(
@@ -134,7 +134,7 @@ def check_shadows(shadows: int | None, key: str) -> None:
 
 
 def _guaranteed(run: Run, say: Say) -> dict[str, Any]:
-    from fedkd.privacy import audit
+    from fedkd.lab import audit
 
     releases = run.releases
     found = audit.guarantees(releases, run.experiment)
@@ -171,8 +171,8 @@ def _guaranteed(run: Run, say: Say) -> dict[str, Any]:
 
 def _exposed(run: Run, say: Say) -> dict[str, Any]:
     """Exposure by place and level of repeats, and what that of the highest level proves."""
-    from fedkd.privacy import audit
-    from fedkd.privacy.exposure import NULL_MEAN, interval
+    from fedkd.exposures import NULL_MEAN, interval
+    from fedkd.lab import audit
 
     if run.canaries is None:
         return {}
@@ -229,7 +229,7 @@ def _by_secret(run: Run) -> list[dict[str, Any]]:
 def _attacked(
     experiment: Experiment, shadows: int | None, say: Say, done: Callable[[int, int], None]
 ) -> Attacked:
-    from fedkd.privacy.lab.attack import attack
+    from fedkd.lab.attack import attack
 
     found = attack(experiment, shadows, done)
     for place in found.places:
@@ -246,7 +246,7 @@ def _attacked(
 
 def _gradients(run: Run, say: Say) -> GradientAudit:
     """Attack DP-SGD at each of its steps, and say so loudly where it leaks more than it may."""
-    from fedkd.privacy.lab.gradients import audit_gradients
+    from fedkd.lab.gradients import audit_gradients
 
     found = audit_gradients(run)
     stated = found.bounds[0]
@@ -276,7 +276,7 @@ def _gradients(run: Run, say: Say) -> GradientAudit:
 
 
 def _reconstructed(experiment: Experiment, say: Say) -> dict[str, Any]:
-    from fedkd.privacy.lab.reconstruction import reconstruct
+    from fedkd.lab.reconstruction import reconstruct
 
     found = reconstruct(experiment)
     if not found:

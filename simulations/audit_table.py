@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from simulations.layout import ruled
 
 if TYPE_CHECKING:
-    from fedkd.privacy.lab.attack import Attacked
-    from fedkd.privacy.lab.findings import Finding
-    from fedkd.privacy.lab.gradients import GradientAudit
+    from fedkd.lab.attack import Attacked
+    from fedkd.lab.findings import Finding
+    from fedkd.lab.gradients import GradientAudit
 
 HEAD = ("place", "attack", "AUC", "TPR at FPR", "audited ε ≥", "formal ε")
 
@@ -30,8 +30,8 @@ def attack_table(
     gradients : GradientAudit, optional
         What gradient canaries found.
     """
-    from fedkd.privacy.lab.findings import strongest
-    from fedkd.privacy.lab.worlds import AGGREGATE
+    from fedkd.lab.findings import strongest
+    from fedkd.records import AGGREGATE
 
     shown = _stated(found["formal"], "server")
     rows: list[tuple[str, ...]] = [

@@ -166,7 +166,7 @@ def _missing(experiment: Experiment) -> str:
 
 def _not_there(dataset: str, folder: Path | None) -> str:
     """Why a data set is not there; what else is wrong with it is a run's to say."""
-    from fedkd.data.datasets import load_dataset
+    from fedkd.data.loading import load_dataset
 
     if (dataset, folder) not in _looked:
         why = ""

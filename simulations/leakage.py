@@ -15,8 +15,8 @@ from fedkd.summaries import exposures, exposures_by_secret, utility, utility_nam
 from simulations.arms import CLEAN, PLAIN
 
 if TYPE_CHECKING:
+    from fedkd.exposures import Estimate
     from fedkd.privacy.accounting import Formal
-    from fedkd.privacy.exposure import Estimate
 
 BY_LABELS = ("released", "fused")
 """Places where exposure is measured by labels on the transfer set."""
@@ -52,7 +52,8 @@ class Row:
 
 def table(groups: dict[str, list[Run]], whats: dict[str, str], repeats: int) -> list[Row]:
     """A row for every arm, from its finished runs, a run a seed; ``groups`` are runs by arm."""
-    from fedkd.privacy import audit, exposure
+    from fedkd import exposures as exposure
+    from fedkd.lab import audit
 
     found = {
         name: {place: values for place in PLACES if (values := exposures(runs, place, repeats))[0]}
@@ -119,7 +120,7 @@ def _bits(runs: Sequence[Run], repeats: int) -> dict[str, list[float]]:
 def _excess(
     runs: Sequence[Run], control: Sequence[Run], place: str, repeats: int
 ) -> tuple[Estimate, str] | None:
-    from fedkd.privacy.exposure import excess_over
+    from fedkd.exposures import excess_over
 
     planted, none = (
         {
@@ -146,7 +147,7 @@ def guarantee(runs: Sequence[Run]) -> tuple[str, float | None]:
 
     That against a server that sees every answer goes without saying whom it is against.
     """
-    from fedkd.privacy import audit
+    from fedkd.lab import audit
     from fedkd.privacy.accounting import SEES_ALL
 
     by_adversary: dict[str, list[Formal]] = {}
@@ -180,8 +181,8 @@ def report(name: str, rows: dict[int, list[Row]], warnings: Sequence[str] = ()) 
 
 def markdown(rows: Sequence[Row]) -> str:
     """The table of one level of repeats: a line an arm."""
+    from fedkd.exposures import NULL_MEAN
     from fedkd.privacy.accounting import NEIGHBOURS, SEES_ALL
-    from fedkd.privacy.exposure import NULL_MEAN
 
     over = [place for place in BY_LABELS if any(place in row.excess for row in rows)]
     head = [
@@ -232,8 +233,8 @@ def markdown(rows: Sequence[Row]) -> str:
 
 def notes(groups: dict[str, list[Run]]) -> Sequence[str]:
     """What the runs of each arm warn of, a line a kind."""
-    from fedkd.privacy import audit
-    from fedkd.privacy.exposure import NULL_MEAN
+    from fedkd.exposures import NULL_MEAN
+    from fedkd.lab import audit
 
     pairs = [(arm, run) for arm, runs in groups.items() for run in runs]
     said = marked(gathered((arm, caveats(run)) for arm, run in pairs))[0]
@@ -256,7 +257,7 @@ def number(found: Estimate | None, digits: int, factor: float = 1.0, unit: str =
 
 def findings(rows: Sequence[Row]) -> list[str]:
     """What the table says of itself: whether anything was memorised and leaked at all."""
-    from fedkd.privacy.exposure import NULL_MEAN
+    from fedkd.exposures import NULL_MEAN
 
     plain = next((row for row in rows if row.arm == PLAIN), None)
     if plain is None:

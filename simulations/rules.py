@@ -186,7 +186,7 @@ def _or_least(value: float) -> float:
 
 def reduced(claim: Claim, test: Criterion, rows: Sequence[Row], samples: Samples) -> Found:
     """The share of excess exposure that is gone, clustered by model, by Fieller's interval."""
-    from fedkd.privacy.exposure import reduction
+    from fedkd.exposures import reduction
 
     of, (plain,) = claim.compare.of, claim.compare.with_
     assert of is not None

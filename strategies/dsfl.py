@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 
 from fedkd.distillation.targets import sharpen
-from fedkd.privacy.release import possible
+from fedkd.privacy.candidates import possible
 from fedkd.work import Soft, Step
 from strategies.base import DistillOptions, Replies
 from strategies.uniform import Uniform

@@ -7,7 +7,8 @@ from texts import experiment as text_experiment
 from torch import nn
 
 from fedkd import Observer, registry, run
-from fedkd.data.federated import Task, load
+from fedkd.data.dataset import Task
+from fedkd.data.federated import load
 from fedkd.effects import ALWAYS, EFFECTS, MACHINERY, machinery_without_effect, without_effect
 from fedkd.experiment import Experiment
 from fedkd.labels import flat

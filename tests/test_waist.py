@@ -9,9 +9,9 @@ from torch import nn
 
 from fedkd import FedkdError, run
 from fedkd.codec import Codec, decode, nbytes
-from fedkd.data.federated import Task
+from fedkd.data.dataset import Task
 from fedkd.engine.worker import Worker
-from fedkd.sections import StudentTable, TrainingTable
+from fedkd.experiment import StudentTable, TrainingTable
 from fedkd.server import ServerStudents, blocks_above, small_head
 from fedkd.students import build
 from fedkd.summaries import reached, spread

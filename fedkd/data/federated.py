@@ -7,52 +7,38 @@ are normalised when they are asked for.
 from __future__ import annotations
 
 import hashlib
-import os
-import zlib
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass, replace
-from importlib.metadata import version
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedkd import registry
-from fedkd.data import cache, language, normalisation, partitions, shortfalls
-from fedkd.data.datasets import Dataset, Part, find, load_dataset
-from fedkd.data.language import Corpus, Tokeniser
-from fedkd.data.normalisation import Statistics, standardised
-from fedkd.data.partitions import entropies, least, own_count, partition, stratified
-from fedkd.errors import FedkdError, nearest
+from fedkd.data import language, normalisation, shortfalls
+from fedkd.data.canaries.planting import plant
+from fedkd.data.canaries.secrets import Canaries
+from fedkd.data.dataset import Corpus, Dataset, Part, Task
+from fedkd.data.language import Tokeniser
+from fedkd.data.loading import load_dataset
+from fedkd.data.normalisation import Normalised, Statistics
+from fedkd.data.partitions import entropies, own_count
+from fedkd.data.splits import (
+    check_disjoint,
+    common_test,
+    common_test_rows,
+    hold_out,
+    matched_tests,
+    partition_rows,
+    split_generator,
+    test_part_of,
+)
+from fedkd.data.transfer import foreign_transfer, is_train, own_transfer
+from fedkd.digests import checksum
+from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
-from fedkd.random import key
-from fedkd.sections import DataTable
 from fedkd.work import Samples
-
-if TYPE_CHECKING:
-    from fedkd.privacy.canary import Canaries
-
-SAME_TRAINING_IMAGES = {"mnist", "mnist-by-writer"}
-SHARED_IMAGES = {"cifar10", "cinic10"}
-NOT_OF_PARTITIONS = {"dataset", "data_dir", "download", "augment", "statistics"}
-"""Keys of ``[data]`` that no partition depends on."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """What a student learns: inputs of ``shape``, ``(C, H, W)`` or ``(d,)``, to ``classes``.
-
-    Of text, with ``tokens``, inputs are ``(T,)`` token ids, and the classes are the vocabulary, in
-    the order of ids: at every position a student tells the next token.
-    """
-
-    shape: tuple[int, ...]
-    classes: int
-    class_names: tuple[str, ...]
-    tokens: bool = False
 
 
 @dataclass(frozen=True)
@@ -270,8 +256,8 @@ class FederatedData:
             for place in places:
                 store = place.store
                 if id(store) not in checksums:
-                    checksums[id(store)] = f"{_kept(store.images)} {_checksum(store.labels)}"
-                digest.update(f"{checksums[id(store)]} {_checksum(place.rows)}\n".encode())
+                    checksums[id(store)] = f"{_kept(store.images)} {checksum(store.labels)}"
+                digest.update(f"{checksums[id(store)]} {checksum(place.rows)}\n".encode())
             for images in (self._transfer_images, self._public_images):
                 digest.update(_kept(images).encode())
             self._fingerprint = digest.hexdigest()
@@ -312,13 +298,13 @@ def load(experiment: Experiment) -> FederatedData:
     labels = dataset.train.labels.numpy()
     warnings = list(dataset.warnings)
 
-    if table.transfer.size and not _is_train(table, experiment.data_dir()):
-        transfer, more = _foreign_transfer(experiment, dataset, task, tokeniser)
+    if table.transfer.size and not is_train(table, experiment.data_dir()):
+        transfer, more = foreign_transfer(experiment, dataset, task, tokeniser)
         warnings += more
         rest = np.arange(len(labels))
         withheld = rest[:0]
     else:
-        withheld, rest = _own_transfer(labels, dataset.name, table, seed)
+        withheld, rest = own_transfer(labels, dataset.name, table, seed)
         transfer = dataset.train.images[torch.from_numpy(withheld)]
     statistics = normalisation.OF_TEXT
     if not task.tokens:
@@ -329,32 +315,32 @@ def load(experiment: Experiment) -> FederatedData:
 
     common_store = train if dataset.test is None else dataset.test
     if task.tokens:
-        common, rest = _common_rows(labels, rest, table, seed)
+        common, rest = common_test_rows(labels, rest, table, seed)
     else:
-        common, rest = _common(common_store, rest, dataset.test is None, table, seed)
+        common, rest = common_test(common_store, rest, dataset.test is None, table, seed)
 
     writers = None if dataset.train.writers is None else dataset.train.writers.numpy()[rest]
-    parts = [rest[rows] for rows in _partition(labels[rest], writers, table, seed)]
+    parts = [rest[rows] for rows in partition_rows(labels[rest], writers, table, seed)]
 
     own_rows: list[np.ndarray] = []
     private, validation = [], []
     for client, rows in enumerate(parts):
         count = own_count(len(rows), table)
-        rows, tested = _hold_out(rows, labels, count, _rng(seed, "own", client))
+        rows, tested = hold_out(rows, labels, count, split_generator(seed, "own", client))
         count = min(
             max(table.validation_fraction > 0, round(len(rows) * table.validation_fraction)),
             len(rows) - table.min_samples,
         )
-        rows, validated = _hold_out(rows, labels, count, _rng(seed, "validation", client))
+        rows, validated = hold_out(rows, labels, count, split_generator(seed, "validation", client))
         private.append(rows)
         validation.append(validated)
         own_rows.append(tested)
     own_store = train
     if table.test.own == "matched" and table.test.fraction > 0:
-        own_store = _test_part(dataset)
-        own_rows = _matched(own_store, common, [labels[rows] for rows in private], table, seed)
+        own_store = test_part_of(dataset)
+        own_rows = matched_tests(own_store, common, [labels[rows] for rows in private], table, seed)
 
-    _check_disjoint(len(labels), withheld, common if dataset.test is None else common[:0], parts)
+    check_disjoint(len(labels), withheld, common if dataset.test is None else common[:0], parts)
     warnings += shortfalls.unmet(
         table,
         [labels[rows] for rows in private],
@@ -365,12 +351,10 @@ def load(experiment: Experiment) -> FederatedData:
     )
     store, public, canaries = train, transfer, None
     if experiment.canary.secrets:
-        from fedkd.privacy import canary
-
-        store, private, transfer, canaries = canary.plant(
+        store, private, transfer, canaries = plant(
             experiment, task, store, private, public, dataset.unit
         )
-    ready = _Normalised(statistics)
+    ready = Normalised(statistics)
     return FederatedData(
         task,
         statistics,
@@ -387,45 +371,12 @@ def load(experiment: Experiment) -> FederatedData:
     )
 
 
-class _Normalised:
-    """Float samples, normalised once; all others as they are."""
-
-    def __init__(self, statistics: Statistics) -> None:
-        self.statistics = statistics
-        self.decoded: list[str] = []
-        self._parts: dict[int, tuple[Part, Part]] = {}
-        self._images: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def part(self, part: Part) -> Part:
-        if id(part) not in self._parts:
-            self._parts[id(part)] = part, replace(part, images=self.images(part.images))
-        return self._parts[id(part)][1]
-
-    def images(self, images: Tensor) -> Tensor:
-        if not images.is_floating_point():
-            return images
-        if id(images) not in self._images:
-            self.decoded.append(_checksum(images))
-            self._images[id(images)] = images, standardised(images, self.statistics)
-        return self._images[id(images)][1]
-
-
 def _kept(images: Tensor) -> str:
     """The checksum of samples as they were decoded; the shape alone of what has been normalised.
 
     The last digits of normalised numbers could be others on another machine.
     """
-    return f"{tuple(images.shape)}" if images.is_floating_point() else _checksum(images)
-
-
-def _checksum(values: Tensor) -> str:
-    """Shape, type and CRC-32 of a tensor's values: what is no attack changes it."""
-    content = values.cpu().contiguous().numpy().reshape(-1).view(np.uint8)
-    return f"{tuple(values.shape)} {values.dtype} {zlib.crc32(content.data):08x}"
-
-
-def _rng(seed: int, *purpose: str | int) -> np.random.Generator:
-    return np.random.default_rng(key(seed, "data", *purpose))
+    return f"{tuple(images.shape)}" if images.is_floating_point() else checksum(images)
 
 
 def _task(dataset: Dataset) -> Task:
@@ -455,243 +406,3 @@ def _without(labels: Tensor, withheld: np.ndarray) -> Tensor:
     labels = labels.clone()
     labels[torch.from_numpy(withheld)] = -1
     return labels
-
-
-def _is_train(table: DataTable, folder: Path | None) -> bool:
-    """Whether the transfer set is of the clients' own kind, by whatever name."""
-    if table.transfer.source == "train":
-        return True
-    names = {_identity(name, folder) for name in (table.transfer.source, table.dataset)}
-    return len(names) == 1 or names == SAME_TRAINING_IMAGES
-
-
-def _identity(name: str, folder: Path | None) -> str:
-    """A data set's name, which own data has one of however its path is written."""
-    kind, colon, path = name.partition(":")
-    return f"{kind}:{os.path.realpath(find(path, folder))}" if colon else name
-
-
-def _own_transfer(
-    labels: np.ndarray, name: str, table: DataTable, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the transfer set, taken out of the training part, and the rows that are left."""
-    size, left = table.transfer.size, len(labels) - table.transfer.size
-    if size and left < table.clients * least(table):
-        raise FedkdError(
-            f"data.transfer.size = {size} is too many: the training part of {name!r} has "
-            f"{len(labels)} samples, and data.clients = {table.clients} need at least "
-            f"{table.clients * least(table)} of them"
-        )
-    order = _rng(seed, "transfer").permutation(len(labels))
-    return order[:size], np.sort(order[size:])
-
-
-def _foreign_transfer(
-    experiment: Experiment, dataset: Dataset, task: Task, tokeniser: Tokeniser | None
-) -> tuple[Tensor, list[str]]:
-    """Images ``(M, H, W, C)``, features or rows of another data set that fit the task; warnings."""
-    table, source = experiment.data, experiment.data.transfer.source
-    known = registry.names("datasets")
-    if source not in known and ":" not in source:
-        raise FedkdError(
-            f"data.transfer.source = {source!r} is not known{nearest(source, ['train', *known])}; "
-            f"known: train, {', '.join(known)}, npz:FILE, folder:FOLDER, text:PATH, jsonl:FILE"
-        )
-    foreign = load_dataset(source, experiment.data_dir(), table.download, labelled=False)
-    pair = f"data.transfer.source = {source!r} with data.dataset = {table.dataset!r} is not allowed"
-    if isinstance(foreign, Corpus) != task.tokens:
-        raise FedkdError(
-            f"{pair}: one of them is text and the other is not; take the transfer set from 'train'"
-        )
-    if isinstance(foreign, Corpus):
-        assert tokeniser is not None
-        foreign = language.encoded(foreign, tokeniser, table.text)
-    elif not normalisation.comparable(dataset, foreign):
-        raise FedkdError(
-            f"{pair}: the same sample would not have the same numbers, as one of them is "
-            f"{normalisation.kind(foreign)}, the other {normalisation.kind(dataset)}; allowed: "
-            "features of one width on one scale, or images (float ones with others that are not "
-            "need x_range, black and white, in their npz file)"
-        )
-    images = foreign.train.images
-    if table.transfer.size > len(images):
-        raise FedkdError(
-            f"data.transfer.size = {table.transfer.size} is too many: the training part of "
-            f"{source!r} has {len(images)} samples"
-        )
-    rows = _rng(experiment.seed, "transfer").permutation(len(images))[: table.transfer.size]
-    chosen = images[torch.from_numpy(rows)]
-    warnings = list(foreign.warnings)
-    if {source, table.dataset} == SHARED_IMAGES:
-        warnings.append(
-            f"data.transfer.source = {source!r} holds images of data.dataset = {table.dataset!r}: "
-            "some samples of clients are public, test samples among them"
-        )
-    if len(task.shape) == 3:
-        chosen = _fitted(chosen, task.shape, pair)
-    return chosen, warnings
-
-
-def _fitted(images: Tensor, shape: tuple[int, ...], pair: str) -> Tensor:
-    """Images ``(M, h, w, c)`` as ``(M, H, W, C)``."""
-    channels = images.shape[-1]
-    if (channels, *images.shape[1:3]) == shape:
-        return images
-    if not {channels, shape[0]} <= set(normalisation.GREY_OR_COLOUR):
-        raise FedkdError(
-            f"{pair}: its samples are (C, H, W) = {(channels, *images.shape[1:3])}, and clients' "
-            f"are {shape}; allowed: the same, or grey and colour images"
-        )
-    return reshaped(images, shape)
-
-
-def reshaped(images: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Images ``(M, h, w, c)`` as ``(M, H, W, C)``: grey to colour or back, then resized."""
-    channels, *size = shape
-    inputs = images.permute(0, 3, 1, 2).float()
-    if inputs.shape[1] == 3 and channels == 1:
-        luma = torch.tensor([0.299, 0.587, 0.114])  # ITU-R BT.601, as Pillow and torchvision do
-        inputs = torch.einsum("mchw,c->mhw", inputs, luma).unsqueeze(1)
-    inputs = inputs.expand(-1, channels, -1, -1)
-    if list(inputs.shape[2:]) != size:
-        inputs = torch.nn.functional.interpolate(inputs, size, mode="bilinear", antialias=True)
-    if images.dtype == torch.uint8:
-        inputs = inputs.round().clamp(0, 255).to(torch.uint8)
-    return inputs.permute(0, 2, 3, 1).contiguous()
-
-
-def _common(
-    store: Part, rest: np.ndarray, from_train: bool, table: DataTable, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the common test set in its store, and the rows of the training part that are left.
-
-    A data set without a test part gives at most a quarter of what it has left, and of no class more
-    than half.
-    """
-    most = table.test.common
-    if not most:
-        return rest[:0], rest
-    rows = rest if from_train else np.arange(len(store))
-    labels = store.labels.numpy()[rows]
-    present, counts = np.unique(labels, return_counts=True)
-    each = min(most // len(present), counts.min())
-    if from_train:
-        each = min(each, len(rows) // 4 // len(present), counts.min() // 2)
-    if not each:
-        raise FedkdError(
-            f"data.test.common = {most} cannot hold one sample of each of {len(present)} classes "
-            f"out of {len(rows)} samples (the rarest class has {counts.min()}): change it, or set "
-            "it to 0 for no common test set"
-        )
-    rng = _rng(seed, "common")
-    common = np.concatenate(
-        [rows[rng.choice(np.flatnonzero(labels == y), each, replace=False)] for y in present]
-    )
-    return common, np.setdiff1d(rest, common) if from_train else rest
-
-
-def _common_rows(
-    labels: np.ndarray, rest: np.ndarray, table: DataTable, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of text in the common test set, and the rows that are left.
-
-    There are too many keys for as many rows of each: every key has its share of rows, to within
-    one, in at most a quarter of what there is.
-    """
-    count = min(table.test.common, len(rest) // 4)
-    if table.test.common and not count:
-        raise FedkdError(
-            f"data.test.common = {table.test.common} cannot hold a quarter of {len(rest)} rows of "
-            "text: there are too few; set it to 0 for no common test set"
-        )
-    return _hold_out(rest, labels, count, _rng(seed, "common"))[::-1]
-
-
-def _partition(
-    labels: np.ndarray, writers: np.ndarray | None, table: DataTable, seed: int
-) -> list[np.ndarray]:
-    """``partition``, kept on disk: Flower Datasets alone takes 2 s to import."""
-
-    def digest(content: bytes) -> str:
-        return hashlib.blake2b(content, digest_size=16).hexdigest()
-
-    def make() -> cache.Arrays:
-        parts = partition(labels, writers, table, seed)
-        return {"rows": np.concatenate(parts), "sizes": np.array([len(rows) for rows in parts])}
-
-    depends_on = (
-        digest(labels.tobytes()),
-        None if writers is None else digest(writers.tobytes()),
-        sorted(table.model_dump(exclude=NOT_OF_PARTITIONS).items()),
-        seed,
-        digest(Path(partitions.__file__).read_bytes()),
-        [version(package) for package in ("flwr-datasets", "numpy")],
-    )
-
-    def fits(kept: cache.Arrays) -> bool:
-        rows, sizes = kept["rows"], kept["sizes"]
-        once = np.bincount(rows, minlength=len(labels))
-        return len(once) == len(labels) and once.max() <= 1 and sizes.sum() == len(rows)
-
-    kept = cache.remembered("partitions", depends_on, make, fits)
-    return np.split(kept["rows"], kept["sizes"].cumsum()[:-1])
-
-
-def _hold_out(
-    rows: np.ndarray, labels: np.ndarray, count: int, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """``rows`` without ``count`` of them, and these, both with the label distribution of all."""
-    held = np.zeros(len(rows), dtype=bool)
-    held[stratified(labels[rows], count, rng)] = True
-    return rows[~held], rows[held]
-
-
-def _test_part(dataset: Dataset) -> Part:
-    if dataset.test is None:
-        raise FedkdError(
-            f"data.test.own = 'matched' needs a data set with a test part, and {dataset.name!r} "
-            "has none: set it to 'split'"
-        )
-    return dataset.test
-
-
-def _matched(
-    test: Part, common: np.ndarray, trained: list[np.ndarray], table: DataTable, seed: int
-) -> list[np.ndarray]:
-    """Own test rows of each client in the test part, none of them in the common test set.
-
-    A client whose classes are too rare there gets fewer, so that the distribution stays its own.
-    """
-    labels = test.labels.numpy()
-    free = np.setdiff1d(np.arange(len(test)), common)
-    classes = max(int(y.max()) for y in [labels, *trained]) + 1
-    pools = [free[labels[free] == y] for y in range(classes)]
-    there = np.array([len(pool) for pool in pools])
-    matched = []
-    for client, own in enumerate(trained):
-        rng = _rng(seed, "own", client)
-        count = max(1, round(len(own) * table.test.fraction / (1 - table.test.fraction)))
-        shares = np.bincount(own, minlength=classes) / len(own)
-        fits = np.floor(there[shares > 0] / shares[shares > 0]).min()
-        if fits < 1:
-            short = int(np.flatnonzero((shares > 0) & (there < shares))[0])
-            raise FedkdError(
-                f"data.test.own = 'matched' cannot be met: outside the common test set the test "
-                f"part has no sample of class {short}, which client {client} trains on; lower "
-                f"data.test.common ({table.test.common}) or set data.test.own = 'split'"
-            )
-        like = own[stratified(own, int(min(count, fits)), rng)]
-        wanted = np.minimum(np.bincount(like, minlength=classes), there)
-        matched.append(
-            np.concatenate(
-                [rng.choice(pool, n, replace=False) for pool, n in zip(pools, wanted, strict=True)]
-            )
-        )
-    return matched
-
-
-def _check_disjoint(
-    samples: int, transfer: np.ndarray, common: np.ndarray, parts: list[np.ndarray]
-) -> None:
-    taken = np.bincount(np.concatenate([transfer, common, *parts]), minlength=samples)
-    assert taken.max() <= 1, "a sample is in two of transfer set, common test set and clients"

@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,37 +23,21 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from fedkd.data import cache
-from fedkd.data.datasets import Dataset, Part
-from fedkd.data.reading import content, decoded, files_under, is_file, is_folder, parsed, shortened
-from fedkd.errors import FedkdError, MissingData
+from fedkd.data.dataset import Corpus, Dataset, Part
+from fedkd.errors import FedkdError
 from fedkd.sections import TextTable
+from fedkd.work import Samples
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from fedkd.work import Samples
-
 PAD, LINE, UNKNOWN = 0, 1, 2
 SPECIAL = ("<pad>", "<line>", "<unk>")
 FIXED = (*SPECIAL, *"0123456789")
 """The first entries of every vocabulary."""
-
-IN_MEMORY = 8
-"""Times its size that a text takes in memory, with its tokens."""
 TOKEN = re.compile(r"\d|[^\W\d_]+(?:['\u2019][^\W\d_]+)*|\S")
 """A digit; a word, with the apostrophes inside it; any other mark."""
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """Texts by who they are from, each with one line a line.
-
-    The only key of a corpus that does not say who its texts are from is the empty string.
-    """
-
-    name: str
-    texts: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -198,8 +181,6 @@ def samples(rows: Tensor) -> Samples:
 
     The label of a position is the next token, and -1 where that is padding.
     """
-    from fedkd.work import Samples
-
     following = rows[:, 1:]
     return Samples(rows[:, :-1], following.masked_fill(following == PAD, -1))
 
@@ -268,165 +249,3 @@ def _dataset(corpus: Corpus, arrays: cache.Arrays) -> Dataset:
     names = tuple(corpus.texts)
     part = Part(rows, labels, None if names == ("",) else labels)
     return Dataset(corpus.name, part, None, names)
-
-
-# --- corpora ------------------------------------------------------------------------------------
-
-
-def pydoc(folder: Path | None, download: bool) -> Corpus:
-    """Python's language reference, that comes with CPython: some 80 topics; no download.
-
-    What stands in several topics is left in the shortest of them, and lines without a letter or
-    digit (underlines, rulers of tables) are left out. The text is that of the Python that runs.
-    """
-    try:
-        from pydoc_data.topics import topics
-    except ImportError as error:
-        raise FedkdError(
-            "data set 'pydoc' is the language reference that comes with CPython (pydoc_data), and "
-            f"this {platform.python_implementation()} {platform.python_version()} has none: use "
-            "data.dataset = 'text:PATH' or 'jsonl:FILE'"
-        ) from error
-    seen: set[str] = set()
-    kept: dict[str, str] = {}
-    for topic in sorted(topics, key=lambda topic: (len(topics[topic]), topic)):
-        paragraphs = []
-        for paragraph in re.split(r"\n\s*\n", topics[topic]):
-            text = "\n".join(line for line in paragraph.splitlines() if any(map(str.isalnum, line)))
-            if text not in seen:
-                seen.add(text)
-                paragraphs.append(text)
-        kept[topic] = "\n".join(paragraphs)
-    return _corpus("pydoc", {topic: kept[topic] for topic in sorted(kept) if kept[topic].strip()})
-
-
-def shakespeare(folder: Path | None, download: bool) -> Corpus:
-    """Shakespeare's plays by speaking role: 37 plays, 1,347 roles (McMahan et al. 2017)."""
-    file = (folder or cache.home()) / "shakespeare" / "shakespeare_by_role.json"
-    if not file.is_file():
-        raise MissingData(
-            f"data set 'shakespeare' is not at {file}: point --data-dir (data.data_dir, "
-            "FEDKD_DATA) at the folder that holds shakespeare/, with the JSON file {play: {role: "
-            "[speech, ...]}}; or use data.dataset = 'pydoc'"
-        )
-    try:
-        plays = parsed(_text("shakespeare", file))
-    except ValueError as error:
-        raise _broken("shakespeare", file, str(error)) from None
-    texts: dict[str, str] = {}
-    for play, roles in plays.items() if isinstance(plays, dict) else [("", None)]:
-        for role, speeches in roles.items() if isinstance(roles, dict) else [("", None)]:
-            if not isinstance(speeches, list) or not all(isinstance(s, str) for s in speeches):
-                raise _broken("shakespeare", file, "it must hold {play: {role: [speech, ...]}}")
-            texts[f"{play}/{role}"] = "\n".join(speeches)
-    return _corpus("shakespeare", {key: text for key, text in texts.items() if text.strip()})
-
-
-def text(place: Path) -> Corpus:
-    """Own text: a folder of ``.txt`` files, one a client; or one such file, of nobody's."""
-    name = f"text:{place}"
-    if is_file(place):
-        return _corpus(name, {"": _text(name, place)})
-    if not is_folder(place):
-        raise MissingData(f"data set {name!r}: there is no such file or folder")
-    try:
-        files = [file for file in files_under(place) if file.suffix == ".txt"]
-    except ValueError as error:
-        raise FedkdError(f"data set {name!r}: {error}") from error
-    if not files:
-        raise FedkdError(f"data set {name!r}: the folder holds no .txt files")
-    keys = [file.relative_to(place).with_suffix("").as_posix() for file in files]
-    return _corpus(name, {key: _text(name, file) for key, file in zip(keys, files, strict=True)})
-
-
-def jsonl(file: Path) -> Corpus:
-    """Own text: a JSON object a line, with ``text`` and, on all lines or none, ``client``."""
-    name = f"jsonl:{file}"
-    if not is_file(file):
-        raise MissingData(f"data set {name!r}: there is no such file")
-    texts: dict[str, list[str]] = {}
-    types: dict[str, type] = {}
-    keyed: bool | None = None
-    for number, line in enumerate(_text(name, file).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = parsed(line, number)
-        except ValueError as error:
-            raise _broken(name, file, str(error)) from None
-        if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-            raise _broken(name, file, f"line {number} has no string under the key 'text'")
-        client = record.get("client")
-        if isinstance(client, bool) or not isinstance(client, str | int | None):
-            raise _broken(
-                name, file, f"line {number}: client = {shortened(client)} is no string or number"
-            )
-        if keyed not in (None, client is not None):
-            raise _broken(
-                name, file, f"line {number}: the key 'client' must be on all lines, or on none"
-            )
-        keyed = client is not None
-        if types.setdefault(str(client), type(client)) is not type(client):
-            raise _broken(
-                name, file, f"line {number}: client {client!r} is a string and a number elsewhere"
-            )
-        if not _encodable(record["text"]) or not _encodable(str(client)):
-            raise _broken(name, file, f"line {number} holds half of a surrogate pair")
-        texts.setdefault("" if client is None else str(client), []).append(record["text"])
-    if not texts:
-        raise _broken(name, file, "it holds no text")
-    return _corpus(name, {client: "\n".join(parts) for client, parts in sorted(texts.items())})
-
-
-OWN: dict[str, Callable[[Path], Corpus]] = {"text": text, "jsonl": jsonl}
-"""Kinds of own data, as in ``text:PATH``."""
-
-
-def _corpus(name: str, texts: dict[str, str]) -> Corpus:
-    for key, whole in texts.items():
-        if not whole.strip():
-            raise FedkdError(
-                f"data set {name!r} is empty" + (f": {key!r} has no text" if key else "")
-            )
-    if not texts:
-        raise FedkdError(f"data set {name!r} is empty")
-    return Corpus(name, texts)
-
-
-def checked(corpus: Corpus) -> Corpus:
-    """A corpus that anybody may have made, as it is.
-
-    Raises
-    ------
-    FedkdError
-        It has no text, or anything but text.
-    """
-    texts = corpus.texts
-    if not isinstance(texts, dict) or not all(
-        isinstance(key, str) and isinstance(whole, str) for key, whole in texts.items()
-    ):
-        raise FedkdError(f"data set {corpus.name!r}: texts must be {{client: text}}, all strings")
-    return _corpus(corpus.name, texts)
-
-
-def _text(name: str, file: Path) -> str:
-    try:
-        return decoded(content(file, factor=IN_MEMORY))
-    except ValueError as error:
-        raise _broken(name, file, str(error)) from error
-    except OSError as error:
-        raise _broken(name, file, str(error.strerror)) from error
-
-
-def _encodable(text: str) -> bool:
-    """Whether text can be written: JSON may hold half of a surrogate pair."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _broken(name: str, file: Path, reason: str) -> FedkdError:
-    where = "" if name.endswith(f":{file}") else f" {file}"
-    return FedkdError(f"data set {name!r}:{where} {reason}")

@@ -6,17 +6,16 @@ A picture has the same numbers whichever data set it comes from: pixels count fr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from fedkd.data.datasets import PIECE, Dataset, statistics
+from fedkd.data.dataset import PIECE, Dataset, Part, statistics
+from fedkd.digests import checksum
 from fedkd.errors import FedkdError
-
-if TYPE_CHECKING:
-    from fedkd.sections import DataTable
+from fedkd.experiment import DataTable
 
 GREY_OR_COLOUR = (1, 3)
 """Channels of pictures, which can be made from one another."""
@@ -151,6 +150,31 @@ def standardised(images: Tensor, by: Statistics) -> Tensor:
                 f"{by.origin}; take them from samples that are like it"
             )
     return inputs
+
+
+class Normalised:
+    """Float samples, normalised once; all others as they are."""
+
+    def __init__(self, statistics: Statistics) -> None:
+        self.statistics = statistics
+        self.decoded: list[str] = []
+        self._parts: dict[int, tuple[Part, Part]] = {}
+        self._images: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def part(self, part: Part) -> Part:
+        """``part`` with its images normalised: the same object for the same one."""
+        if id(part) not in self._parts:
+            self._parts[id(part)] = part, replace(part, images=self.images(part.images))
+        return self._parts[id(part)][1]
+
+    def images(self, images: Tensor) -> Tensor:
+        """``images``, normalised if they are float."""
+        if not images.is_floating_point():
+            return images
+        if id(images) not in self._images:
+            self.decoded.append(checksum(images))
+            self._images[id(images)] = images, standardised(images, self.statistics)
+        return self._images[id(images)][1]
 
 
 # --- data sets side by side ---------------------------------------------------------------------

@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedkd.errors import FedkdError, nearest
+from fedkd.experiment import DataTable
 from fedkd.random import key
 
 if TYPE_CHECKING:
     from flwr_datasets.partitioner import Partitioner
-
-    from fedkd.sections import DataTable
 
 Partition = Callable[[np.ndarray, np.ndarray | None, "DataTable", int], list[np.ndarray]]
 """``(labels, writers, table, seed)`` to one array of row numbers a client."""

@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 
 from fedkd.data.cache import folder
-from fedkd.data.datasets import Part
-from fedkd.data.federated import FederatedData, Rows, Task
+from fedkd.data.dataset import Part, Task
+from fedkd.data.federated import FederatedData, Rows
 from fedkd.data.normalisation import Statistics
 from fedkd.engine import rule
 from fedkd.engine.worker import Worker

@@ -23,11 +23,11 @@ from fedkd.distillation.objectives import SMALLEST
 from fedkd.engine import rule
 from fedkd.errors import FedkdError, summary_of
 from fedkd.experiment import Experiment
-from fedkd.privacy import exposure, measure
-from fedkd.privacy.accounting import Release
+from fedkd.lab import exposure, measure
 from fedkd.privacy.dpsgd import DPSGD, sees_private
 from fedkd.privacy.public import Public
 from fedkd.privacy.release import applies, charge, known_of, release
+from fedkd.privacy.releases import Release
 from fedkd.random import generator, key, privacy_noise
 from fedkd.students.outline import check_size
 from fedkd.students.probe import Probe, exactly, layers, made_up, probe, unkept

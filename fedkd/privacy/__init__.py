@@ -1,1 +1,1 @@
-"""What exchanged knowledge leaks, how it is protected, and what is guaranteed."""
+"""How exchanged knowledge is protected on its way, what is guaranteed, and the ledger of it."""

@@ -62,7 +62,7 @@ class Averaging:
         Returns
         -------
         tuple
-            The named arrays; and fields of :class:`fedkd.privacy.accounting.Release`, with ``rho``
+            The named arrays; and fields of :class:`fedkd.privacy.releases.Release`, with ``rho``
             for zero-out neighbours.
 
         Raises

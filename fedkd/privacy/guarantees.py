@@ -11,22 +11,10 @@ from typing import Any
 import numpy as np
 
 from fedkd.experiment import Experiment
-from fedkd.privacy.accounting import (
-    SEES_AVERAGES,
-    SEES_FUSED,
-    SENT,
-    WHAT,
-    PrivateSteps,
-    Release,
-    broken,
-    compose,
-    gaussian_epsilon,
-    gaussian_mu,
-    seen,
-    training_epsilon,
-    worst_client,
-)
+from fedkd.privacy.accounting import SEES_AVERAGES, SEES_FUSED, compose, worst_client
 from fedkd.privacy.accounting import Formal as Formal
+from fedkd.privacy.epsilons import PrivateSteps, gaussian_epsilon, gaussian_mu, training_epsilon
+from fedkd.privacy.releases import SENT, WHAT, Release, broken, seen
 from fedkd.privacy.votes import epsilon_of_rdp
 
 

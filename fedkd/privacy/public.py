@@ -7,7 +7,6 @@ for each of them. Server and clients have the same, since all of it comes from t
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -15,16 +14,16 @@ from torch import Tensor, nn
 from fedkd import students
 from fedkd import training as loop
 from fedkd.data import cache
+from fedkd.data.canaries.places import spans
+from fedkd.data.federated import FederatedData
+from fedkd.digests import described, digest, fingerprint, source
 from fedkd.errors import FedkdError
-from fedkd.experiment import Experiment
-from fedkd.privacy import measure, scores
+from fedkd.experiment import Experiment, ReleaseTable
+from fedkd.privacy import scores
+from fedkd.privacy.candidates import candidates, over_candidates
 from fedkd.random import generator, key, noise
-from fedkd.sections import ReleaseTable
 from fedkd.training import fit, item_labels, items, predict
 from fedkd.work import CrossEntropy, Samples
-
-if TYPE_CHECKING:
-    from fedkd.data.federated import FederatedData
 
 
 @dataclass(frozen=True)
@@ -52,8 +51,6 @@ class Public:
         FedkdError
             A setting asks for a public model where there is none.
         """
-        from fedkd.privacy.release import over_candidates
-
         check(experiment, data.task.tokens)
         table, samples = experiment.release, data.public()
         transfer = data.transfer()
@@ -173,30 +170,17 @@ def public_model(experiment: Experiment, data: FederatedData) -> nn.Sequential:
         fit(model, samples, [CrossEntropy()], training, draw, epochs=table.epochs, lr=table.lr)
         return {key: value.numpy() for key, value in model.state_dict().items()}
 
-    rows = measure.fingerprint(samples.inputs), measure.fingerprint(samples.labels)
+    rows = fingerprint(samples.inputs), fingerprint(samples.labels)
     depends_on = (
         *(name, seed, rows, task.classes, repr(experiment.student), repr(training)),
-        *(repr(table), experiment.engine.threads, torch.__version__, measure.source(loop)),
-        *(measure.digest(model), measure.described(model)),
+        *(repr(table), experiment.engine.threads, torch.__version__, source(loop)),
+        *(digest(model), described(model)),
     )
     kept = cache.remembered("models", depends_on, make)
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             tensor.copy_(torch.from_numpy(kept[name]))
     return model
-
-
-def candidates(law: Tensor, count: int, gold: Tensor | None = None) -> Tensor:
-    """The ``count`` likeliest classes under a public law ``(M, C)``, and the true one: ``(M, k)``.
-
-    ``gold`` ``(M,)`` is added where it is not among them, and is -1 where there is none; so is
-    then the last candidate.
-    """
-    likeliest = law.topk(min(count, law.shape[1]), 1).indices
-    if gold is None:
-        return likeliest
-    there = (likeliest == gold[:, None]).any(1)
-    return torch.cat([likeliest, torch.where(there, -1, gold)[:, None]], 1)
 
 
 def _scores(
@@ -212,7 +196,7 @@ def _scores(
         return torch.ones(count)
     if how == "oracle":
         assert data.canaries is not None
-        return measure.spans(data.canaries, transfer.inputs, count)
+        return spans(data.canaries, transfer.inputs, count)
     if model is None or law is None:
         rare = scores.rarity(
             scores.outlierness(transfer.inputs, public.inputs),

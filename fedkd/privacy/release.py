@@ -25,12 +25,12 @@ from torch import Tensor
 
 from fedkd.distillation.targets import entropy, onto_simplex
 from fedkd.errors import FedkdError
-from fedkd.experiment import Experiment
-from fedkd.privacy.accounting import described
+from fedkd.experiment import Experiment, ReleaseTable
+from fedkd.privacy.candidates import over_candidates, possible
+from fedkd.privacy.costs import described
 from fedkd.privacy.dpsgd import is_private
 from fedkd.privacy.public import Public
 from fedkd.random import SystemNoise
-from fedkd.sections import ReleaseTable
 from fedkd.work import Predict, Step
 
 Draw: TypeAlias = np.random.Generator | SystemNoise
@@ -85,7 +85,7 @@ def charge(
     Returns
     -------
     dict
-        Fields of :class:`fedkd.privacy.accounting.Release`.
+        Fields of :class:`fedkd.privacy.releases.Release`.
     """
     sizes = False if public.among is None else (public.among >= 0).sum(1)
     return described(table, temperatures(table, public.scores, base), classes, sizes, clients)
@@ -193,23 +193,3 @@ def matched_mixture(labels: Tensor, flattened: Tensor) -> Tensor:
         low, high = torch.where(below, middle, low), torch.where(below, high, middle)
     share = (low + high) / 2
     return (1 - share) * labels + share * uniform
-
-
-def possible(among: Tensor, classes: int) -> Tensor:
-    """Which columns ``(M, k+1)`` over candidates ``(M, k)`` stand for any class."""
-    there = among >= 0
-    return torch.cat([there, there.sum(1, keepdim=True) < classes], 1)
-
-
-def over_candidates(labels: Tensor, among: Tensor) -> Tensor:
-    """Probabilities ``(M, k+1)`` of candidates ``(M, k)`` and of all other classes together."""
-    given = labels.gather(1, among.clamp_min(0)) * (among >= 0)
-    rest = (1 - given.sum(1, keepdim=True)).clamp_min(0)
-    return torch.cat([given, rest], 1)
-
-
-def over_classes(labels: Tensor, among: Tensor, classes: int) -> Tensor:
-    """Probabilities ``(M, C)``: those of candidates, the others' shared out evenly among them."""
-    others = classes - (among >= 0).sum(1, keepdim=True)
-    full = (labels[:, -1:] / others.clamp_min(1)).repeat(1, classes + 1)
-    return full.scatter(1, among.where(among >= 0, classes), labels[:, :-1])[:, :classes]

@@ -12,7 +12,7 @@ from flwr.app import Message
 from fedkd.codec import nbytes
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
-from fedkd.privacy.watch import Watch
+from fedkd.lab.watch import Watch
 from fedkd.replies import Contract, Unreadable, read
 from fedkd.rounds.outcome import Outcome
 from fedkd.shapes import architectures

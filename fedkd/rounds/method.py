@@ -12,16 +12,17 @@ from flwr.serverapp.strategy import Strategy
 from torch import nn
 
 from fedkd import students
+from fedkd.data.canaries.secrets import Canaries
 from fedkd.data.federated import Task
 from fedkd.errors import FedkdError, blamed, brief
 from fedkd.experiment import Experiment
 from fedkd.hooks import Keeping, as_nothing, blaming, check_hooks, trace
+from fedkd.lab.watch import Watch
 from fedkd.options import Table, validated
 from fedkd.privacy.average import Averaging
-from fedkd.privacy.canary import Canaries
+from fedkd.privacy.candidates import over_classes
+from fedkd.privacy.ledger import Aggregate
 from fedkd.privacy.public import Public
-from fedkd.privacy.release import over_classes
-from fedkd.privacy.watch import Aggregate, Watch
 from fedkd.random import global_draws, key
 from fedkd.replies import Contract
 from fedkd.rounds.outcome import Line, Outcome

@@ -17,7 +17,7 @@ from fedkd.registry import load
 from fedkd.sections import StudentTable
 
 if TYPE_CHECKING:
-    from fedkd.data.federated import Task
+    from fedkd.data.dataset import Task
 
 FLOAT = 4
 """Bytes of a number."""

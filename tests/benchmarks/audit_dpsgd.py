@@ -10,8 +10,8 @@ from pathlib import Path
 
 from fedkd import run
 from fedkd.experiment import Experiment
-from fedkd.privacy.audit import guarantee
-from fedkd.privacy.lab.attack import attack
+from fedkd.lab.attack import attack
+from fedkd.lab.audit import guarantee
 from simulations.shipped import experiment_text
 
 FEWER = ("data.clients=4", "strategy.name=fedavg", "rounds=1")

@@ -12,8 +12,9 @@ import time
 
 import torch
 
-from fedkd.privacy.exposure import exact_exposure, student_conditionals, student_scorer
-from fedkd.sections import StudentTable
+from fedkd.experiment import StudentTable
+from fedkd.lab.exposure.conditionals import student_conditionals, student_scorer
+from fedkd.lab.exposure.ranks import exact_exposure
 from fedkd.students import build
 
 REPEATS, SAMPLE, LENGTH, SYMBOLS = 3, 20_000, 6, 10

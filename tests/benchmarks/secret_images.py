@@ -14,9 +14,8 @@ import time
 import torch
 
 from fedkd.data.federated import load
-from fedkd.experiment import Experiment
-from fedkd.privacy.measure import by_student
-from fedkd.sections import StudentTable
+from fedkd.experiment import Experiment, StudentTable
+from fedkd.lab.measure import by_student
 from fedkd.students import build
 
 REPEATS, LENGTHS = 3, (12, 16)

@@ -5,8 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from fedkd.data import files
-from fedkd.data.datasets import CINIC10, load_dataset
+from fedkd.data.loading import load_dataset
+from fedkd.data.sources import cinic10
+from fedkd.data.sources.cinic10 import CINIC10
 from fedkd.errors import FedkdError
 
 
@@ -63,7 +64,7 @@ def test_a_second_run_reads_no_image_until_a_file_changes(tmp_path, monkeypatch)
     place = written(tmp_path / "CINIC-10", count=1)
     first = load_dataset("cinic10", tmp_path, False)
     with monkeypatch.context() as patch:
-        patch.setattr(files, "images", None)
+        patch.setattr(cinic10, "images", None)
         assert load_dataset("cinic10", tmp_path, False).test.images.equal(first.test.images)
     Image.new("RGB", (32, 32), (99, 99, 99)).save(place / "test" / "cat" / "another.png")
     assert len(load_dataset("cinic10", tmp_path, False).test) == 11

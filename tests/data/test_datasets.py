@@ -7,8 +7,10 @@ import torch
 from PIL import Image
 
 from fedkd import registry
-from fedkd.data import datasets, files, writers
-from fedkd.data.datasets import load_dataset
+from fedkd.data.dataset import statistics
+from fedkd.data.loading import load_dataset
+from fedkd.data.sources import digits, folders
+from fedkd.data.sources.qmnist import QMNIST_LABELS
 from fedkd.errors import FedkdError
 
 
@@ -34,7 +36,7 @@ def small_mnist(tmp_path):
     table[:, 0] = np.arange(20) % 10
     table[:, 2] = np.arange(20) // 5 + 100
     (tmp_path / "QMNIST").mkdir()
-    (tmp_path / "QMNIST" / f"{writers.QMNIST_LABELS}.gz").write_bytes(gzip.compress(idx(table)))
+    (tmp_path / "QMNIST" / f"{QMNIST_LABELS}.gz").write_bytes(gzip.compress(idx(table)))
     return tmp_path
 
 
@@ -51,22 +53,22 @@ def test_digits_are_scikit_learns_own():
 
 
 def test_digits_fall_back_on_scikit_learn(monkeypatch, tmp_path):
-    expected = datasets.digits(None, False).train
+    expected = digits.digits(None, False).train
     (tmp_path / "__init__.py").touch()
     spec = type("Spec", (), {"origin": str(tmp_path / "__init__.py")})
-    monkeypatch.setattr(datasets.importlib.util, "find_spec", lambda name: spec)
-    found = datasets.digits(None, False).train
+    monkeypatch.setattr(digits.importlib.util, "find_spec", lambda name: spec)
+    found = digits.digits(None, False).train
     assert found.images.equal(expected.images)
     assert found.labels.equal(expected.labels)
 
 
 def test_statistics_are_those_of_the_pixels():
     images = torch.randint(0, 256, (50, 5, 4, 3), dtype=torch.uint8)
-    mean, std = datasets.statistics(images)
+    mean, std = statistics(images)
     pixels = images.double().reshape(-1, 3) / 255
     assert torch.tensor(mean).double().allclose(pixels.mean(0))
     assert torch.tensor(std).double().allclose(pixels.std(0, correction=0))
-    assert datasets.statistics(torch.full((3, 2), 7.0))[1] == (1.0, 1.0)
+    assert statistics(torch.full((3, 2), 7.0))[1] == (1.0, 1.0)
 
 
 def test_every_loader_says_what_it_is():
@@ -135,7 +137,7 @@ def test_a_broken_file_is_one_line(small_mnist):
 
 @pytest.mark.parametrize("unpacked", [False, True])
 def test_mnist_by_writer_takes_writers_from_qmnist(small_mnist, unpacked):
-    packed = small_mnist / "QMNIST" / f"{writers.QMNIST_LABELS}.gz"
+    packed = small_mnist / "QMNIST" / f"{QMNIST_LABELS}.gz"
     if unpacked:
         packed.with_suffix("").write_bytes(gzip.decompress(packed.read_bytes()))
         packed.unlink()
@@ -146,7 +148,7 @@ def test_mnist_by_writer_takes_writers_from_qmnist(small_mnist, unpacked):
 
 def test_mnist_by_writer_refuses_labels_in_another_order(small_mnist):
     table = np.zeros((20, 8), dtype=">i4")
-    (small_mnist / "QMNIST" / writers.QMNIST_LABELS).write_bytes(idx(table))
+    (small_mnist / "QMNIST" / QMNIST_LABELS).write_bytes(idx(table))
     with pytest.raises(FedkdError, match="are not those of MNIST's training part"):
         load_dataset("mnist-by-writer", small_mnist, False)
 
@@ -167,7 +169,7 @@ HEAD = bytes([0, 0, 12, 2])
     ids=["empty", "text", "short", "negative", "overflowing", "unpacks to too much"],
 )
 def test_mnist_by_writer_refuses_broken_labels(small_mnist, content):
-    (small_mnist / "QMNIST" / f"{writers.QMNIST_LABELS}.gz").write_bytes(content)
+    (small_mnist / "QMNIST" / f"{QMNIST_LABELS}.gz").write_bytes(content)
     with pytest.raises(FedkdError, match=r"'mnist-by-writer' at .* is broken"):
         load_dataset("mnist-by-writer", small_mnist, False)
 
@@ -392,26 +394,26 @@ def test_a_folder_of_images_comes_back_as_it_was_saved(tmp_path, colour, split):
 
 def test_a_wrong_folder_is_one_line(tmp_path):
     with pytest.raises(FedkdError, match="there is no such folder"):
-        files.images(tmp_path / "none")
+        folders.images(tmp_path / "none")
     with pytest.raises(FedkdError, match=r"it has 0 folder\(s\) of images"):
-        files.images(tmp_path)
+        folders.images(tmp_path)
     (tmp_path / "cat").mkdir()
     with pytest.raises(FedkdError, match="cat holds no images"):
-        files.images(tmp_path)
+        folders.images(tmp_path)
     draw(tmp_path, "cat/1.png", X[0])
     draw(tmp_path, "dog/1.png", X[0, :4])
     with pytest.raises(FedkdError, match=r"share one size; .*1\.png is 6x5, .*1\.png is 6x4"):
-        files.images(tmp_path)
+        folders.images(tmp_path)
     (tmp_path / "dog" / "1.png").write_text("hello")
     with pytest.raises(FedkdError, match="is not a readable image"):
-        files.images(tmp_path)
+        folders.images(tmp_path)
 
 
 def test_test_classes_must_be_training_classes(tmp_path):
     for name in ("train/cat/1.png", "train/dog/1.png", "test/cow/1.png"):
         draw(tmp_path, name, X[0])
     with pytest.raises(FedkdError, match="class 'cow' is in test but not in train"):
-        files.images(tmp_path)
+        folders.images(tmp_path)
 
 
 # --- real data ------------------------------------------------------------------------------
@@ -427,7 +429,7 @@ def test_real_mnist(real_data):
 def test_published_statistics_are_those_of_the_training_part(name, request):
     folder = None if name == "digits" else request.getfixturevalue("real_data")
     data = load_dataset(name, folder, False)
-    computed = datasets.statistics(data.train.images)
+    computed = statistics(data.train.images)
     # Those of MNIST and CIFAR-10 are rounded to four digits, as everybody has them.
     rounding = 6e-5 if name in ("mnist", "cifar10") else 0
     assert np.allclose(computed, (data.mean, data.std), atol=rounding, rtol=1e-14)

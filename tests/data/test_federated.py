@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from fedkd.data import federated
-from fedkd.data.datasets import Dataset, Part
-from fedkd.data.federated import load, reshaped
+from fedkd.data import normalisation
+from fedkd.data.dataset import Dataset, Part
+from fedkd.data.federated import load
 from fedkd.data.partitions import PARTITIONS
+from fedkd.data.transfer import reshaped
 from fedkd.errors import FedkdError
 from fedkd.registry import register
 
@@ -70,7 +71,7 @@ def test_kept_partitions_are_the_partitions(toy, experiment, tmp_path, monkeypat
     monkeypatch.setenv("FEDKD_CACHE", str(tmp_path))
     assert everything(load(wanted)) == fresh
     assert len(list(tmp_path.glob("partitions/*.npz"))) == 1
-    monkeypatch.setattr("fedkd.data.federated.partition", None)
+    monkeypatch.setattr("fedkd.data.splits.partition", None)
     assert everything(load(wanted)) == fresh
 
 
@@ -299,8 +300,8 @@ def test_the_fingerprint_is_the_same_where_rounding_differs(tmp_path, experiment
     np.savez(tmp_path / "own.npz", x=x, y=np.arange(200) % 2)
     wanted = experiment(dataset=f"npz:{tmp_path}/own.npz", clients=4, transfer={"size": 50})
     found = load(wanted).fingerprint()
-    rounded = federated.standardised
-    monkeypatch.setattr(federated, "standardised", lambda *given: rounded(*given) * (1 + 1e-7))
+    rounded = normalisation.standardised
+    monkeypatch.setattr(normalisation, "standardised", lambda *given: rounded(*given) * (1 + 1e-7))
     assert load(wanted).fingerprint() == found
 
 

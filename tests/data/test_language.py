@@ -8,8 +8,12 @@ import texts
 import torch
 
 from fedkd.data import language
+from fedkd.data.dataset import Corpus
 from fedkd.data.federated import load
 from fedkd.data.language import LINE, PAD, UNKNOWN, Tokeniser, insert, lines_of, pack
+from fedkd.data.sources import texts as own
+from fedkd.data.sources.pydoc import pydoc
+from fedkd.data.sources.shakespeare import shakespeare
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
 from fedkd.random import generator
@@ -172,7 +176,7 @@ def test_labels_are_the_next_tokens_and_none_where_that_is_padding():
 
 
 def test_pydoc_is_there_without_any_file():
-    corpus = language.pydoc(None, False)
+    corpus = pydoc(None, False)
     assert len(corpus.texts) > 60
     assert "while_stmt" in corpus.texts["while"]
     assert all(any(map(str.isalnum, line)) for line in corpus.texts["while"].splitlines())
@@ -180,7 +184,7 @@ def test_pydoc_is_there_without_any_file():
 
 def test_pydoc_holds_no_paragraph_in_two_topics():
     """The topic of compound statements repeats those of each of them."""
-    corpus = language.pydoc(None, False)
+    corpus = pydoc(None, False)
     assert "while_stmt ::=" in corpus.texts["while"]
     assert "while_stmt ::=" not in corpus.texts["compound"]
 
@@ -188,7 +192,7 @@ def test_pydoc_holds_no_paragraph_in_two_topics():
 def test_a_python_without_its_reference_says_so(monkeypatch):
     monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
     with pytest.raises(FedkdError, match="'pydoc' is the language reference that comes with CPy"):
-        language.pydoc(None, False)
+        pydoc(None, False)
 
 
 @pytest.fixture
@@ -208,7 +212,7 @@ def test_roles_are_keys_and_line_breaks_in_speeches_are_lines(plays):
     folder = plays(
         {"hamlet": {"GHOST": ["Mark me.\nI am", "Adieu."]}, "lear": {"FOOL": ["Nuncle"]}}
     )
-    corpus = language.shakespeare(folder, False)
+    corpus = shakespeare(folder, False)
     assert corpus.texts == {"hamlet/GHOST": "Mark me.\nI am\nAdieu.", "lear/FOOL": "Nuncle"}
 
 
@@ -225,13 +229,13 @@ def test_roles_are_keys_and_line_breaks_in_speeches_are_lines(plays):
 )
 def test_broken_plays_are_one_line(plays, content, line):
     with pytest.raises(FedkdError, match=line) as error:
-        language.shakespeare(plays(content), False)
+        shakespeare(plays(content), False)
     assert "\n" not in str(error.value)
 
 
 def test_missing_plays_say_how_to_get_them(tmp_path):
     with pytest.raises(FedkdError, match=r"'shakespeare' is not at .*: point --data-dir .*pydoc"):
-        language.shakespeare(tmp_path, False)
+        shakespeare(tmp_path, False)
 
 
 def test_a_folder_of_texts_has_a_file_a_client(tmp_path):
@@ -239,16 +243,16 @@ def test_a_folder_of_texts_has_a_file_a_client(tmp_path):
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "a.txt").write_bytes("\ufeffä".encode())
     (tmp_path / "notes.md").write_text("no")
-    assert language.text(tmp_path).texts == {"b": "bb", "deep/a": "ä"}
-    assert language.text(tmp_path / "b.txt").texts == {"": "bb"}
+    assert own.text(tmp_path).texts == {"b": "bb", "deep/a": "ä"}
+    assert own.text(tmp_path / "b.txt").texts == {"": "bb"}
 
 
 def test_a_json_object_a_line_and_clients_on_all_lines_or_none(tmp_path):
     file = tmp_path / "posts.jsonl"
     file.write_text('{"text": "x", "client": "b"}\n\n{"text": "y", "client": 7, "id": 3}\n')
-    assert language.jsonl(file).texts == {"7": "y", "b": "x"}
+    assert own.jsonl(file).texts == {"7": "y", "b": "x"}
     file.write_text('{"text": "x"}\n{"text": "y"}')
-    assert language.jsonl(file).texts == {"": "x\ny"}
+    assert own.jsonl(file).texts == {"": "x\ny"}
 
 
 @pytest.mark.parametrize(
@@ -283,14 +287,14 @@ def test_broken_lines_name_file_line_and_what_is_wrong(tmp_path, content, line):
     file = tmp_path / "posts.jsonl"
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(FedkdError, match=line) as error:
-        language.jsonl(file)
+        own.jsonl(file)
     assert str(file) in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_a_byte_order_mark_is_no_part_of_a_line(tmp_path):
     (tmp_path / "posts.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "x"}\r\n{"text": "y"}\r\n')
-    assert language.jsonl(tmp_path / "posts.jsonl").texts == {"": "x\ny"}
+    assert own.jsonl(tmp_path / "posts.jsonl").texts == {"": "x\ny"}
 
 
 def test_hidden_texts_are_passed_over_and_other_encodings_are_named(tmp_path):
@@ -298,23 +302,23 @@ def test_hidden_texts_are_passed_over_and_other_encodings_are_named(tmp_path):
     for name in (".ipynb_checkpoints/a.txt", "__MACOSX/a.txt", "._a.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("hidden")
-    assert language.text(tmp_path).texts == {"a": "aa"}
+    assert own.text(tmp_path).texts == {"a": "aa"}
     for encoding, reason in (("utf-16", "is not UTF-8"), ("utf-16-le", "holds a NUL byte")):
         (tmp_path / "b.txt").write_bytes("hello".encode(encoding))
         with pytest.raises(FedkdError, match=rf"b\.txt line 1.*{reason}"):
-            language.text(tmp_path)
+            own.text(tmp_path)
 
 
 def test_a_text_larger_than_memory_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("fedkd.data.reading.free_memory", lambda: 100)
     (tmp_path / "a.txt").write_text("aaaaaaaaaa")
     with pytest.raises(FedkdError, match="are free; allowed: half of that"):
-        language.text(tmp_path / "a.txt")
+        own.text(tmp_path / "a.txt")
 
 
 @pytest.mark.parametrize("texts", [{}, {"a": " "}, {"a": 3}, {1: "a"}, "text"])
 def test_a_registered_corpus_that_is_none_is_one_line(texts):
-    register("datasets", "mine")(lambda folder, download: language.Corpus("mine", texts))
+    register("datasets", "mine")(lambda folder, download: Corpus("mine", texts))
     with pytest.raises(FedkdError, match="'mine'") as error:
         load(Experiment.from_dict({"data": {"dataset": "mine"}}))
     assert "\n" not in str(error.value)
@@ -322,17 +326,17 @@ def test_a_registered_corpus_that_is_none_is_one_line(texts):
 
 def test_missing_or_empty_texts_are_one_line(tmp_path):
     with pytest.raises(FedkdError, match="there is no such file or folder"):
-        language.text(tmp_path / "none")
+        own.text(tmp_path / "none")
     with pytest.raises(FedkdError, match="there is no such file"):
-        language.jsonl(tmp_path / "none.jsonl")
+        own.jsonl(tmp_path / "none.jsonl")
     with pytest.raises(FedkdError, match=r"holds no \.txt files"):
-        language.text(tmp_path)
+        own.text(tmp_path)
     (tmp_path / "a.txt").write_text("a")
     (tmp_path / "b.txt").write_text(" \n")
     with pytest.raises(FedkdError, match="is empty: 'b' has no text"):
-        language.text(tmp_path)
+        own.text(tmp_path)
     with pytest.raises(FedkdError, match="is empty"):
-        language.text(tmp_path / "b.txt")
+        own.text(tmp_path / "b.txt")
 
 
 # --- what clients hold ----------------------------------------------------------------------

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fedkd import Experiment, run
-from fedkd.data.datasets import Dataset, Part, statistics
+from fedkd.data.dataset import Dataset, Part, statistics
 from fedkd.data.federated import load
 from fedkd.errors import FedkdError
 from fedkd.registry import register
@@ -311,7 +311,7 @@ def test_statistics_of_pieces_are_those_of_the_whole(monkeypatch):
     x = torch.from_numpy(np.random.default_rng(0).normal(3, 2, (50, 4)))
     pixels = torch.from_numpy(PIXELS[..., None])
     whole = statistics(x), statistics(pixels)
-    monkeypatch.setattr("fedkd.data.datasets.PIECE", 8)
+    monkeypatch.setattr("fedkd.data.dataset.PIECE", 8)
     assert np.allclose(statistics(x), whole[0], rtol=1e-12)
     assert statistics(pixels) == whole[1]
 

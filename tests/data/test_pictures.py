@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from fedkd.data import files
-from fedkd.data.datasets import load_dataset
+from fedkd.data.loading import load_dataset
+from fedkd.data.sources.folders import images
 from fedkd.errors import FedkdError
 
 GREY = np.random.default_rng(0).integers(0, 256, (6, 5), dtype=np.uint8)
@@ -38,7 +38,7 @@ def pictures(tmp_path):
 
 def first(folder):
     """The first image of a folder ``(H, W, C)``."""
-    return files.images(folder).train.images[0].numpy()
+    return images(folder).train.images[0].numpy()
 
 
 def png(width, height, bits, kind, rows):
@@ -67,7 +67,7 @@ def png(width, height, bits, kind, rows):
     ids=["png", "tiff", "pgm"],
 )
 def test_grey_of_16_bits_is_scaled_to_its_range_beside_grey_of_8(pictures, image, name):
-    data = files.images(pictures(image, name))
+    data = images(pictures(image, name))
     assert data.unit
     assert data.train.images.dtype == torch.float32
     for number in (0, 1):
@@ -84,17 +84,17 @@ def test_levels_between_those_of_8_bits_are_kept(pictures):
 @pytest.mark.parametrize("kind", [np.int32, np.float32])
 def test_32_bits_are_refused_by_name(pictures, kind):
     with pytest.raises(FedkdError, match=r"0\.tif is not a readable image: it has 32 bits"):
-        files.images(pictures(Image.fromarray(GREY.astype(kind)), "0.tif"))
+        images(pictures(Image.fromarray(GREY.astype(kind)), "0.tif"))
 
 
 def test_colours_of_16_bits_are_said_to_be_read_with_8(pictures):
     rows = np.repeat(WIDE[..., None], 3, axis=2).astype(">u2")
     portable = b"P6 5 6 65535\n" + rows.tobytes()
     for image, name in ((png(5, 6, 16, 2, [row.tobytes() for row in rows]), "0.png"),):
-        data = files.images(pictures(image, name))
+        data = images(pictures(image, name))
         assert np.array_equal(data.train.images[0, ..., 0], GREY)
         assert "1 image(s) with colours of 16 bits" in " ".join(data.warnings)
-    data = files.images(pictures(portable, "00.ppm"))
+    data = images(pictures(portable, "00.ppm"))
     assert "2 image(s) with colours of 16 bits" in " ".join(data.warnings)
 
 
@@ -125,14 +125,14 @@ def test_transparent_pixels_are_refused_by_name(pictures):
         (Image.fromarray(COLOUR), {"transparency": tuple(map(int, COLOUR[0, 0]))}),
     ):
         with pytest.raises(FedkdError, match=r"a/0\.png is not .* it has transparent pixels"):
-            files.images(pictures(image, **options))
+            images(pictures(image, **options))
 
 
 @pytest.mark.parametrize("name", ["0.gif", "0.tif", "0.png", "0.webp"])
 def test_several_frames_are_refused_by_name(pictures, name):
     more = [Image.fromarray(np.roll(GREY, shift)) for shift in (1, 2)]
     with pytest.raises(FedkdError, match=rf"{name} is not .*: it has 3 frames; allowed: one"):
-        files.images(pictures(Image.fromarray(GREY), name, save_all=True, append_images=more))
+        images(pictures(Image.fromarray(GREY), name, save_all=True, append_images=more))
 
 
 def test_the_first_picture_of_a_photograph_with_previews_counts(pictures):
@@ -140,7 +140,7 @@ def test_the_first_picture_of_a_photograph_with_previews_counts(pictures):
     folder = pictures(
         Image.fromarray(GREY), "0.jpg", format="MPO", save_all=True, append_images=more
     )
-    assert len(files.images(folder).train) == 3
+    assert len(images(folder).train) == 3
 
 
 UPRIGHT = {
@@ -172,7 +172,7 @@ def test_images_stand_upright_as_exif_has_it(tmp_path, orientation, name, levels
 
 
 def test_the_suffix_says_that_it_is_an_image_and_the_content_of_which_kind(pictures):
-    assert files.images(pictures(Image.fromarray(GREY), "0.png", format="BMP")).train.images.shape
+    assert images(pictures(Image.fromarray(GREY), "0.png", format="BMP")).train.images.shape
 
 
 # --- what is no image -----------------------------------------------------------------------
@@ -191,7 +191,7 @@ def test_the_suffix_says_that_it_is_an_image_and_the_content_of_which_kind(pictu
 )
 def test_what_is_no_image_is_named(pictures, content, reason):
     with pytest.raises(FedkdError, match=rf"a/0\.png is not a readable image: .*{reason}") as error:
-        files.images(pictures(content))
+        images(pictures(content))
     assert "\n" not in str(error.value)
 
 
@@ -200,7 +200,7 @@ def test_many_images_that_unpack_to_nothing_are_refused_before_they_are_decoded(
     for number in range(2, 10):
         (folder / "a" / f"{number}.png").write_bytes(png(9_000, 9_000, 8, 0, []))
     with pytest.raises(FedkdError, match=r"unpacks to 648 MB; allowed: 200 times its size"):
-        files.images(folder)
+        images(folder)
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "link to nothing"])
@@ -211,19 +211,19 @@ def test_pipes_and_devices_are_refused_by_name(pictures, kind):
     else:
         place.symlink_to("/dev/zero" if kind == "device" else "nowhere")
     with pytest.raises(FedkdError, match=r"a/0\.png is not a readable image"):
-        files.images(place.parent.parent)
+        images(place.parent.parent)
 
 
 def test_links_are_followed_unless_they_lead_round_in_circles(pictures):
     folder = pictures()
     (folder / "c").symlink_to(folder / "b")
     (folder / "a" / "0.png").symlink_to(folder / "b" / "1.png")
-    assert len(files.images(folder).train) == 4
+    assert len(images(folder).train) == 4
     for link in (folder / "a" / "again", folder / "a" / "deeper" / "again", folder / "again"):
         link.parent.mkdir(exist_ok=True)
         link.symlink_to(folder)
         with pytest.raises(FedkdError, match="is a link to a folder that it is in"):
-            files.images(folder)
+            images(folder)
         link.unlink()
 
 
@@ -237,7 +237,7 @@ def test_hidden_files_and_folders_are_passed_over(pictures):
         Image.fromarray(GREY[:2]).save(folder / name / "9.png")
     for name in ("a/._1.png", "a/.DS_Store", "b/Thumbs.db"):
         (folder / name).write_bytes(b"left behind")
-    data = files.images(folder)
+    data = images(folder)
     assert data.class_names == ("a", "b")
     assert len(data.train) == 2
     assert data.warnings == ()
@@ -247,7 +247,7 @@ def test_what_is_left_out_is_said(pictures):
     folder = pictures()
     (folder / "a" / "notes.txt").write_text("hello")
     Image.fromarray(GREY).save(folder / "overview.png")
-    (warning,) = files.images(folder).warnings
+    (warning,) = images(folder).warnings
     assert "2 file(s) that are no images of a class were left out" in warning
 
 
@@ -255,7 +255,7 @@ def test_classes_that_differ_by_case_alone_are_said(pictures):
     folder = pictures()
     (folder / "A").mkdir()
     Image.fromarray(GREY).save(folder / "A" / "1.png")
-    data = files.images(folder)
+    data = images(folder)
     assert data.class_names == ("A", "a", "b")
     assert "'A' and 'a' are two classes" in data.warnings[0]
 
@@ -265,11 +265,11 @@ def test_parts_are_not_taken_for_classes(tmp_path):
         (tmp_path / name).mkdir(parents=True)
         Image.fromarray(GREY).save(tmp_path / name / "1.png")
     with pytest.raises(FedkdError, match="train and val are names of parts and not of classes"):
-        files.images(tmp_path)
+        images(tmp_path)
     (tmp_path / "val").rename(tmp_path / "test")
-    assert files.images(tmp_path).class_names == ("a", "b")
+    assert images(tmp_path).class_names == ("a", "b")
     (tmp_path / "dev").mkdir()
-    assert "the folder 'dev' was left out" in files.images(tmp_path).warnings[0]
+    assert "the folder 'dev' was left out" in images(tmp_path).warnings[0]
 
 
 # --- without labels -------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fedkd.data import reading
-from fedkd.data.datasets import load_dataset
+from fedkd.data.loading import load_dataset
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
 

@@ -12,7 +12,7 @@ from torch import nn
 from fedkd import run
 from fedkd.engine import worker as module
 from fedkd.engine.worker import Worker
-from fedkd.privacy import measure
+from fedkd.lab import measure
 from fedkd.work import Assignment, CrossEntropy, Fit, Proximal, Soft
 
 REMEMBER = "engine.remember=true"

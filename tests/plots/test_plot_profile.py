@@ -4,7 +4,8 @@ import pytest
 from test_plot_gather import fake_run
 
 from fedkd.errors import FedkdError
-from fedkd.privacy.accounting import Release, gaussian_epsilon
+from fedkd.privacy.epsilons import gaussian_epsilon
+from fedkd.privacy.releases import Release
 from plots.profile import draw
 
 

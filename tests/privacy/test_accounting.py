@@ -13,20 +13,15 @@ from dp_accounting.rdp import RdpAccountant
 from scipy.special import logsumexp
 
 from fedkd.errors import FedkdError
-from fedkd.privacy import accounting
-from fedkd.privacy.accounting import (
-    PrivateSteps,
-    Release,
-    compose,
-    cost,
-    described,
-    gaussian_epsilon,
-    training_epsilon,
-    zcdp_epsilon,
-)
+from fedkd.experiment import ReleaseTable
+from fedkd.privacy import epsilons
+from fedkd.privacy.accounting import compose
+from fedkd.privacy.costs import cost, described
 from fedkd.privacy.dpsgd import DPSGD
+from fedkd.privacy.epsilons import PrivateSteps, gaussian_epsilon, training_epsilon, zcdp_epsilon
+from fedkd.privacy.releases import Release
 from fedkd.privacy.sensitivity import l1_sensitivity, l2_sensitivity
-from fedkd.sections import PrivateTraining, ReleaseTable
+from fedkd.sections import PrivateTraining
 
 DELTA = 1e-5
 SIZES = (64, 65)
@@ -529,7 +524,7 @@ def test_the_training_of_a_whole_group_of_records():
 def test_noise_too_small_for_a_grid_of_losses():
     steps = PrivateSteps(noise_multiplier=0.01, sample_rate=0.5, steps=10_000)
     assert training_epsilon([steps], DELTA) == gaussian_epsilon(1e4, DELTA)
-    assert gaussian_epsilon(1e4, DELTA) > accounting.PLD_LARGEST
+    assert gaussian_epsilon(1e4, DELTA) > epsilons.PLD_LARGEST
 
 
 @pytest.mark.parametrize(

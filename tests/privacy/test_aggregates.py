@@ -14,19 +14,14 @@ from fedkd import FedkdError, registry, run
 from fedkd.data.federated import load
 from fedkd.engine.inline import InlineGrid
 from fedkd.engine.worker import Worker
-from fedkd.privacy.accounting import (
-    SEES_ALL,
-    SEES_FUSED,
-    SEES_SUMS,
-    cost,
-    described,
-    gaussian_epsilon,
-)
+from fedkd.experiment import ReleaseTable
+from fedkd.privacy.accounting import SEES_ALL, SEES_FUSED, SEES_SUMS
+from fedkd.privacy.costs import cost, described
+from fedkd.privacy.epsilons import gaussian_epsilon
 from fedkd.privacy.guarantees import guarantees
 from fedkd.privacy.public import Public
 from fedkd.privacy.release import aggregate, release
 from fedkd.random import noise
-from fedkd.sections import ReleaseTable
 from fedkd.work import Fit, Predict, Samples
 from strategies.base import KnowledgeStrategy
 

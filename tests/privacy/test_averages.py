@@ -10,9 +10,11 @@ from dp_accounting.pld import PLDAccountant
 
 from fedkd import FedkdError, registry, run
 from fedkd.engine.worker import Worker
-from fedkd.privacy.accounting import SEES_ALL, SEES_AVERAGES, Release, gaussian_epsilon
+from fedkd.privacy.accounting import SEES_ALL, SEES_AVERAGES
 from fedkd.privacy.average import Averaging
+from fedkd.privacy.epsilons import gaussian_epsilon
 from fedkd.privacy.guarantees import guarantees
+from fedkd.privacy.releases import Release
 from fedkd.random import numpy_noise
 from fedkd.work import Predict
 from strategies.fedavg import FedAvg

@@ -5,14 +5,9 @@ import math
 import pytest
 
 from fedkd.experiment import Experiment
-from fedkd.privacy.accounting import (
-    PrivateSteps,
-    Release,
-    gaussian_epsilon,
-    gaussian_mu,
-    training_epsilon,
-)
+from fedkd.privacy.epsilons import PrivateSteps, gaussian_epsilon, gaussian_mu, training_epsilon
 from fedkd.privacy.guarantees import DELTAS, guarantees, profiles
+from fedkd.privacy.releases import Release
 
 GAUSSIAN = Release(1, 0, "Predict", "soft_labels", 5, "gaussian", scale=1.0, rho=0.5).to_dict()
 LAPLACE = Release(

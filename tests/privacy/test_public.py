@@ -10,8 +10,8 @@ from fedkd import FedkdError, run
 from fedkd.data.federated import load
 from fedkd.engine.worker import Worker
 from fedkd.privacy import public as module
-from fedkd.privacy.public import Public, candidates, check
-from fedkd.privacy.release import over_candidates
+from fedkd.privacy.candidates import candidates, over_candidates
+from fedkd.privacy.public import Public, check
 from fedkd.registry import load as find
 from fedkd.training import item_labels, predict
 from fedkd.work import CrossEntropy

@@ -11,18 +11,11 @@ from scipy import stats
 from fedkd import run
 from fedkd.distillation.targets import check_probabilities, entropy, onto_simplex
 from fedkd.engine.worker import Worker
+from fedkd.experiment import ReleaseTable
 from fedkd.privacy import release as module
+from fedkd.privacy.candidates import over_candidates, over_classes, possible
 from fedkd.privacy.public import Public
-from fedkd.privacy.release import (
-    matched_mixture,
-    over_candidates,
-    over_classes,
-    possible,
-    release,
-    sampled,
-    temperatures,
-)
-from fedkd.sections import ReleaseTable
+from fedkd.privacy.release import matched_mixture, release, sampled, temperatures
 from fedkd.work import Assignment, Fit, Predict, Samples
 
 ITEMS, CLASSES = 40, 6

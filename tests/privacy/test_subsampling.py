@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fedkd.data.partitions import stratified
-from fedkd.privacy.attacks import auc
+from fedkd.lab.rates import auc
 
 
 @pytest.mark.parametrize(("n", "k"), [(4, 1), (6, 2), (7, 5)])

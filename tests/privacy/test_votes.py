@@ -11,7 +11,8 @@ from scipy.integrate import simpson
 from scipy.special import logsumexp
 from scipy.stats import norm
 
-from fedkd.privacy.accounting import cost, gaussian_epsilon
+from fedkd.privacy.costs import cost
+from fedkd.privacy.epsilons import gaussian_epsilon
 from fedkd.privacy.votes import (
     ORDERS,
     data_dependent_rdp,

@@ -9,12 +9,14 @@ import pytest
 
 from fedkd import run as simulate
 from fedkd.experiment import Experiment
-from fedkd.privacy.accounting import NEIGHBOURS, Release, gaussian_epsilon
-from fedkd.privacy.attacks import audited_epsilon_from_exposure
+from fedkd.lab import attack as lab
+from fedkd.lab import gradients
+from fedkd.lab.bounds import audited_epsilon_from_exposure
+from fedkd.lab.gradients import Bound, GradientAudit, audit_gradients
+from fedkd.privacy.accounting import NEIGHBOURS
+from fedkd.privacy.epsilons import gaussian_epsilon
 from fedkd.privacy.guarantees import profiles
-from fedkd.privacy.lab import attack as lab
-from fedkd.privacy.lab import gradients
-from fedkd.privacy.lab.gradients import Bound, GradientAudit, audit_gradients
+from fedkd.privacy.releases import Release
 from fedkd.results import Run
 
 

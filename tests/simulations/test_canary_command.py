@@ -13,14 +13,15 @@ import texts
 from fedkd import lock
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
-from fedkd.privacy import exposure
-from fedkd.privacy.accounting import Release, gaussian_epsilon
-from fedkd.privacy.attacks import audited_epsilon, audited_epsilon_from_exposure
+from fedkd.exposures import NULL_MEAN, interval
+from fedkd.lab.bounds import audited_epsilon, audited_epsilon_from_exposure
+from fedkd.privacy.epsilons import gaussian_epsilon
+from fedkd.privacy.releases import Release
 from fedkd.results import PLACES, Run
 from simulations import arms, canary, jobs, leakage
 from simulations.shipped import experiment_text
 
-NULL = exposure.NULL_MEAN
+NULL = NULL_MEAN
 BITS = 8.0
 """Size of the space that made-up secrets are from."""
 
@@ -418,8 +419,8 @@ def test_means_and_intervals_are_over_secrets_by_the_model_that_they_share(tmp_p
     row = rows_of(made_up(tmp_path, "fkd", bits))["fkd"]
     assert (row.arm, row.what, row.seeds, row.repeats) == ("fkd", "plain", 1, 16)
     clients = [f"0 {n % 4}" for n in range(8)]
-    assert row.exposure["teacher"] == exposure.interval(STEADY, clients)
-    assert row.exposure["student"] == exposure.interval(STEADY, ["0"] * 8)
+    assert row.exposure["teacher"] == interval(STEADY, clients)
+    assert row.exposure["student"] == interval(STEADY, ["0"] * 8)
     assert row.exposure["student"].mean == 6.5
     assert set(row.exposure) == set(bits)
 
@@ -450,7 +451,7 @@ def test_utility_is_a_mean_over_seeds(tmp_path):
     ]
     row = rows_of(*runs)["fkd"]
     assert (row.seeds, row.utility_name) == (3, "perplexity")
-    assert row.utility == exposure.interval([90.0, 100.0, 110.0])
+    assert row.utility == interval([90.0, 100.0, 110.0])
     assert cells([row])["fkd"]["perplexity"] == "100.0 [75.2, 124.8]"
     alone = rows_of(runs[0])["fkd"]
     assert cells([alone])["fkd"]["perplexity"] == "90.0"

@@ -9,8 +9,8 @@ from fedkd import FedkdError, check, run
 from fedkd.caveats import LOCAL_TRAINING
 from fedkd.density import alike
 from fedkd.engine.worker import Worker
+from fedkd.lab.attack import attack
 from fedkd.privacy.guarantees import guarantee
-from fedkd.privacy.lab.attack import attack
 from fedkd.random import generator
 from fedkd.work import Assignment, Fit, Predict, Reply, Select
 from strategies.base import Replies

@@ -8,7 +8,7 @@ import torch
 from lines import measured
 
 from fedkd import Experiment, FedkdError, check, run
-from fedkd.data.federated import Task
+from fedkd.data.dataset import Task
 from fedkd.distillation.targets import entropy
 from fedkd.engine.inline import InlineGrid
 from fedkd.engine.worker import Worker

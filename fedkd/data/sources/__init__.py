@@ -1,0 +1,1 @@
+"""Where samples and texts come from: one file a source."""

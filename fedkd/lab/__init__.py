@@ -1,0 +1,1 @@
+"""What measures: how exposed planted secrets are, and what attacks on what clients send tell."""

@@ -1,0 +1,175 @@
+"""Exposure of a run's canaries by what passes between clients and server.
+
+The server's strategy shows everything that passes to a :class:`Watch`, which changes nothing of it
+but what :class:`fedkd.privacy.ledger.Ledger` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from fedkd.data.canaries.secrets import Canaries
+from fedkd.experiment import Experiment
+from fedkd.lab import measure
+from fedkd.privacy.ledger import Ledger, Line
+from fedkd.privacy.public import Public
+from fedkd.shapes import Shapes
+from fedkd.work import (
+    Assignment,
+    Predict,
+    Reply,
+)
+
+EXPOSURE = "measure_exposure"
+
+
+class ByLabels(NamedTuple):
+    """Exposure of every secret ``(S,)`` by labels, in bits, under two scores."""
+
+    exposure: Tensor
+    linear: Tensor
+
+
+class Watch(Ledger):
+    """A ledger that also measures exposure where that is due.
+
+    ``exposures`` holds the lines of the round that is under way.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        public: Public,
+        canaries: Canaries | None,
+        transfer: Tensor,
+        shapes: Shapes,
+    ) -> None:
+        super().__init__(experiment, public, shapes)
+        self.canaries, self.transfer = canaries, transfer
+        self.exposures: list[Line] = []
+        self._students: dict[int, Tensor] = {}
+
+    def begin(self, round: int) -> None:
+        """Begin a round with no lines."""
+        super().begin(round)
+        self.exposures, self._students = [], {}
+
+    def due(self, round: int) -> bool:
+        """Whether the exposure of planted secrets is measured in this round."""
+        every = self.experiment.canary.every
+        last = round == self.experiment.rounds
+        return self.canaries is not None and (last or bool(every and round % every == 0))
+
+    def lines(self) -> dict[str, list[Line]]:
+        """The lines of the round, by the name of their file, in an order of their own."""
+        found = super().lines()
+        if self._students:
+            self._everybody("student", dict(sorted(self._students.items())))
+        order = sorted(
+            self.exposures,
+            key=lambda e: (
+                e["place"],
+                -1 if e["observer"] is None else e["observer"],
+                e["secret"],
+            ),
+        )
+        return found | {"exposures": order}
+
+    def measured(self, assignment: Assignment, reply: Reply) -> None:
+        """Take the exposure by a client's student, and by the soft labels that it sent.
+
+        After local training the student is a teacher, measured on the client's own secrets; at the
+        end of the round it is measured on secrets that it was not trained on.
+        """
+        found = reply.values.pop(EXPOSURE, None)
+        if self.canaries is None or not isinstance(found, Tensor):
+            return
+        if assignment.phase != "learn":
+            self._students[reply.client] = found
+            return
+        own = self.canaries.held_by(reply.client)
+        self._note("teacher", reply.client, found, own)
+        for step in assignment.steps:
+            if not isinstance(step, Predict) or step.on != "transfer" or step.per != "sample":
+                continue
+            if step.key in reply.values:  # of a reply that was left out, it is not
+                labels = cast(Tensor, reply.values[step.key])
+                labels = labels.softmax(1) if step.output == "logits" else labels
+                self._note("released", reply.client, self._by_labels(labels), own)
+
+    def fused(self, labels: Mapping[int, Tensor]) -> None:
+        """Measure fused soft labels, by who gets them, on secrets that are not the receiver's.
+
+        Labels that all receive alike are measured once, on all secrets.
+        """
+        if self.canaries is None or not labels:
+            return
+        first = next(iter(labels.values()))
+        if all(same(first, given) for given in labels.values()):
+            self._everybody("fused", dict.fromkeys(labels, self._by_labels(first)))
+        else:
+            self._everybody("fused", {n: self._by_labels(given) for n, given in labels.items()})
+
+    def _everybody(self, place: str, found: Mapping[int, Tensor | ByLabels | None]) -> None:
+        """Note what several clients have, on all secrets if it is the same, else on the others'."""
+        assert self.canaries is not None
+        first = next(iter(found.values()))
+        if all(exposure is first or _equal(exposure, first) for exposure in found.values()):
+            self._note(place, None, first, range(self.canaries.count))
+            return
+        for client, exposure in found.items():
+            self._note(place, client, exposure, self._others(client))
+
+    def _by_labels(self, labels: Tensor) -> ByLabels | None:
+        assert self.canaries is not None
+        if not bool(torch.isfinite(labels).all()):
+            return None
+        table, among = self.experiment.canary, self.public.among
+        given = (self.canaries, labels, self.transfer, table, among, self.classes)
+        exposure = measure.by_labels(*given)
+        linear = None if exposure is None else measure.by_labels(*given, linear=True)
+        return None if exposure is None or linear is None else ByLabels(exposure, linear)
+
+    def _others(self, client: int) -> list[int]:
+        assert self.canaries is not None
+        own = set(self.canaries.held_by(client))
+        return [secret for secret in range(self.canaries.count) if secret not in own]
+
+    def _note(
+        self,
+        place: str,
+        observer: int | None,
+        found: Tensor | ByLabels | None,
+        secrets: Iterable[int],
+    ) -> None:
+        if found is None or self.canaries is None:
+            return
+        scores = {"exposure": found} if isinstance(found, Tensor) else found._asdict()
+        for secret in secrets:
+            line = {
+                "round": self._round,
+                "place": place,
+                "observer": observer,
+                "secret": secret,
+                "repeats": int(self.canaries.repeats[secret]),
+                "holders": list(self.canaries.holders[secret]),
+            }
+            bits = {name: float(each[secret]) for name, each in scores.items()}
+            self.exposures.append(line | bits)
+
+
+def _equal(one: Tensor | ByLabels | None, other: Tensor | ByLabels | None) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, ByLabels) and isinstance(other, ByLabels):
+        return all(map(torch.equal, one, other))
+    return False
+
+
+def same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are the same memory."""
+    return one.data_ptr() == other.data_ptr() and one.shape == other.shape

@@ -1,1 +1,0 @@
-"""Attacks on an experiment: what its clients send tells about their data."""
