@@ -42,8 +42,16 @@ def fingerprint(values: Tensor | None) -> str:
 
 
 def source(module: ModuleType) -> str:
-    """A digest of a module's source: what was computed by another one is not remembered."""
-    return hashlib.blake2b(Path(str(module.__file__)).read_bytes(), digest_size=16).hexdigest()
+    """A digest of a module's source: what was computed by another one is not remembered.
+
+    That of a package is of all modules in its folder.
+    """
+    file = Path(str(module.__file__))
+    files = sorted(file.parent.glob("*.py")) if hasattr(module, "__path__") else [file]
+    found = hashlib.blake2b(digest_size=16)
+    for each in files:
+        found.update(each.read_bytes())
+    return found.hexdigest()
 
 
 def described(student: nn.Module) -> str:
