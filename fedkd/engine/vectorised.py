@@ -24,19 +24,12 @@ from fedkd.engine.stack import Stack
 from fedkd.engine.worker import Session, Worker
 from fedkd.experiment import TrainingTable
 from fedkd.random import generator
-from fedkd.training import (
-    Batch,
-    Batches,
-    Loss,
-    Optimiser,
-    check_learning,
-    descend,
-    learning_names,
-    quality,
-    set_modes,
-    source_of,
-    take,
-)
+from fedkd.training.batches import Batch, Batches
+from fedkd.training.inference import quality
+from fedkd.training.items import take
+from fedkd.training.loop import Optimiser, descend
+from fedkd.training.losses import Loss, source_of
+from fedkd.training.student import check_learning, learning_names, set_modes
 from fedkd.work import (
     Assignment,
     Evaluate,
