@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from fedkd import folder as disk
 from fedkd import lock, registry
 from fedkd.caveats import caveats, gathered, marked
+from fedkd.checks import check
 from fedkd.errors import FedkdError, nearest
 from fedkd.escaping import markdown as in_markdown
 from fedkd.experiment import Experiment, changed
@@ -32,7 +33,6 @@ from fedkd.results import (
     utility,
     utility_name,
 )
-from fedkd.run import check
 from simulations.jobs import Job, grouped, most, outcomes
 
 if TYPE_CHECKING:

@@ -28,10 +28,9 @@ from fedkd.errors import FedkdError, FedkdWarning, nearest, shown
 from fedkd.escaping import plain
 from fedkd.experiment import MOST_PROCESSES, Experiment
 from fedkd.interrupt import exit_code, interruptible
-from fedkd.observers import Observers, TensorBoard
+from fedkd.observers import Observer, Observers, TensorBoard
 from fedkd.results import CHECKPOINT, PLACES, Run, readable
 from fedkd.results import exposure as exposure_at
-from fedkd.run import Observer
 from fedkd.run import run as simulate
 from simulations.failures import DEBUG, ended
 from simulations.shipped import read_experiment, shipped
