@@ -13,15 +13,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from functools import cache
 from textwrap import shorten
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from fedkd.data.cache import folder
+from fedkd.data.federated import FederatedData
 from fedkd.engine.stack import Stack, dense
 from fedkd.errors import FedkdError
+from fedkd.experiment import Experiment
 from fedkd.privacy.dpsgd import sees_private
 from fedkd.privacy.release import applies
 from fedkd.students import named_blocks
@@ -32,15 +34,12 @@ from fedkd.work import (
     CrossEntropy,
     Evaluate,
     Fit,
-    Hold,
     Predict,
     Represent,
     Samples,
+    Source,
     Step,
 )
-
-if TYPE_CHECKING:
-    from fedkd.engine.worker import Worker
 
 LIMITS = {
     "cpu": {"dense": {"fit": 256, "forward": 128}, "other": {"fit": 0, "forward": 0}},
@@ -69,23 +68,45 @@ DIFFERENCE = 1e-3
 """Of the largest value: how far a cohort's outputs and gradients may be from a loop's."""
 
 
-def groups(worker: Worker, assignments: Sequence[Assignment]) -> list[list[Assignment]]:
+class Facts(Protocol):
+    """What the rule asks of whoever has clients, such as a worker."""
+
+    experiment: Experiment
+    data: FederatedData
+    device: torch.device
+    limits: dict[str, dict[str, dict[str, int]]]
+    """Rows of a batch up to which cohorts are faster, as :data:`LIMITS` has them."""
+
+    def rows(self, client: int, on: Source) -> int:
+        """How many samples ``on`` means for ``client``."""
+
+    def architecture(self, assignment: Assignment, student: str) -> str:
+        """The architecture of a client's student, which the assignment may make it hold."""
+
+    def kind(self, architecture: str) -> Kind:
+        """What the rule asks of students of this architecture."""
+
+    def alone(self, architecture: str) -> Alone:
+        """Why students of this architecture cannot be in a cohort."""
+
+
+def groups(facts: Facts, assignments: Sequence[Assignment]) -> list[list[Assignment]]:
     """The assignments that are performed together, in the order of their first ones."""
-    if worker.experiment.engine.cohort == "off":
+    if facts.experiment.engine.cohort == "off":
         return [[assignment] for assignment in assignments]
     found: dict[Any, list[list[Assignment]]] = {}
     ordered: list[list[Assignment]] = []
     shapes: dict[int, Any] = {}  # of steps, which several assignments may hold
     for assignment in assignments:
-        chosen = decisions(worker, assignment)
+        chosen = decisions(facts, assignment)
         alike = None
         if any(chosen):
             for steps in (assignment.steps, assignment.trial):
                 if id(steps) not in shapes:
                     shapes[id(steps)] = _shape(steps)
-            alike = _alike(worker, assignment, chosen, shapes)
+            alike = _alike(facts, assignment, chosen, shapes)
         known = found.setdefault(alike, [])
-        most = worker.kind(worker.experiment.architecture(assignment.client)).most
+        most = facts.kind(facts.experiment.architecture(assignment.client)).most
         if not any(chosen) or not known or len(known[-1]) >= most:
             known.append([])
             ordered.append(known[-1])
@@ -93,24 +114,22 @@ def groups(worker: Worker, assignments: Sequence[Assignment]) -> list[list[Assig
     return ordered
 
 
-def decisions(worker: Worker, assignment: Assignment) -> tuple[bool, ...]:
+def decisions(facts: Facts, assignment: Assignment) -> tuple[bool, ...]:
     """For each step, then each step of the trial: whether it is done in a cohort."""
-    if worker.experiment.engine.cohort == "off":
+    if facts.experiment.engine.cohort == "off":
         return ()
-    return tuple(
-        cohort(worker, assignment, step) for step in (*assignment.steps, *assignment.trial)
-    )
+    return tuple(cohort(facts, assignment, step) for step in (*assignment.steps, *assignment.trial))
 
 
-def cohort(worker: Worker, assignment: Assignment, step: Step) -> bool:
+def cohort(facts: Facts, assignment: Assignment, step: Step) -> bool:
     """Whether ``step`` of ``assignment`` is done in a cohort.
 
     Never where it cannot be: text, whose recurrent layers torch does not batch over students; a
     student for which :func:`alone` has a reason; DP-SGD; a release policy, which works on one
     client's labels; what ``engine.remember`` remembers.
     """
-    experiment = worker.experiment
-    if experiment.engine.cohort == "off" or worker.data.task.tokens:
+    experiment = facts.experiment
+    if experiment.engine.cohort == "off" or facts.data.task.tokens:
         return False
     if not isinstance(step, Fit | Predict | Represent | Evaluate):
         return False
@@ -123,55 +142,42 @@ def cohort(worker: Worker, assignment: Assignment, step: Step) -> bool:
             return False
     if applies(step, experiment.release):
         return False
-    model = architecture(worker, assignment, step.student)
+    model = facts.architecture(assignment, step.student)
     what = "fit" if isinstance(step, Fit) else "forward"
     if experiment.engine.cohort == "auto":
-        rows = worker.rows(assignment.client, step.on)
+        rows = facts.rows(assignment.client, step.on)
         if isinstance(step, Fit):
             rows = min(rows, experiment.training.batch_size)
-        if rows > limit(worker, model, what):
+        if rows > limit(facts, model, what):
             return False
-    return not getattr(worker.alone(model), what)
+    return not getattr(facts.alone(model), what)
 
 
-def limit(worker: Worker, architecture: str, what: str) -> int:
+def limit(facts: Facts, architecture: str, what: str) -> int:
     """Rows of a batch up to which ``auto`` has a cohort ``fit``, or go ``forward``."""
-    kind = "dense" if worker.kind(architecture).dense else "other"
-    return worker.limits.get(worker.device.type, LIMITS["cpu"])[kind][what]
+    kind = "dense" if facts.kind(architecture).dense else "other"
+    return facts.limits.get(facts.device.type, LIMITS["cpu"])[kind][what]
 
 
-def note(worker: Worker) -> str:
+def note(facts: Facts) -> str:
     """Which students go client by client though ``engine.cohort`` has cohorts, and why: a line.
 
     Empty where there are none, and where cohorts would not be faster in any case.
     """
-    how, found = worker.experiment.engine.cohort, []
+    how, found = facts.experiment.engine.cohort, []
     if how == "off":
         return ""
-    if worker.data.task.tokens:
+    if facts.data.task.tokens:
         return "client by client: text" if how == "on" else ""
-    for model in dict.fromkeys(worker.experiment.student.models):
-        wanted = [what for what in WORDS if how == "on" or limit(worker, model, what)]
-        reasons = {what: getattr(worker.alone(model), what) for what in wanted}
+    for model in dict.fromkeys(facts.experiment.student.models):
+        wanted = [what for what in WORDS if how == "on" or limit(facts, model, what)]
+        reasons = {what: getattr(facts.alone(model), what) for what in wanted}
         reasons = {what: reason for what, reason in reasons.items() if reason}
         if len({*reasons.values()}) == 1 and len(reasons) == len(WORDS):
             found.append(f"{model} client by client: {reasons['fit']}")
         else:
             found += [f"{model} {WORDS[what]}: {reason}" for what, reason in reasons.items()]
     return "; ".join(found)
-
-
-def architecture(worker: Worker, assignment: Assignment, student: str) -> str:
-    """The architecture of a client's student, which the assignment itself may make it hold."""
-    own = worker.experiment.architecture(assignment.client)
-    if student == "own":
-        return own
-    if (key := worker.key(assignment.client, student)) is not None:
-        return key.partition(":")[2] or own
-    for step in (*assignment.steps, *assignment.trial):
-        if isinstance(step, Hold) and step.student == student:
-            return step.model or own
-    return own
 
 
 @cache
@@ -358,11 +364,11 @@ def kind_of(student: nn.Sequential, device: str) -> Kind:
 
 
 def _alike(
-    worker: Worker, assignment: Assignment, chosen: tuple[bool, ...], shapes: Mapping[int, Any]
+    facts: Facts, assignment: Assignment, chosen: tuple[bool, ...], shapes: Mapping[int, Any]
 ) -> Any:
     """What assignments have in common that can be performed as one."""
     names = {getattr(step, "student", "own") for step in (*assignment.steps, *assignment.trial)}
-    models = tuple(architecture(worker, assignment, name) for name in sorted(names))
+    models = tuple(facts.architecture(assignment, name) for name in sorted(names))
     steps = shapes[id(assignment.steps)], shapes[id(assignment.trial)]
     return models, chosen, assignment.round, assignment.phase, steps
 

@@ -105,14 +105,14 @@ class Cohort:
                 name: torch.stack([state[name] for state in states]).to(device)
                 for name in states[0]
             }
-            architecture = rule.architecture(worker, self.sessions[0].assignment, student)
+            architecture = worker.architecture(self.sessions[0].assignment, student)
             self._stacks[student] = Stack(worker.template(architecture), tensors)
         return self._stacks[student]
 
     def _load(self, steps: tuple[Load, ...]) -> bool:
         """Take in parameters that all get and that are the whole student: without looking at it."""
         first, (student, shared) = steps[0], (steps[0].student, steps[0].parameters)
-        architecture = rule.architecture(self.worker, self.sessions[0].assignment, student)
+        architecture = self.worker.architecture(self.sessions[0].assignment, student)
         template = self.worker.template(architecture)
         wanted = {name: tensor.shape for name, tensor in template.state_dict().items()}
         given = {name: tensor.shape for name, tensor in shared.items()}

@@ -313,6 +313,18 @@ class Worker:
         names = self.state(client)
         return next((name for name in names if name.partition(":")[0] == student), None)
 
+    def architecture(self, assignment: Assignment, student: str) -> str:
+        """The architecture of a client's student, which the assignment itself may make it hold."""
+        own = self.experiment.architecture(assignment.client)
+        if student == "own":
+            return own
+        if (key := self.key(assignment.client, student)) is not None:
+            return key.partition(":")[2] or own
+        for step in (*assignment.steps, *assignment.trial):
+            if isinstance(step, Hold) and step.student == student:
+                return step.model or own
+        return own
+
     def keep(self, client: int, student: str, tensors: Parameters) -> None:
         """Make these the client's own: new tensors, as a checkpoint may yet need those before."""
         if client not in self.states and student == "own":  # what it began with is of no use
@@ -570,7 +582,7 @@ class Session:
 
     def architecture(self, name: str) -> str:
         """The architecture of the client's student of this name."""
-        return rule.architecture(self.worker, self.assignment, name)
+        return self.worker.architecture(self.assignment, name)
 
     def wrote(self, name: str) -> None:
         """Note that the student of this name is no longer as it was."""
