@@ -21,6 +21,7 @@ from fedkd.data.federated import FederatedData, load
 from fedkd.density import alike
 from fedkd.distillation.objectives import SMALLEST
 from fedkd.engine import rule
+from fedkd.engine.alone import Alone, alone
 from fedkd.errors import FedkdError, summary_of
 from fedkd.experiment import Experiment
 from fedkd.privacy import exposure, measure
@@ -113,7 +114,7 @@ class Worker:
         # Of each architecture: its layers and shapes, and tensors that no state_dict has.
         self._built: dict[str, tuple[object, Parameters]] = {}
         self._probes: dict[str, Probe] = {}
-        self._alone: dict[str, rule.Alone] = {}
+        self._alone: dict[str, Alone] = {}
         self._warnings: list[str] = []  # that no reply has taken along yet
         self._sizes = self.data.sizes().tolist()
         self._exposures: dict[int, Tensor] = {}  # of the student measured last
@@ -400,16 +401,16 @@ class Worker:
                 )
         return self._probes[architecture]
 
-    def alone(self, architecture: str) -> rule.Alone:
+    def alone(self, architecture: str) -> Alone:
         """Why students of this architecture cannot be in a cohort."""
         if architecture not in self._alone:
             found = self.probe(architecture)
             student, inputs = self.template(architecture), self._made_up()
             with exactly(self.device):
-                alone = self._alone[architecture] = rule.alone(student, found, inputs)
-            if alone.differs:
+                why = self._alone[architecture] = alone(student, found, inputs)
+            if why.differs:
                 self._warnings.append(
-                    f"student {architecture!r} goes client by client: {alone.differs}"
+                    f"student {architecture!r} goes client by client: {why.differs}"
                 )
         return self._alone[architecture]
 
