@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fedkd import students
 from fedkd.data.federated import Task
-from fedkd.engine.worker import device
+from fedkd.engine.devices import device
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
 from fedkd.privacy.public import Public

@@ -18,7 +18,7 @@ from flwr.serverapp import Grid
 from fedkd.work import Assignment, Codec, Reply, decode
 
 if TYPE_CHECKING:
-    from fedkd.engine.worker import State
+    from fedkd.engine.clients import State
 
 SERVER = -1
 Answered = Callable[[], None]

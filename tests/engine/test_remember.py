@@ -10,7 +10,7 @@ from lines import measured
 from torch import nn
 
 from fedkd import run
-from fedkd.engine import worker as module
+from fedkd.engine import session as module
 from fedkd.engine.worker import Worker
 from fedkd.privacy import measure
 from fedkd.work import Assignment, CrossEntropy, Fit, Proximal, Soft
