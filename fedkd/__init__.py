@@ -3,10 +3,12 @@
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
+from fedkd.checks import check
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
+from fedkd.observers import Observer
 from fedkd.results import Run
-from fedkd.run import Observer, check, run
+from fedkd.run import run
 
 if TYPE_CHECKING:
     from fedkd.frames import load_rounds, load_runs

@@ -20,7 +20,8 @@ from fedkd.errors import CheckpointError, FedkdError
 from fedkd.records import CHECKPOINT, LINES, ROUNDS
 
 if TYPE_CHECKING:
-    from fedkd.engine.worker import State, Worker
+    from fedkd.engine.clients import State
+    from fedkd.engine.worker import Worker
 
 KEPT = 2
 ASIDE = "unreadable-"

@@ -1,4 +1,4 @@
-"""Observers to use as they are: TensorBoard, and several observers as one."""
+"""Observers are told what happens while a run goes on; TensorBoard, and several as one."""
 
 from __future__ import annotations
 
@@ -12,13 +12,31 @@ from typing import TYPE_CHECKING, Any
 from fedkd.errors import FedkdError
 from fedkd.folder import reason
 from fedkd.results import Run
-from fedkd.run import Observer
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 MEASURED = ("own_", "common_")
 """How names of what is measured begin, on clients' own test split and on the common one."""
+
+
+class Observer:
+    """Told what happens while a run goes on; every method does nothing unless overridden."""
+
+    def started(self, run: Run, first_round: int, rounds: int, plan: str) -> None:
+        """Rounds are about to begin; ``plan`` says in a line what runs where."""
+
+    def clients_done(self, round: int, done: int, total: int, phase: str) -> None:
+        """``done`` of the ``total`` clients at work in this phase have replied."""
+
+    def round_done(self, line: dict[str, Any]) -> None:
+        """A round has ended, with this line in ``rounds.jsonl``."""
+
+    def warned(self, message: str) -> None:
+        """Something a person should act on."""
+
+    def finished_before(self, run: Run) -> None:
+        """The folder holds this run, finished: it is given back, and nothing else happens."""
 
 
 class Observers(Observer):

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from fedkd import students
-from fedkd.data.dataset import Task
-from fedkd.engine.worker import device
-from fedkd.errors import FedkdError, about
+from fedkd.data.federated import Task
+from fedkd.engine.devices import device
+from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
 from fedkd.privacy.public import Public
 from fedkd.random import generator, key
+from fedkd.steps import about
 from fedkd.terms import check_server_fit
 from fedkd.training import BatchOfOne, fit, predict
 from fedkd.work import Fit, Parameters, Samples, Term

@@ -1,13 +1,12 @@
 """A run that is told to end ends once, and writes what it has, however often it is told."""
 
-import importlib
 import signal
 from pathlib import Path
 
 import pytest
 from lines import measured
 
-from fedkd import Observer, run
+from fedkd import Observer, run, serving
 from fedkd.checkpoint import files
 from fedkd.interrupt import Interrupted, exit_code, interruptible
 
@@ -50,7 +49,7 @@ def test_a_signal_counts_again_where_the_first_one_was_lost(monkeypatch):
 @pytest.mark.parametrize("second", TERMINAL)
 def test_a_run_that_is_told_twice_has_its_checkpoint(small, monkeypatch, second):
     """The second signal comes on the way from the first one to the checkpoint."""
-    keeping = importlib.import_module("fedkd.run")._Keeping
+    keeping = serving._Keeping
     leave = keeping.__exit__
 
     def leave_disturbed(self, *error):

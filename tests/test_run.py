@@ -739,6 +739,6 @@ def test_fit_is_the_loop_that_runs_learn(small, monkeypatch, tmp_path):
         calls.append(1)
         return fit(*args, **kwargs)
 
-    monkeypatch.setattr("fedkd.engine.worker.fit", counting)
+    monkeypatch.setattr("fedkd.engine.session.fit", counting)
     run(small("strategy.name=local", "rounds=3", "engine.cohort=off"), tmp_path / "run")
     assert len(calls) == 3 * 4

@@ -123,7 +123,7 @@ def test_logits_are_a_row_for_each_token_row_after_row(text):
 
 def test_prediction_does_not_depend_on_how_it_is_cut_into_pieces(text, monkeypatch):
     whole, found = predict(student(), text.inputs), evaluate(student(), text)
-    monkeypatch.setattr("fedkd.training.EVALUATION_TOKENS", 3 * CONTEXT)
+    monkeypatch.setattr("fedkd.training.inference.EVALUATION_TOKENS", 3 * CONTEXT)
     assert torch.allclose(predict(student(), text.inputs), whole, atol=1e-6)
     pieces = evaluate(student(), text)
     assert all(pieces[key] == pytest.approx(value, rel=1e-5) for key, value in found.items())

@@ -20,6 +20,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from fedkd import registry
+from fedkd.checks import check
 from fedkd.client import client_app
 from fedkd.data.federated import load
 from fedkd.engine import plan, rule
@@ -28,8 +29,9 @@ from fedkd.engine.temporary import TemporaryFolder
 from fedkd.engine.worker import Worker
 from fedkd.errors import FedkdError, FedkdWarning
 from fedkd.experiment import Experiment
+from fedkd.observers import Observer
 from fedkd.results import Run
-from fedkd.run import Observer, check, serve
+from fedkd.serving import serve
 from fedkd.students import float32_by_default
 
 WRONG_INPUT = "fedkd: wrong input: "

@@ -19,7 +19,7 @@ from fedkd.codec import Codec, decode
 from fedkd.work import Assignment, Reply
 
 if TYPE_CHECKING:
-    from fedkd.engine.worker import State
+    from fedkd.engine.clients import State
 
 SERVER = -1
 Answered = Callable[[], None]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from fedkd.engine.clients import State
 from fedkd.engine.host import Answered, Host, HostGrid
-from fedkd.engine.worker import State, Worker
+from fedkd.engine.worker import Worker
 from fedkd.work import Assignment, Reply
 
 

@@ -22,9 +22,10 @@ from typing import Any, ClassVar, NoReturn
 
 import torch
 
+from fedkd.engine.clients import State
 from fedkd.engine.host import Answered, Host
 from fedkd.engine.payload import Payload, unpack
-from fedkd.engine.worker import Care, State, Worker
+from fedkd.engine.worker import Care, Worker
 from fedkd.errors import FedkdError, summary_of
 from fedkd.experiment import Experiment
 from fedkd.work import Assignment, Fit, Hold, Load, Reply

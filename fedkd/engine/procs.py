@@ -14,9 +14,10 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 
 from fedkd.engine.blocks import NAMELESS, Block, Window
+from fedkd.engine.clients import State
 from fedkd.engine.payload import Payload
 from fedkd.engine.pool import Done, Event, Lost, Pool
-from fedkd.engine.worker import Care, State
+from fedkd.engine.worker import Care
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
 from fedkd.interrupt import interrupts_held_back

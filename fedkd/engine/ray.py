@@ -25,6 +25,7 @@ os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died|killed due to 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from fedkd.engine.clients import State
 from fedkd.engine.payload import Payload
 from fedkd.engine.pool import (
     Done,
@@ -37,7 +38,7 @@ from fedkd.engine.pool import (
     serve_work,
 )
 from fedkd.engine.temporary import TemporaryFolder
-from fedkd.engine.worker import Care, State, Worker
+from fedkd.engine.worker import Care, Worker
 from fedkd.errors import FedkdError, blamed
 from fedkd.experiment import Experiment
 from fedkd.interrupt import interrupts_held_back

@@ -1,10 +1,6 @@
-"""Cohorts: clients that do the same steps with the same student, as one batched computation.
+"""The training loop of a stack: students of several clients, as one batched computation.
 
-Their students are a *stack*: every parameter and buffer is ``(n, ...)``. Fully connected blocks are
-batched products, written by hand; any other block goes through ``torch.vmap``. Clients may have
-different numbers of samples and steps: a batch is filled up with rows that count nowhere, and who
-has done its steps leaves the stack. What a client computes is what it would compute alone, up to
-the order in which floats are summed.
+A batch is filled up with rows that count nowhere, and who has done its steps leaves the stack.
 """
 
 from __future__ import annotations
@@ -18,243 +14,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from fedkd import optimisers, students
-from fedkd.engine import rule
+from fedkd import optimisers
 from fedkd.engine.stack import Stack
-from fedkd.engine.worker import Session, Worker
-from fedkd.random import generator
-from fedkd.sections import TrainingTable
-from fedkd.training import (
-    Batch,
-    Batches,
-    Loss,
-    Optimiser,
-    check_learning,
-    descend,
-    learning_names,
-    quality,
-    set_modes,
-    source_of,
-    take,
-)
-from fedkd.work import (
-    Assignment,
-    Evaluate,
-    Fit,
-    Head,
-    Load,
-    Parameters,
-    Predict,
-    Proximal,
-    Represent,
-    Samples,
-    Share,
-    Step,
-    Term,
-)
-
-CONTIGUOUS = torch.contiguous_format
-ROWS = 4096
-"""Rows of all students together that a forward pass takes at a time."""
-
-
-class Cohort:
-    """Assignments with the same steps, at work together: a session for each, and their stacks."""
-
-    def __init__(self, worker: Worker, assignments: Sequence[Assignment]) -> None:
-        self.worker = worker
-        self.sessions = [
-            _Member(worker, assignment, self, place) for place, assignment in enumerate(assignments)
-        ]
-        decided = rule.decisions(worker, assignments[0])
-        self._decided = {
-            id(step): together
-            for assignment in assignments
-            for step, together in zip((*assignment.steps, *assignment.trial), decided, strict=True)
-        }
-        self._stacks: dict[str, Stack] = {}
-
-    def do(self, steps: tuple[Step, ...], phase: str) -> None:
-        """Do one step of each, together if the rule says so."""
-        first, together = steps[0], self._decided[id(steps[0])]
-        if isinstance(first, Load) and self._load(cast(tuple[Load, ...], steps)):
-            return
-        if not together:
-            for session, step in zip(self.sessions, steps, strict=True):
-                session.do(step, phase)
-            return
-        if isinstance(first, Fit):
-            self._fit(cast(tuple[Fit, ...], steps), phase)
-        elif isinstance(first, Represent):
-            given = self._forward(steps, first.cut)
-            for session, (held, logits) in zip(self.sessions, given, strict=True):
-                session.represented(first, held, logits)
-        elif isinstance(first, Predict):
-            for session, (_, logits) in zip(self.sessions, self._forward(steps), strict=True):
-                session.predicted(first, logits)
-        elif isinstance(first, Evaluate):
-            for session, (_, logits) in zip(self.sessions, self._forward(steps), strict=True):
-                labels = session.samples(first.on).labels
-                if labels is not None and len(labels):
-                    session.evaluated(first, quality(logits, labels))
-        for session in self.sessions:
-            on = getattr(first, "on", "")
-            name = f"{type(first).__name__} {on if isinstance(on, str) else 'samples'}"
-            session.metrics[f"cohort {name}"] = 1.0
-
-    def stack(self, student: str) -> Stack:
-        """The sessions' students of this name."""
-        if student not in self._stacks:
-            worker, device = self.worker, self.worker.device
-            clients = [session.assignment.client for session in self.sessions]
-            states = [worker.parameters(client, student) for client in clients]
-            tensors = {
-                name: torch.stack([state[name] for state in states]).to(device)
-                for name in states[0]
-            }
-            architecture = rule.architecture(worker, self.sessions[0].assignment, student)
-            self._stacks[student] = Stack(worker.template(architecture), tensors)
-        return self._stacks[student]
-
-    def _load(self, steps: tuple[Load, ...]) -> bool:
-        """Take in parameters that all get and that are the whole student: without looking at it."""
-        first, (student, shared) = steps[0], (steps[0].student, steps[0].parameters)
-        architecture = rule.architecture(self.worker, self.sessions[0].assignment, student)
-        template = self.worker.template(architecture)
-        wanted = {name: tensor.shape for name, tensor in template.state_dict().items()}
-        given = {name: tensor.shape for name, tensor in shared.items()}
-        if first.part or given != wanted or any(step.parameters is not shared for step in steps):
-            return False
-        count, device = len(steps), self.worker.device
-        tensors = {
-            name: tensor.to(device).expand(count, *tensor.shape).clone(memory_format=CONTIGUOUS)
-            for name, tensor in shared.items()
-        }
-        self._stacks[student] = Stack(template, tensors)
-        for session in self.sessions:
-            session.changed.add(student)
-        return True
-
-    # --- forward ----------------------------------------------------------------------------
-
-    def _forward(self, steps: Sequence[Any], cut: str | None = None) -> list[tuple[Tensor, Tensor]]:
-        """Of each session: representations ``(K, ...)`` at ``cut``, if any, and logits ``(K, C)``.
-
-        Without a cut, the logits twice.
-        """
-        sources = self._sources([step.on for step in steps])
-        stack = self.stack(steps[0].student)
-        if cut is not None:
-            students.cut_index(stack.module, cut)  # refuses one that is not there
-        counts = [len(samples.inputs) for samples in sources]
-        shared = all(samples is sources[0] for samples in sources)
-        each = max(1, ROWS // len(sources))
-        held_pieces, logit_pieces = [], []
-        with torch.inference_mode():
-            stack.module.eval()
-            for start in range(0, max(counts), each):
-                if shared:
-                    inputs = sources[0].inputs[start : start + each]
-                    inputs = inputs.expand(len(sources), *inputs.shape)
-                else:
-                    inputs = torch.stack(
-                        [
-                            _filled(
-                                samples.inputs[start : start + each], min(each, max(counts) - start)
-                            )
-                            for samples in sources
-                        ]
-                    )
-                if not stack.dense:  # a layer may write into what it is given
-                    inputs = inputs.clone()
-                at, last = stack.forward(stack.tensors, inputs, {cut} if cut else set())
-                logit_pieces.append(last.float())
-                held_pieces.append(at[cut].float() if cut else logit_pieces[-1])
-            whole, given = torch.cat(held_pieces, 1), torch.cat(logit_pieces, 1)
-        logits = [given[place, :count].clone() for place, count in enumerate(counts)]
-        if cut is None:
-            return list(zip(logits, logits, strict=True))
-        held = [whole[place, :count].clone() for place, count in enumerate(counts)]
-        return list(zip(held, logits, strict=True))
-
-    def _sources(self, wanted: Sequence[Any]) -> list[Samples]:
-        """Each session's samples; one object where they are everybody's."""
-        if wanted[0] in ("common", "transfer"):
-            return [self.sessions[0].samples(wanted[0])] * len(self.sessions)
-        if isinstance(wanted[0], str):
-            clients = [session.assignment.client for session in self.sessions]
-            return self.worker.together(wanted[0], clients)
-        return [session.samples(on) for session, on in zip(self.sessions, wanted, strict=True)]
-
-    # --- fit --------------------------------------------------------------------------------
-
-    def _fit(self, steps: tuple[Fit, ...], phase: str) -> None:
-        worker, first = self.worker, steps[0]
-        training = worker.experiment.training
-        sources = self._sources([step.on for step in steps])
-        draws = [
-            generator(worker.experiment.seed, "fit", *session.draw(step, phase))
-            for session, step in zip(self.sessions, steps, strict=True)
-        ]
-        terms = []
-        for session, step, samples in zip(self.sessions, steps, sources, strict=True):
-            terms.append([session.resolved(term, samples) for term in step.terms])
-        others = {
-            on: self._sources([on] * len(steps))
-            for term in terms[0]
-            if (on := source_of(term)) is not None
-        }
-        stack = self.stack(first.student)
-        stack.own()
-        first = replace(first, part=first.part or training.part)
-        lost = fit(stack, sources, terms, training, draws, first, others, worker.augment)
-        for session, loss in zip(self.sessions, lost, strict=True):
-            session.changed.add(first.student)
-            session.metrics[first.key] = loss
-
-
-class _Member(Session):
-    """A session whose students are in the stacks of its cohort."""
-
-    def __init__(self, worker: Worker, assignment: Assignment, cohort: Cohort, place: int) -> None:
-        super().__init__(worker, assignment)
-        self.cohort, self.place = cohort, place
-
-    def student(self, name: str) -> nn.Sequential:
-        """The client's student, taken out of the stack; valid until the next call."""
-        stack = self.cohort.stack(name)
-        client = self.assignment.client
-        if name not in self.students:
-            self.worker.probe(self.architecture(name))
-            self.students[name] = self.worker.module(client, name)
-        module = self.students[name]
-        with torch.no_grad():
-            for key, tensor in module.state_dict().items():
-                tensor.copy_(stack.tensors[key][self.place])
-        return module
-
-    def do(self, step: Step, phase: str) -> None:
-        if isinstance(step, Share):
-            self.give(step, self.cohort.stack(step.student).shared(self.place, step.part), 1)
-            return
-        super().do(step, phase)
-
-    def wrote(self, name: str) -> None:
-        super().wrote(name)
-        stack = self.cohort.stack(name)
-        stack.own()
-        with torch.no_grad():
-            for key, tensor in self.students[name].state_dict().items():
-                stack.tensors[key][self.place].copy_(tensor)
-
-    def keep(self) -> None:
-        for name in self.changed:
-            tensors = self.cohort.stack(name).tensors
-            mine = {key: tensor[self.place] for key, tensor in tensors.items()}
-            self.worker.keep(self.assignment.client, name, mine)
-
-
-# --- the training loop of a stack ---------------------------------------------------------------
+from fedkd.experiment import TrainingTable
+from fedkd.training.batches import Batch, Batches
+from fedkd.training.items import take
+from fedkd.training.loop import Optimiser, descend
+from fedkd.training.losses import Loss, source_of
+from fedkd.training.student import check_learning, learning_names, set_modes
+from fedkd.work import Fit, Head, Parameters, Proximal, Samples, Term
 
 
 def fit(
@@ -446,12 +214,12 @@ class _Joint:
         ragged = min(sizes) < most
         offsets = self.offsets[live.places]
         if ragged:
-            filled = torch.stack([_filled(index, most) for index in indices])
+            filled = torch.stack([filled_up(index, most) for index in indices])
         else:
             filled = torch.stack(indices)
         if self.batches[0].augment is not None and self.inputs.dim() == 4:
             pieces = [
-                _filled(self.batches[place].inputs(index), most)
+                filled_up(self.batches[place].inputs(index), most)
                 for place, index in zip(live.who, indices, strict=True)
             ]
             inputs = torch.stack(pieces)
@@ -490,7 +258,7 @@ class _Joint:
         )
 
 
-def _filled(rows: Tensor, count: int) -> Tensor:
+def filled_up(rows: Tensor, count: int) -> Tensor:
     """``rows`` ``(k, ...)`` as ``(count, ...)``, the rest zeros."""
     if len(rows) == count:
         return rows

@@ -8,10 +8,6 @@ from torch import Tensor, nn
 from fedkd.data.canaries.places import Places, places
 from fedkd.data.canaries.secrets import Canaries
 from fedkd.data.federated import FederatedData
-from fedkd.digests import described as described
-from fedkd.digests import digest as digest
-from fedkd.digests import fingerprint as fingerprint
-from fedkd.digests import source as source
 from fedkd.experiment import CanaryTable
 from fedkd.lab.exposure.conditionals import (
     independent_conditionals,

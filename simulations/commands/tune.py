@@ -28,8 +28,8 @@ def tune(
     Takes a minute or two, on a machine with nothing else to do. What is written lies with what is
     remembered (FEDKD_CACHE); runs record it, and another rule changes last digits.
     """
+    from fedkd.engine.devices import device as known
     from fedkd.engine.tune import measure, write
-    from fedkd.engine.worker import device as known
 
     def told(kind: str, what: str, batch: int, alone: float, together: float) -> None:
         print(f"{kind:6} {what:8} {batch:4} {1000 * alone:8.1f} {1000 * together:8.1f}", flush=True)

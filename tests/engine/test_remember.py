@@ -1,6 +1,7 @@
 """``engine.remember``: training that was done before is taken from disk, to the bit."""
 
 from collections import Counter
+from types import ModuleType
 
 import nasty
 import pytest
@@ -10,7 +11,7 @@ from lines import measured
 from torch import nn
 
 from fedkd import run
-from fedkd.engine import worker as module
+from fedkd.engine import session as module
 from fedkd.engine.worker import Worker
 from fedkd.lab import measure
 from fedkd.work import Assignment, CrossEntropy, Fit, Proximal, Soft
@@ -282,6 +283,16 @@ def test_a_spoilt_file_is_trained_anew(small, tmp_path, trained, kept):
         file.write_bytes(file.read_bytes()[:100])
     assert measured(run(small(*base), tmp_path / "second")) == first
     assert trained == {"plain": 8}
+
+
+def test_any_module_of_the_training_loop_that_changes_makes_it_another(tmp_path):
+    package = ModuleType("loop")
+    package.__file__, package.__path__ = str(tmp_path / "__init__.py"), [str(tmp_path)]
+    (tmp_path / "__init__.py").touch()
+    (tmp_path / "losses.py").write_text("weight = 1")
+    before = measure.source(package)
+    (tmp_path / "losses.py").write_text("weight = 2")
+    assert measure.source(package) != before
 
 
 def test_it_is_no_other_experiment(small):

@@ -13,9 +13,9 @@ from lines import SMALL, SUITE
 from pydantic import BaseModel
 
 from fedkd import registry
+from fedkd.checks import check
 from fedkd.data.partitions import PARTITIONS
 from fedkd.experiment import Experiment
-from fedkd.run import check
 from simulations import claim, shipped
 
 TEXTS = [SMALL, *(file.read_text() for file in shipped.shipped().values())]

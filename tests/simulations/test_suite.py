@@ -18,8 +18,8 @@ from fedkd import checkpoint, lock, registry
 from fedkd.engine import plan
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
+from fedkd.observers import Observer
 from fedkd.results import CHECKPOINT, Run
-from fedkd.run import Observer
 from fedkd.run import run as simulate
 from simulations import audit, cli, jobs, suite, suite_screen
 from simulations.cells import chosen

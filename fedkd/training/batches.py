@@ -1,0 +1,145 @@
+"""Mini-batches of a source, and what a student makes of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Set
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fedkd.data.language import PAD
+from fedkd.errors import FedkdError
+from fedkd.privacy.dpsgd import DPSGD
+from fedkd.students import named_blocks
+from fedkd.training.items import at_items, items, take
+from fedkd.work import Samples
+
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+
+
+class BatchOfOne(FedkdError):
+    """A batch is too small for the statistics that a student takes of it."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """``index`` (B,) into the source, ``labels`` (B,) where there are, ``logits`` (B, C).
+
+    ``held`` has the representations at the cuts that a term asks for. Of text, B is the number of
+    tokens, ``index`` counts the tokens of the source, and ``chosen`` (B,) is their places in what
+    the blocks give, as in ``held``; a label may be -1. ``drawn`` is the number of samples, and
+    ``over`` what sums of losses are divided by if that may not depend on them.
+
+    Of a stack of n students, B counts the samples of all of them, ``index`` goes into their targets
+    behind one another, ``held`` is ``(n, b, ...)``, and ``owners`` (B,) says whose a sample is,
+    ``shares`` (B,) what part it is of its owner's batch, and ``places`` (B,) where its owner's
+    targets by class are.
+    """
+
+    index: Tensor
+    labels: Tensor | None
+    logits: Tensor
+    held: dict[str, Tensor]
+    chosen: Tensor | None = None
+    drawn: int = 0
+    over: int | None = None
+    owners: Tensor | None = None
+    shares: Tensor | None = None
+    places: Tensor | None = None
+    students: int = 1
+
+    def mean(self, losses: Tensor, there: Tensor | None = None) -> Tensor:
+        """The mean of losses ``(B,)``: ``()``, or of a stack ``(n,)``, one of each owner's.
+
+        ``there`` ``(B,)`` says which samples have a loss, where some have none.
+        """
+        if self.owners is None or self.shares is None:
+            return losses.sum() / (self.over or len(self.index))
+        owners, shares = self.owners, self.shares
+        if there is not None:
+            owners, shares = owners[there], shares[there]
+        return losses.new_zeros(self.students).index_add(0, owners, losses * shares)
+
+
+class Batches:
+    """Mini-batches of a source without end, in a new order every pass.
+
+    A last batch of one sample is left out where there are others: batch statistics need two. With
+    ``dp`` every sample is drawn, or not, by itself.
+    """
+
+    def __init__(
+        self,
+        samples: Samples,
+        size: int,
+        generator: torch.Generator,
+        augment: Augment | None,
+        dp: DPSGD | None = None,
+    ) -> None:
+        self.samples, self.size, self.generator, self.augment = samples, size, generator, augment
+        count = len(samples.inputs)
+        self.per_epoch = max(1, math.ceil(count / size) - (count % size == 1))
+        self._queue: list[Tensor] = []
+        self._numbers: Tensor | None = None
+        if not samples.inputs.is_floating_point():
+            there = samples.inputs != PAD
+            self._numbers = there.flatten().cumsum(0).view_as(there) - 1
+        self.dp = dp
+        if dp is not None:
+            self.per_epoch, self._drawn = dp.batches(count, size)
+
+    def index(self) -> Tensor:
+        """Which samples are next: ``(B,)``."""
+        if self.dp is not None:
+            self._queue = [next(self._drawn).to(self.samples.inputs.device)]
+        if not self._queue:
+            order = torch.randperm(len(self.samples.inputs), generator=self.generator)
+            order = order.to(self.samples.inputs.device)
+            self._queue = list(order.split(self.size))[: self.per_epoch][::-1]
+        return self._queue.pop()
+
+    def inputs(self, index: Tensor) -> Tensor:
+        """Those samples' inputs ``(B, ...)``, augmented where that is asked for."""
+        inputs = take(self.samples.inputs, index)
+        if self.augment is not None and inputs.dim() == 4:
+            inputs = self.augment(inputs, self.generator)
+        return inputs
+
+    def draw(self, student: nn.Sequential, cuts: Set[str]) -> Batch:
+        """The next batch, and what ``student`` makes of it."""
+        index = self.index()
+        inputs = self.inputs(index)
+        drawn, tokens = len(index), 1 if inputs.is_floating_point() else inputs.shape[1]
+        over = None if self.dp is None else drawn * tokens
+        labels = None if self.samples.labels is None else self.samples.labels[index]
+        chosen = None
+        if self._numbers is not None:
+            chosen = items(inputs)
+            index = self._numbers[index].flatten()[chosen]
+            labels = None if labels is None else labels.flatten()[chosen]
+        held = {}
+        with nullcontext() if self.dp is None else self.dp.recording():
+            for name, block in named_blocks(student) if drawn else ():
+                inputs = self._forward(block, inputs, drawn)
+                if name in cuts:
+                    # The next block may write into what it is given.
+                    held[name], inputs = inputs, inputs.clone()
+            logits = (at_items(inputs, chosen) if drawn else inputs).float()
+        return Batch(index, labels, logits, held, chosen, drawn, over)
+
+    def _forward(self, block: nn.Module, inputs: Tensor, drawn: int) -> Tensor:
+        try:
+            return block(inputs)
+        except ValueError as error:
+            kind = nn.modules.batchnorm._BatchNorm
+            if drawn > 1 or not any(isinstance(layer, kind) for layer in block.modules()):
+                raise
+            raise BatchOfOne(
+                f"batch normalisation cannot train on a batch of one sample, and here "
+                f"{len(self.samples.inputs)} samples come in batches of {self.size}: use "
+                "student.norm = 'group' or 'none', or raise data.min_samples, data.transfer.size "
+                "or training.batch_size"
+            ) from error

@@ -1,0 +1,237 @@
+"""The terms of a loss, made ready for a student or a stack of them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fedkd import registry
+from fedkd.distillation.objectives import Objective, traits
+from fedkd.distillation.targets import among_logs
+from fedkd.errors import FedkdError
+from fedkd.students import cut_index, part_names
+from fedkd.training.batches import Batch
+from fedkd.training.items import at_items, items
+from fedkd.work import CrossEntropy, Parameters, Prototype, Proximal, Samples, Soft, Term
+
+NO_LABEL = -1
+
+
+class Loss:
+    """One term, made ready: targets on the device, blocks looked up, needs checked.
+
+    Parameters
+    ----------
+    samples
+        The source that the term draws from; of a stack, all its students' behind one another.
+    learning
+        The parameters that learn, by name; of a stack ``(n, ...)``, replaced as it gets smaller.
+    stacked
+        Students of a stack, 0 if it is of one alone: a head's and an anchor's parameters are then
+        ``(n, ...)``, and targets are those of all students behind one another.
+    """
+
+    def __init__(
+        self,
+        student: nn.Sequential,
+        term: Term,
+        samples: Samples,
+        learning: dict[str, nn.Parameter],
+        stacked: int = 0,
+    ) -> None:
+        self.term = term
+        self.on = source_of(term)
+        self.stacked = stacked
+        self.learning = learning
+        self._reach: list[str] | None = None
+        self.cut = term.cut if isinstance(term, Prototype) else None
+        device = samples.inputs.device
+        if isinstance(term, CrossEntropy | Soft) and term.through is not None:
+            self.cut = term.through.cut
+            # Copies: batch statistics among them are written to.
+            given = term.through.parameters
+            self.head = {name: value.to(device, copy=True) for name, value in given.items()}
+        if self.cut is not None:
+            self.above = student[cut_index(student, self.cut) :]
+        if isinstance(term, CrossEntropy | Soft) and term.through is not None:
+            state = self.above.state_dict()
+            missing = state.keys() ^ self.head.keys()
+            if missing:
+                raise FedkdError(
+                    f"Head: its parameters are not those of the blocks above {self.cut!r}: "
+                    f"{min(missing)} is in one of them only"
+                )
+            self.head = {name: value.to(state[name].dtype) for name, value in self.head.items()}
+        if isinstance(term, Soft):
+            if isinstance(term.targets, str):
+                raise FedkdError(
+                    f"Soft: the student {term.targets!r} was not asked for its targets"
+                )
+            self.objective: Objective = registry.load("objectives", term.objective)
+            # Logits are single precision, whatever a method has computed in.
+            self.targets = term.targets.to(device, torch.float32)
+            self._check(term, samples)
+            self.tau: float | Tensor = term.temperature
+            if isinstance(self.tau, Tensor):
+                self.tau = self.tau.to(device, torch.float32)[:, None]
+            self.among = None if term.among is None else term.among.to(device)
+            weights = term.row_weights
+            self.weights = None if weights is None else weights.to(device, torch.float32)
+            self.squared = term.tau_squared and traits(self.objective).tau_squared
+            if term.reach:
+                self._reach = [n for n in part_names(student, term.reach) if n in learning]
+        elif isinstance(term, Prototype):
+            self.targets = term.targets.to(device, torch.float32)
+        elif isinstance(term, Proximal):
+            anchor = term.anchor or {}
+            self.anchor = {
+                name: anchor.get(name, parameter).detach().to(device, parameter.dtype, copy=True)
+                for name, parameter in learning.items()
+            }
+        if isinstance(term, Soft | Prototype):
+            self.classes = len(self.targets) // (stacked or 1)
+            self.partial = bool(self.targets[:, 0].isnan().any())
+            # Labels of text may be -1; those of images never are.
+            by_class = isinstance(term, Prototype) or term.per == "class"
+            self.by_label = by_class and not samples.inputs.is_floating_point()
+
+    @property
+    def reach(self) -> list[nn.Parameter] | None:
+        """The parameters that the term's gradient may touch; None for all."""
+        return None if self._reach is None else [self.learning[name] for name in self._reach]
+
+    def keep(self, students: Tensor) -> None:
+        """Go on with some students of a stack alone: their places ``(k,)`` in it."""
+        for tensors in (getattr(self, "head", {}), getattr(self, "anchor", {})):
+            tensors |= {name: tensor[students] for name, tensor in tensors.items()}
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """The term's value on a batch: ``()``, of a stack ``(n,)``."""
+        term = self.term
+        if isinstance(term, Proximal):
+            squares = [(p - self.anchor[name]).square() for name, p in self.learning.items()]
+            if self.stacked:
+                each = torch.stack([square.flatten(1).sum(1) for square in squares])
+                return term.weight / 2 * each.sum(0)
+            return term.weight / 2 * sum((square.sum() for square in squares), torch.zeros(()))
+        if isinstance(term, Prototype):
+            given = at_items(batch.held[term.cut], batch.chosen).flatten(1)
+            rows = self._by_class(batch, "Prototype")
+            targets, given, _, there = self._with_targets(rows, given)
+            return term.weight * batch.mean((given - targets).square().mean(1), there)
+        logits = batch.logits
+        if term.through is not None:
+            logits = self._through(batch.held[term.through.cut])
+            logits = at_items(logits, batch.chosen).float()
+        if isinstance(term, CrossEntropy):
+            labels = _labels(batch, "CrossEntropy")
+            if self.stacked:
+                return term.weight * batch.mean(F.cross_entropy(logits, labels, reduction="none"))
+            how = "sum" if batch.over else "mean"
+            loss = F.cross_entropy(logits, labels, ignore_index=NO_LABEL, reduction=how)
+            return term.weight * loss / (batch.over or 1)
+        rows = batch.index if term.per == "sample" else self._by_class(batch, "Soft per class")
+        targets, logits, rows, there = self._with_targets(rows, logits)
+        tau = self.tau[rows] if isinstance(self.tau, Tensor) else self.tau
+        if self.among is None:
+            pieces = self.objective(logits, targets, tau)
+        else:
+            logs = among_logs(F.log_softmax(logits / tau, 1), self.among[rows])
+            pieces = self.objective(logs, targets, 1.0)
+        if self.weights is not None:
+            pieces = self.weights[rows] * pieces
+        scale = term.weight
+        if self.squared and isinstance(tau, Tensor):
+            pieces = tau[:, 0] ** 2 * pieces
+        elif self.squared and isinstance(tau, float | int):
+            scale *= tau**2
+        return scale * batch.mean(pieces, there)
+
+    def _through(self, held: Tensor) -> Tensor:
+        """Logits of the term's head."""
+
+        def above(head: Parameters, held: Tensor) -> Tensor:
+            # Parameters that are shared come under each of their names.
+            return torch.func.functional_call(self.above, head, (held,), tie_weights=False)
+
+        return torch.vmap(above)(self.head, held) if self.stacked else above(self.head, held)
+
+    def _by_class(self, batch: Batch, term: str) -> Tensor:
+        """Rows of the targets that labels pick; those of a stack's students follow one another."""
+        labels = _labels(batch, term)
+        if batch.owners is None or batch.places is None:
+            return labels
+        return labels + batch.places * self.classes
+
+    def _with_targets(
+        self, rows: Tensor, given: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Targets at ``rows``, and what is given, but only where there is a target, and where.
+
+        Samples without one count as samples without a loss.
+        """
+        if self.by_label:
+            there = rows >= 0
+            rows, given = rows[there], given[there]
+        targets = self.targets[rows]
+        if not self.partial:
+            return targets, given, rows, None
+        there = ~targets[:, 0].isnan()
+        return targets[there], given[there], rows[there], there
+
+    def _check(self, term: Soft, samples: Samples) -> None:
+        """Refuse targets, temperatures and candidates that do not fit together."""
+        tokens = not samples.inputs.is_floating_point()
+        count = len(items(samples.inputs)) if tokens else len(samples.inputs)
+        targets = self.targets
+        if term.per == "sample" and len(targets) != count:
+            one = "token of the inputs" if tokens else "sample"
+            raise FedkdError(
+                f"Soft: {len(targets)} targets for {count} {'tokens' if tokens else 'samples'}; "
+                f"one row a {one} is needed"
+            )
+        tau, among, weights = term.temperature, term.among, term.row_weights
+        for what, given in (("temperatures", tau), ("row_weights", weights)):
+            if isinstance(given, Tensor) and given.shape != (len(targets),):
+                raise FedkdError(
+                    f"Soft: {what} of shape {tuple(given.shape)} for {len(targets)} targets; one a "
+                    "row of targets is needed"
+                )
+        if among is None:
+            return
+        if traits(self.objective).targets != "probabilities":
+            raise FedkdError(
+                f"Soft: objective = {term.objective!r} is not allowed with candidates: it takes "
+                "logits, and all other classes together have none"
+            )
+        if among.shape != (len(targets), targets.shape[1] - 1):
+            raise FedkdError(
+                f"Soft: candidates of shape {tuple(among.shape)} for targets of shape "
+                f"{tuple(targets.shape)}; one candidate a column of targets but the last is needed"
+            )
+        ordered = among.sort(1).values
+        if bool(((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any()):
+            raise FedkdError("Soft: a row of candidates names a class twice; each once is needed")
+
+
+def _labels(batch: Batch, term: str) -> Tensor:
+    if batch.labels is None:
+        raise FedkdError(f"{term}: the samples have no labels (the transfer set never has)")
+    return batch.labels
+
+
+def source_of(term: Term) -> str | None:
+    """Where a term draws its own mini-batches from; None: with the step."""
+    return None if isinstance(term, Proximal) else term.on
+
+
+def said(term: Soft, logits: Tensor) -> Tensor:
+    """Targets of ``term`` that a student with ``logits`` ``(K, C)`` gives in its place."""
+    if traits(registry.load("objectives", term.objective)).targets == "logits":
+        return logits
+    tau = term.temperature
+    logits = logits / (tau.to(logits)[:, None] if isinstance(tau, Tensor) else tau)
+    if term.among is None:
+        return logits.softmax(1)
+    return among_logs(F.log_softmax(logits, 1), term.among.to(logits.device)).exp()

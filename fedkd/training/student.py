@@ -1,0 +1,78 @@
+"""A student at work: what of it learns, which of its blocks train, and what it draws by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+
+import torch
+from torch import nn
+
+from fedkd.errors import FedkdError
+from fedkd.random import global_draws
+from fedkd.students import named_blocks, part_names, selected
+from fedkd.students.build import TORCH_ONLY
+
+
+@contextmanager
+def requiring(student: nn.Sequential, part: tuple[str, ...]) -> Iterator[list[str]]:
+    """Have only what learns require a gradient, then what did before; yields parameters' names."""
+    names = learning_names(student, part)
+    parameters = dict(student.named_parameters())
+    others = [p for name, p in parameters.items() if p.requires_grad and name not in names]
+    try:
+        for parameter in others:
+            parameter.requires_grad_(False)
+        yield names
+    finally:
+        for parameter in others:
+            parameter.requires_grad_(True)
+        for parameter in parameters.values():
+            parameter.grad = None
+
+
+def learning_names(student: nn.Sequential, part: tuple[str, ...]) -> list[str]:
+    """Names of the parameters that learn, in the student's order.
+
+    Of those in the blocks that ``part`` names, these are the ones that require a gradient.
+    """
+    names = [name for name, p in student.named_parameters() if p.requires_grad]
+    if not part:
+        return names
+    wanted = set(part_names(student, part))
+    return [name for name in names if name in wanted]
+
+
+def check_learning(student: nn.Sequential, names: Sequence[str], part: tuple[str, ...]) -> None:
+    """Refuse to train where nothing learns.
+
+    Raises
+    ------
+    FedkdError
+        ``names``, those of the parameters that learn, are none.
+    """
+    if not names:
+        raise FedkdError(
+            f"Fit: nothing learns in the blocks {', '.join(selected(student, part))}: they have no "
+            "parameter that requires a gradient"
+        )
+
+
+def set_modes(student: nn.Sequential, learning: Iterable[str]) -> None:
+    """Have blocks train, but for those that have parameters of which none is ``learning``.
+
+    Those are frozen: their dropout is off, and their statistics stay as they are. A block without
+    parameters, as dropout or normalisation without weights, trains with the student.
+    """
+    names = {*learning}
+    learns = {id(parameter) for name, parameter in student.named_parameters() if name in names}
+    for _, block in named_blocks(student):
+        own = {id(parameter) for parameter in block.parameters()}
+        block.train(not own or not own.isdisjoint(learns))
+
+
+def student_draws(
+    student: nn.Module, seed: int, device: torch.device
+) -> AbstractContextManager[None]:
+    """While a student is at work: what it draws by itself comes from ``seed``."""
+    return global_draws(seed, device, torch_only=vars(student).get(TORCH_ONLY, False))
