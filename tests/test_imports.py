@@ -20,7 +20,7 @@ READERS = {
         *("experiment", "caveats", "escaping", "privacy.guarantees"),
     )
 }
-MEASURED_BY = {"fedkd.run", "fedkd.engine.worker"}
+MEASURED_BY = {"fedkd.engine.remembered", "fedkd.rounds.intake", "fedkd.rounds.method"}
 """What may import ``fedkd.lab``: the run, and the worker that performs the step ``Expose``."""
 FILES = [file for package in PACKAGES for file in sorted((ROOT / package).rglob("*.py"))]
 

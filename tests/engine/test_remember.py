@@ -11,6 +11,7 @@ from lines import measured
 from torch import nn
 
 from fedkd import run
+from fedkd.digests import source
 from fedkd.engine import session as module
 from fedkd.engine.worker import Worker
 from fedkd.lab import measure
@@ -290,9 +291,9 @@ def test_any_module_of_the_training_loop_that_changes_makes_it_another(tmp_path)
     package.__file__, package.__path__ = str(tmp_path / "__init__.py"), [str(tmp_path)]
     (tmp_path / "__init__.py").touch()
     (tmp_path / "losses.py").write_text("weight = 1")
-    before = measure.source(package)
+    before = source(package)
     (tmp_path / "losses.py").write_text("weight = 2")
-    assert measure.source(package) != before
+    assert source(package) != before
 
 
 def test_it_is_no_other_experiment(small):
