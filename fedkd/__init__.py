@@ -1,7 +1,13 @@
 """fedkd: federated knowledge distillation, simulated."""
 
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+# strategies/, simulations/ and plots/ are packages of this one: installed they lie within its
+# folder, in a source tree beside it.
+if not Path(__path__[0], "strategies").is_dir():
+    __path__.append(str(Path(__path__[0]).parent))
 
 from fedkd.checks import check
 from fedkd.errors import FedkdError

@@ -30,7 +30,7 @@ GROUPS = {
 }
 
 KINDS = {
-    "strategies": "a subclass of strategies.base.KnowledgeStrategy",
+    "strategies": "a subclass of fedkd.strategies.base.KnowledgeStrategy",
     "datasets": "a function (folder, download) that returns a Dataset or a Corpus",
     "students": "a function (shape, classes, norm, width) that returns a torch.nn.Sequential",
     "objectives": "a function (logits, targets, temperature) that returns the losses",

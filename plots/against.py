@@ -14,8 +14,7 @@ from matplotlib.lines import Line2D
 
 from fedkd.errors import nearest
 from fedkd.labels import settings
-from fedkd.results import FedkdError, Run
-from plots.gather import (
+from fedkd.plots.gather import (
     METRICS,
     STAGES,
     Line,
@@ -27,7 +26,8 @@ from plots.gather import (
     panels,
     said_of_seeds,
 )
-from plots.style import grid, legend, numeric, outer, percent, styled, thin, titles
+from fedkd.plots.style import grid, legend, numeric, outer, percent, styled, thin, titles
+from fedkd.results import FedkdError, Run
 
 NAMES = {
     "data.alpha": "Dirichlet concentration \N{GREEK SMALL LETTER ALPHA} (unlike → alike clients)",

@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from fedkd.plots.gather import Line, lines, noted
+from fedkd.plots.style import grid, legend, numeric, outer, styled, thin, titles
 from fedkd.results import FedkdError, Run
-from plots.gather import Line, lines, noted
-from plots.style import grid, legend, numeric, outer, styled, thin, titles
 
 NOISE = "training.dp.noise_multiplier"
 GREY = "#555555"

@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 
 from fedkd.frames import audited
 from fedkd.labels import settings
+from fedkd.plots.gather import Line, lines, noted, over_seeds, said_of_seeds
+from fedkd.plots.style import COLOURS, MARKERS, grid, legend, numeric, styled, thin, titles
 from fedkd.privacy.guarantees import Formal, guarantees
 from fedkd.results import FedkdError, Run
 from fedkd.summaries import utility, utility_name
-from plots.gather import Line, lines, noted, over_seeds, said_of_seeds
-from plots.style import COLOURS, MARKERS, grid, legend, numeric, styled, thin, titles
 
 NOISE = (
     *("training.dp.noise_multiplier", "strategy.noise_multiplier"),

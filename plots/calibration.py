@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from fedkd.plots.gather import STAGES, Line, final, lines, noted, over_seeds, panels, said_of_seeds
+from fedkd.plots.style import columns_of, grid, legend, outer, styled, titles
 from fedkd.results import FedkdError, Run
-from plots.gather import STAGES, Line, final, lines, noted, over_seeds, panels, said_of_seeds
-from plots.style import columns_of, grid, legend, outer, styled, titles
 
 TESTS = ("own", "common")
 GREY = "#555555"

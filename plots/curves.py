@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from fedkd.plots.gather import METRICS, Line, check, lines, noted, over_seeds, panels, said_of_seeds
+from fedkd.plots.style import grid, legend, outer, percent, styled, titles
 from fedkd.results import FedkdError, Run
-from plots.gather import METRICS, Line, check, lines, noted, over_seeds, panels, said_of_seeds
-from plots.style import grid, legend, outer, percent, styled, titles
 
 BAND = (10, 90)  # percentiles over clients
 MARKERS_A_LINE = 8

@@ -12,9 +12,9 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from matplotlib.transforms import ScaledTranslation
 
 from fedkd.escaping import plain
+from fedkd.plots.gather import noted, one
+from fedkd.plots.style import COLUMN, look, styled
 from fedkd.results import FedkdError, Run
-from plots.gather import noted, one
-from plots.style import COLUMN, look, styled
 
 Series = dict[int, float]
 

@@ -16,10 +16,10 @@ from matplotlib.ticker import NullLocator
 
 from fedkd.escaping import plain
 from fedkd.labels import by_seed, labels
+from fedkd.plots.gather import noted, panels
+from fedkd.plots.style import ARMS, COLOURS, COLUMN, PAGE, columns_of, look, styled
 from fedkd.results import PLACES, FedkdError, Run
 from fedkd.summaries import exposure
-from plots.gather import noted, panels
-from plots.style import ARMS, COLOURS, COLUMN, PAGE, columns_of, look, styled
 
 NULL = 1 / math.log(2)
 """Mean exposure, in bits, of a secret that nobody has seen (Carlini et al. 2019)."""

@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from fedkd.plots.gather import apart, noted
+from fedkd.plots.style import COLUMN, PAGE, RC, styled, text_width
 from fedkd.results import FedkdError, Run
 from fedkd.summaries import spread
-from plots.gather import apart, noted
-from plots.style import COLUMN, PAGE, RC, styled, text_width
 
 IN_A_COLUMN = 6  # methods; more take a page's width
 MOST = 50  # methods whose names still fit a page

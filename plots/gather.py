@@ -17,9 +17,9 @@ from fedkd.escaping import plain
 from fedkd.frames import runs_below
 from fedkd.labels import LONGEST_LABEL, by_seed, labels, settings
 from fedkd.nesting import child
+from fedkd.plots.style import footnote, look
 from fedkd.results import EXPERIMENT, SUMMARY, FedkdError, Run, readable
 from fedkd.statistics import interval
-from plots.style import footnote, look
 
 SUITE, SEED = "suite.json", "seed"
 NAMING = ("method", "arm")

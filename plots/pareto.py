@@ -13,8 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from fedkd.results import FedkdError, Run
-from plots.gather import (
+from fedkd.plots.gather import (
     METRICS,
     STAGES,
     Line,
@@ -26,7 +25,8 @@ from plots.gather import (
     panels,
     said_of_seeds,
 )
-from plots.style import grid, legend, outer, percent, size_of, styled, thin, titles
+from fedkd.plots.style import grid, legend, outer, percent, size_of, styled, thin, titles
+from fedkd.results import FedkdError, Run
 
 FRONT: dict[str, Any] = {"color": "#777777", "linewidth": 0.9, "linestyle": (0, (4, 2))}
 TICKS: tuple[tuple[float, ...], ...] = ((1,), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8))

@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fedkd.escaping import plain
+from fedkd.plots.gather import noted, one
+from fedkd.plots.style import PAGE, styled
 from fedkd.results import FedkdError, Run
-from plots.gather import noted, one
-from plots.style import PAGE, styled
 
 COUNTED = (20, 12)  # up to so many clients and classes, counts are written into the cells
 CLASSES_NAMED = 40  # classes that have room for their names; of more, some are named

@@ -9,10 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
+from fedkd.plots.gather import Line, apart, noted
+from fedkd.plots.style import grid, legend, outer, styled, thin, titles
 from fedkd.privacy.guarantees import Profile, guarantees, profiles
 from fedkd.results import FedkdError, Run
-from plots.gather import Line, apart, noted
-from plots.style import grid, legend, outer, styled, thin, titles
 
 TICKS = (1e-10, 1e-8, 1e-6, 1e-4, 1e-2)
 PLAIN = FuncFormatter(lambda value, _: f"{value:g}")

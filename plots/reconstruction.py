@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from fedkd.plots.style import COLUMN, styled
 from fedkd.results import FedkdError, Run
-from plots.style import COLUMN, styled
 
 ROWS = ("originals", "reconstructions")
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
+from fedkd.plots import against
 from fedkd.results import Run
-from plots import against
 
 
 def draw(runs: Sequence[Run], metric: str = "own_accuracy", stage: str = "fused") -> Figure:
-    """Draw ``metric`` against ``data.samples_per_client``, as :func:`plots.against.draw` does."""
+    """Draw ``metric`` against ``data.samples_per_client``, as ``against.draw`` does."""
     return against.draw(runs, "data.samples_per_client", metric, stage)

@@ -18,11 +18,11 @@ from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from fedkd.errors import nearest
+from fedkd.plots.exposure import DASHES, GREY, NULL, WORDS, Arm, arms
+from fedkd.plots.gather import noted
+from fedkd.plots.style import COLUMN, PAGE, styled
 from fedkd.results import PLACES, FedkdError, Run
 from fedkd.summaries import exposure, utility, utility_name
-from plots.exposure import DASHES, GREY, NULL, WORDS, Arm, arms
-from plots.gather import noted
-from plots.style import COLUMN, PAGE, styled
 
 PLAIN = "fkd"
 LESS, WORSE = 0.8, 0.05

@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
+from fedkd.plots.gather import Line, apart, noted, over_seeds, said_of_seeds
+from fedkd.plots.style import PAGE, legend, styled
 from fedkd.results import FedkdError, Run
-from plots.gather import Line, apart, noted, over_seeds, said_of_seeds
-from plots.style import PAGE, legend, styled
 
 SHOWN = 3  # rounds as heat maps: the first, one between, the last
 MOST = 4  # rows of heat maps

@@ -13,13 +13,13 @@ from fedkd.caveats import gathered, marked
 from fedkd.errors import FedkdError
 from fedkd.escaping import code, plain
 from fedkd.escaping import markdown as in_markdown
-from simulations.cells import Suite
-from simulations.claim import Claim
-from simulations.suite import frame, read, run_suite
-from simulations.suite_screen import SuiteScreen, told
-from simulations.table_formats import notes_markdown
-from simulations.table_runs import titled
-from simulations.verdicts import Verdict, judge_suite, warnings
+from fedkd.simulations.cells import Suite
+from fedkd.simulations.claim import Claim
+from fedkd.simulations.suite import frame, read, run_suite
+from fedkd.simulations.suite_screen import SuiteScreen, told
+from fedkd.simulations.table_formats import notes_markdown
+from fedkd.simulations.table_runs import titled
+from fedkd.simulations.verdicts import Verdict, judge_suite, warnings
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -21,7 +21,7 @@ from fedkd.engine.flower import node_app, server_app
 from fedkd.experiment import Experiment
 from fedkd.results import Run
 from fedkd.run import opened
-from simulations.shipped import read_experiment
+from fedkd.simulations.shipped import read_experiment
 
 
 def _experiment(config: dict[str, Any]) -> Experiment:

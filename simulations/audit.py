@@ -14,8 +14,8 @@ from fedkd.caveats import caveats
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
 from fedkd.results import PLACES, Run
+from fedkd.simulations.audit_table import attack_table
 from fedkd.summaries import exposures
-from simulations.audit_table import attack_table
 
 if TYPE_CHECKING:
     from fedkd.lab.attack import Attacked
@@ -58,8 +58,8 @@ def main(
     for caveat in caveats(run):
         print(f"of the run: {caveat}")
     if found.get("reconstructions"):
-        from plots.reconstruction import draw
-        from plots.style import save
+        from fedkd.plots.reconstruction import draw
+        from fedkd.plots.style import save
 
         for file in save(draw([run]), run.folder / "plots" / "reconstruction"):
             print(file)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from simulations.layout import ruled
+from fedkd.simulations.layout import ruled
 
 if TYPE_CHECKING:
     from fedkd.lab.attack import Attacked

@@ -15,9 +15,9 @@ from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
 from fedkd.nesting import check_inside
 from fedkd.results import Run, check_not_inside_a_run, finite
-from simulations.arms import CLEAN, Arm, arms, chosen, refused, varied
-from simulations.jobs import Job, grouped, most, outcomes
-from simulations.leakage import findings, markdown, notes, report, table
+from fedkd.simulations.arms import CLEAN, Arm, arms, chosen, refused, varied
+from fedkd.simulations.jobs import Job, grouped, most, outcomes
+from fedkd.simulations.leakage import findings, markdown, notes, report, table
 
 
 def run_all(

@@ -12,7 +12,7 @@ from fedkd.errors import FedkdError, MissingData, nearest
 from fedkd.escaping import plain
 from fedkd.experiment import Experiment
 from fedkd.results import SUMMARY, Run, left_out
-from simulations.audit import attacked
+from fedkd.simulations.audit import attacked
 
 ARM = "arm"
 """A key of cells that is none of the experiment: a way of release that ``fedkd canary`` has."""

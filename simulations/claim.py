@@ -1,7 +1,7 @@
 """Claims of the methods' papers, each a file of ``simulations/claims``.
 
 A claim is a statement and its source, the suite that tests it, what is compared, and one or more
-tests, each with a rule and a margin; ``simulations.rules`` says what the rules mean.
+tests, each with a rule and a margin; ``fedkd.simulations.rules`` says what the rules mean.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from pydantic import Field, model_validator
 
 from fedkd.errors import FedkdError, nearest
 from fedkd.experiment import Table, validated
+from fedkd.simulations.cells import Label
 from fedkd.toml import parse, read_text
-from simulations.cells import Label
 
 FOLDER = Path(__file__).parent / "claims"
 Rule = Literal["better", "not worse", "level", "trend", "interior", "reduction"]

@@ -1,7 +1,7 @@
 """The command line: gathers the commands, and says in a line what ends one of them early.
 
-Each command is a file of ``simulations.commands``. torch, matplotlib and the like are imported
-inside the function that needs them, so that help and wrong input answer at once.
+Each command is a file of ``fedkd.simulations.commands``. torch, matplotlib and the like are
+imported inside the function that needs them, so that help and wrong input answer at once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typer.main import get_command
 from fedkd.errors import FedkdWarning
 from fedkd.escaping import plain
 from fedkd.interrupt import interruptible
-from simulations.commands import (
+from fedkd.simulations.commands import (
     audit,
     canary,
     claims,
@@ -33,9 +33,9 @@ from simulations.commands import (
     table,
     tune,
 )
-from simulations.commands import list as listing
-from simulations.commands.options import examples
-from simulations.failures import DEBUG, ended
+from fedkd.simulations.commands import list as listing
+from fedkd.simulations.commands.options import examples
+from fedkd.simulations.failures import DEBUG, ended
 
 COMPLETION = "_FEDKD_COMPLETE"
 """Environment variable by which a shell asks for completions."""

@@ -11,10 +11,10 @@ from fedkd.errors import FedkdError
 from fedkd.escaping import markdown
 from fedkd.labels import by_seed, labels
 from fedkd.results import Run
+from fedkd.simulations.layout import ruled
+from fedkd.simulations.table_formats import notes_markdown
+from fedkd.simulations.tables import mean_and_spread
 from fedkd.summaries import reached
-from simulations.layout import ruled
-from simulations.table_formats import notes_markdown
-from simulations.tables import mean_and_spread
 
 ACCURACIES = {
     "own, fused": "own_accuracy_mean",

@@ -23,7 +23,7 @@ from fedkd import checkpoint, registry
 from fedkd.errors import CheckpointError, FedkdError
 from fedkd.experiment import Experiment
 from fedkd.run import run
-from simulations import audit
+from fedkd.simulations import audit
 
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess

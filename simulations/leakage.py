@@ -11,8 +11,8 @@ from fedkd.caveats import caveats, gathered, marked
 from fedkd.errors import FedkdError
 from fedkd.escaping import markdown as in_markdown
 from fedkd.results import PLACES, Run
+from fedkd.simulations.arms import CLEAN, PLAIN
 from fedkd.summaries import exposures, exposures_by_secret, utility, utility_name
-from simulations.arms import CLEAN, PLAIN
 
 if TYPE_CHECKING:
     from fedkd.exposures import Estimate

@@ -17,7 +17,7 @@ from fedkd.experiment import Experiment, Table, changed
 from fedkd.nesting import child
 from fedkd.records import complaint, without_unknown
 from fedkd.results import SUMMARY
-from simulations.cells import Label, Suite, placed
+from fedkd.simulations.cells import Label, Suite, placed
 
 MANIFEST = "suite.json"
 

@@ -1,4 +1,4 @@
-"""All keys of an experiment, from the code: ``python -m simulations.reference``."""
+"""All keys of an experiment, from the code: ``python -m fedkd.simulations.reference``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fedkd.experiment import Experiment
 
 HEAD = """# Keys of an experiment
 
-Made by `python -m simulations.reference > docs/experiment.md`; a test holds it to the code.
+Made by `python -m fedkd.simulations.reference > docs/experiment.md`; a test holds it to the code.
 
 Values are taken as they stand: `"10"`, `10.0` and `true` are no whole numbers, `"false"` is not
 `false`. A whole number may stand for a fraction, and a single value for a list of one:

@@ -18,15 +18,15 @@ from fedkd.errors import FedkdError
 from fedkd.escaping import plain
 from fedkd.experiment import Experiment
 from fedkd.results import EXPERIMENT, Run
-from simulations import tables
-from simulations.answers import Answer, answers
-from simulations.captions import direction
-from simulations.cells import SEED, Cell, Suite, compared_axis, panels, where
-from simulations.claim import MEASURES, claims
-from simulations.manifest import failures
-from simulations.report_figures import figures_of
-from simulations.suite import frame, suites
-from simulations.table_runs import titled
+from fedkd.simulations import tables
+from fedkd.simulations.answers import Answer, answers
+from fedkd.simulations.captions import direction
+from fedkd.simulations.cells import SEED, Cell, Suite, compared_axis, panels, where
+from fedkd.simulations.claim import MEASURES, claims
+from fedkd.simulations.manifest import failures
+from fedkd.simulations.report_figures import figures_of
+from fedkd.simulations.suite import frame, suites
+from fedkd.simulations.table_runs import titled
 
 if TYPE_CHECKING:
     from pandas import DataFrame

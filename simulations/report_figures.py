@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from fedkd.errors import FedkdError
+from fedkd.plots.style import styled
 from fedkd.results import Run
-from plots.style import styled
-from simulations.cells import SEED, Cell, Suite, compared_axis, panels, where
+from fedkd.simulations.cells import SEED, Cell, Suite, compared_axis, panels, where
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""``docs/results.md`` from the suites' runs: ``python -m simulations.results_page``.
+"""``docs/results.md`` from the suites' runs: ``python -m fedkd.simulations.results_page``.
 
 Everything on the page is read off run folders: nobody writes a number or a reading by hand. What
 is missing is run first, unless told not to; what has finished is not run again, so the command may
@@ -22,18 +22,18 @@ from typing import TYPE_CHECKING, Any
 
 from fedkd.errors import FedkdError
 from fedkd.escaping import code, markdown
+from fedkd.plots.style import styled
 from fedkd.results import Run
+from fedkd.simulations import leakage, table_formats, tables
+from fedkd.simulations.answers import Answer, answers, listed, run_missing, section
+from fedkd.simulations.captions import direction
+from fedkd.simulations.cells import ARM, SEED, Cell, Label, Suite, panels, where
+from fedkd.simulations.claim import MEASURES, claims
+from fedkd.simulations.results_sections import SECTIONS, Picture, Section
+from fedkd.simulations.rules import Judgement
+from fedkd.simulations.suite import frame, read, suites
+from fedkd.simulations.table_formats import notes_markdown
 from fedkd.summaries import most_repeated
-from plots.style import styled
-from simulations import leakage, table_formats, tables
-from simulations.answers import Answer, answers, listed, run_missing, section
-from simulations.captions import direction
-from simulations.cells import ARM, SEED, Cell, Label, Suite, panels, where
-from simulations.claim import MEASURES, claims
-from simulations.results_sections import SECTIONS, Picture, Section
-from simulations.rules import Judgement
-from simulations.suite import frame, read, suites
-from simulations.table_formats import notes_markdown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -322,7 +322,9 @@ def write(text: str, figures: Mapping[str, bytes], file: Path = PAGE) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what is missing, write the page; 0, or 1 if a run failed, or 2 for wrong input."""
-    parser = argparse.ArgumentParser("python -m simulations.results_page", description=main.__doc__)
+    parser = argparse.ArgumentParser(
+        "python -m fedkd.simulations.results_page", description=main.__doc__
+    )
     parser.add_argument("--scale", choices=("quick", "full"), default="quick")
     parser.add_argument("--jobs", type=int, help="runs at a time; as cores allow when not given")
     parser.add_argument("--data-dir", type=Path, help="where data sets lie, else FEDKD_DATA")
@@ -343,7 +345,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         }
         if not given.no_run:
             well = run_missing(opened, given.jobs)
-        command = f"python -m simulations.results_page --scale {given.scale}"
+        command = f"python -m fedkd.simulations.results_page --scale {given.scale}"
         text, figures = page(given.scale, opened, command)
     except FedkdError as error:
         print(f"fedkd: {error}", file=sys.stderr)

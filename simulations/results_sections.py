@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from simulations.cells import ARM, SEED, Label
+from fedkd.simulations.cells import ARM, SEED, Label
 
 OWN = ("own_accuracy_mean", "own_accuracy_mean_local")
 ACCURACIES = (*OWN, "common_accuracy_mean")

@@ -29,10 +29,10 @@ from pathlib import Path
 from typing import Literal
 
 from fedkd.results import Run
+from fedkd.simulations.claim import Claim, Criterion
+from fedkd.simulations.run_values import Row, Samples
 from fedkd.statistics import Interval, interval
 from fedkd.summaries import exposures, most_repeated
-from simulations.claim import Claim, Criterion
-from simulations.run_values import Row, Samples
 
 ERROR = 0.05
 """Chance that an interval, or one of several that are judged at once, misses what it is about."""

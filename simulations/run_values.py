@@ -9,10 +9,10 @@ from typing import Any
 
 from fedkd.errors import FedkdError, nearest
 from fedkd.results import Run
+from fedkd.simulations.cells import Label
+from fedkd.simulations.claim import Claim, Criterion
 from fedkd.statistics import Interval
 from fedkd.summaries import reached, utility, utility_name
-from simulations.cells import Label
-from simulations.claim import Claim, Criterion
 
 Row = Mapping[str, Any]
 Samples = Mapping[Label, Mapping[int, float]]

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fedkd.escaping import plain
+from fedkd.simulations.captions import Best
+from fedkd.simulations.table_runs import Key, Runs
 from fedkd.statistics import LEVEL, Paired, Test, fewest_to_tell, holm, paired, smallest_told
-from simulations.captions import Best
-from simulations.table_runs import Key, Runs
 
 WORSE = "↓"
 THE_BEST = "the best of the column"

@@ -17,12 +17,12 @@ from fedkd.errors import FedkdError
 from fedkd.interrupt import interruptible
 from fedkd.nesting import check_inside
 from fedkd.results import Run, check_not_inside_a_run
-from simulations.arms import refused
-from simulations.cells import Cell, Scale, Suite, chosen
-from simulations.jobs import Job, most, outcomes
-from simulations.manifest import MANIFEST, failures, opened, write_manifest
-from simulations.shipped import find
-from simulations.suite_file import from_file
+from fedkd.simulations.arms import refused
+from fedkd.simulations.cells import Cell, Scale, Suite, chosen
+from fedkd.simulations.jobs import Job, most, outcomes
+from fedkd.simulations.manifest import MANIFEST, failures, opened, write_manifest
+from fedkd.simulations.shipped import find
+from fedkd.simulations.suite_file import from_file
 
 if TYPE_CHECKING:
     from pandas import DataFrame

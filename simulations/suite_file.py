@@ -15,11 +15,20 @@ from pydantic import Field, model_validator
 from fedkd.errors import FedkdError, nearest, shown
 from fedkd.experiment import Experiment, Table, changed, settings, validated
 from fedkd.labels import flat
+from fedkd.simulations.arms import arms, varied
+from fedkd.simulations.audit import check_shadows
+from fedkd.simulations.cells import (
+    ARM,
+    SEED,
+    Label,
+    Suite,
+    in_folder,
+    label_words,
+    slug,
+    unknown_axis,
+)
+from fedkd.simulations.shipped import experiment_text
 from fedkd.toml import parse, read_text
-from simulations.arms import arms, varied
-from simulations.audit import check_shadows
-from simulations.cells import ARM, SEED, Label, Suite, in_folder, label_words, slug, unknown_axis
-from simulations.shipped import experiment_text
 
 MOST_CELLS = 100_000
 
@@ -57,7 +66,7 @@ class _File(_Scale):
 def from_file(
     file: Path, scale: str, overrides: Sequence[str], data_dir: Path | None, out: Path | None
 ) -> Suite:
-    """The suite in a TOML file, as :func:`simulations.suite.read` gives it.
+    """The suite in a TOML file, as :func:`fedkd.simulations.suite.read` gives it.
 
     Raises
     ------

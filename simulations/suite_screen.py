@@ -10,8 +10,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from fedkd.results import Run
-from simulations.cells import Cell
-from simulations.suite import Outcome, Watch
+from fedkd.simulations.cells import Cell
+from fedkd.simulations.suite import Outcome, Watch
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

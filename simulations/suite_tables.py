@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from fedkd.errors import FedkdError, nearest
 from fedkd.frames import load_runs
+from fedkd.simulations import suite
+from fedkd.simulations.captions import Best
+from fedkd.simulations.cells import SEED, wanted
+from fedkd.simulations.manifest import MANIFEST
+from fedkd.simulations.tables import Spread, Table, table
 from fedkd.statistics import Test
-from simulations import suite
-from simulations.captions import Best
-from simulations.cells import SEED, wanted
-from simulations.manifest import MANIFEST
-from simulations.tables import Spread, Table, table
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from fedkd.escaping import csv_cell, plain
 from fedkd.escaping import latex as in_latex
 from fedkd.escaping import markdown as in_markdown
-from simulations.layout import aligned, ruled
-from simulations.significance import WORSE
-from simulations.tables import Entry, Table
+from fedkd.simulations.layout import aligned, ruled
+from fedkd.simulations.significance import WORSE
+from fedkd.simulations.tables import Entry, Table
 
 
 def _marked(table: Table) -> bool:

@@ -14,7 +14,7 @@ from fedkd.caveats import ANOTHER_METHOD, Caveat
 from fedkd.errors import FedkdError, nearest
 from fedkd.escaping import plain
 from fedkd.labels import is_setting
-from simulations.captions import shown
+from fedkd.simulations.captions import shown
 
 if TYPE_CHECKING:
     from pandas import DataFrame

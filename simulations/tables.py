@@ -15,10 +15,10 @@ import numpy as np
 from fedkd.caveats import gathered, marked
 from fedkd.errors import FedkdError, nearest
 from fedkd.escaping import plain
+from fedkd.simulations.captions import Best, shown, subject
+from fedkd.simulations.significance import THE_BEST, Comparison, best_key, compared_with, of_tests
+from fedkd.simulations.table_runs import Key, Labels, Runs, gathered_runs, headings, titled
 from fedkd.statistics import Test, bootstrap
-from simulations.captions import Best, shown, subject
-from simulations.significance import THE_BEST, Comparison, best_key, compared_with, of_tests
-from simulations.table_runs import Key, Labels, Runs, gathered_runs, headings, titled
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -84,8 +84,8 @@ def table(
     Parameters
     ----------
     frame : pandas.DataFrame
-        A row a run, as ``simulations.suite.frame`` or ``fedkd.load_runs`` have it; what its column
-        ``warnings`` holds is noted under the table.
+        A row a run, as ``fedkd.simulations.suite.frame`` or ``fedkd.load_runs`` have it; what its
+        column ``warnings`` holds is noted under the table.
     rows, columns : str or sequence of str
         Columns of ``frame``; of several, headings are combinations. ``columns`` may be empty.
     value : str

@@ -1,10 +1,10 @@
 """What a suite's runs say of claims: verdicts by rules that are fixed before the runs.
 
 A test of a claim is judged in every cell of the axes in ``within``, by its rule
-(``simulations.rules``); it is undecided where there are fewer seeds than asked for. All comparisons
-must hold for a cell to support a claim, one that is refuted refutes it; cells make an overall
-verdict in the same way. So "supported" is wrong at most as often as one interval is, while an
-overall "not supported" has as many chances to be wrong as there are cells: read the cells.
+(``fedkd.simulations.rules``); it is undecided where there are fewer seeds than asked for. All
+comparisons must hold for a cell to support a claim, one that is refuted refutes it; cells make an
+overall verdict in the same way. So "supported" is wrong at most as often as one interval is, while
+an overall "not supported" has as many chances to be wrong as there are cells: read the cells.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 
 from fedkd.caveats import Caveat
 from fedkd.errors import FedkdError, nearest
+from fedkd.simulations.cells import Label, Suite
+from fedkd.simulations.claim import MEASURES, Claim, Criterion
+from fedkd.simulations.rules import Judgement, compared, interior, reduced, trend
+from fedkd.simulations.run_values import Row, fits, samples_of, scaled, unit_of, value_of
+from fedkd.simulations.suite import frame as frame_of
 from fedkd.statistics import Interval
-from simulations.cells import Label, Suite
-from simulations.claim import MEASURES, Claim, Criterion
-from simulations.rules import Judgement, compared, interior, reduced, trend
-from simulations.run_values import Row, fits, samples_of, scaled, unit_of, value_of
-from simulations.suite import frame as frame_of
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -73,8 +73,8 @@ def judge(claim: Claim, frame: DataFrame) -> list[Verdict]:
     claim : Claim
         What is claimed.
     frame : pandas.DataFrame
-        ``simulations.suite.frame``: a row a finished run, with a column for each axis, ``folder``,
-        and the columns that the claim's tests are about.
+        ``fedkd.simulations.suite.frame``: a row a finished run, with a column for each axis,
+        ``folder``, and the columns that the claim's tests are about.
 
     Raises
     ------

@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from fedkd.options import Epochs
+from fedkd.strategies.base import Replies
+from fedkd.strategies.fedavg import AverageOptions, FedAvg
 from fedkd.work import CrossEntropy, Fit, Hold, Load, Proximal, Share, Step
-from strategies.base import Replies
-from strategies.fedavg import AverageOptions, FedAvg
 
 
 class Ditto(FedAvg):

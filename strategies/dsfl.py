@@ -14,9 +14,9 @@ from pydantic import Field
 
 from fedkd.distillation.targets import sharpen
 from fedkd.privacy.candidates import possible
+from fedkd.strategies.base import DistillOptions, Replies
+from fedkd.strategies.uniform import Uniform
 from fedkd.work import Soft, Step
-from strategies.base import DistillOptions, Replies
-from strategies.uniform import Uniform
 
 
 class DSFL(Uniform):

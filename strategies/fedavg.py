@@ -22,8 +22,8 @@ from pydantic import Field
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
 from fedkd.privacy.average import Averaging
+from fedkd.strategies.base import KnowledgeStrategy, Replies, StrategyOptions
 from fedkd.work import Fit, Load, Parameters, Share, Step
-from strategies.base import KnowledgeStrategy, Replies, StrategyOptions
 
 
 class AverageOptions(StrategyOptions):

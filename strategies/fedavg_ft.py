@@ -15,8 +15,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fedkd.options import Epochs
+from fedkd.strategies.fedavg import AverageOptions, FedAvg
 from fedkd.work import Fit, Step
-from strategies.fedavg import AverageOptions, FedAvg
 
 
 class FedAvgFT(FedAvg):

@@ -30,6 +30,7 @@ from fedkd.distillation.objectives import forward_kl
 from fedkd.errors import FedkdError
 from fedkd.options import MOST, MOST_UNITS, Epochs, OnlyWith
 from fedkd.server import blocks_above, small_head
+from fedkd.strategies.base import KnowledgeStrategy, Replies, StrategyOptions
 from fedkd.work import (
     CrossEntropy,
     Fit,
@@ -41,7 +42,6 @@ from fedkd.work import (
     Step,
     Term,
 )
-from strategies.base import KnowledgeStrategy, Replies, StrategyOptions
 
 DROPPING_SET = 3
 """Cuts in the dropping set unless it is given: the deepest ones of the student."""

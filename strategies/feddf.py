@@ -18,9 +18,9 @@ import torch
 from pydantic import Field
 
 from fedkd.options import MOST, Epochs
+from fedkd.strategies.base import Replies, StrategyOptions
+from fedkd.strategies.fedavg import FedAvg
 from fedkd.work import Samples, Soft
-from strategies.base import Replies, StrategyOptions
-from strategies.fedavg import FedAvg
 
 
 class FedDF(FedAvg):

@@ -26,9 +26,9 @@ from torch import Tensor
 
 from fedkd.distillation.targets import soften
 from fedkd.options import OnlyWith
+from fedkd.strategies.base import KnowledgeStrategy, Replies, StrategyOptions
+from fedkd.strategies.fedproto import mean_by_class
 from fedkd.work import CrossEntropy, Fit, Predict, Soft, Step, Term
-from strategies.base import KnowledgeStrategy, Replies, StrategyOptions
-from strategies.fedproto import mean_by_class
 
 
 class FedDistill(KnowledgeStrategy):

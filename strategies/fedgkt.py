@@ -32,9 +32,9 @@ from torch import Tensor, nn
 from fedkd.distillation.targets import soften
 from fedkd.options import MOST_UNITS, Epochs, OnlyWith
 from fedkd.server import blocks_above, small_head
+from fedkd.strategies.base import KnowledgeStrategy, Line, Replies, StrategyOptions
+from fedkd.strategies.fedproto import cut_of
 from fedkd.work import CrossEntropy, Fit, Represent, Samples, Soft, Step, Term
-from strategies.base import KnowledgeStrategy, Line, Replies, StrategyOptions
-from strategies.fedproto import cut_of
 
 
 class FedGKT(KnowledgeStrategy):

@@ -12,9 +12,9 @@ from pydantic import Field
 
 from fedkd.distillation.targets import soften
 from fedkd.options import OnlyWith
+from fedkd.strategies.base import DistillOptions, Replies
+from fedkd.strategies.uniform import Uniform
 from fedkd.work import Fit, Predict, Soft, Step
-from strategies.base import DistillOptions, Replies
-from strategies.uniform import Uniform
 
 
 class FedMD(Uniform):

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from fedkd.errors import FedkdError
+from fedkd.strategies.fedavg import AverageOptions, FedAvg
 from fedkd.work import Fit, Load, Share, Step
-from strategies.fedavg import AverageOptions, FedAvg
 
 
 class FedPer(FedAvg):

@@ -24,9 +24,9 @@ from torch import Tensor
 
 from fedkd import students
 from fedkd.errors import FedkdError
+from fedkd.strategies.base import KnowledgeStrategy, Replies, StrategyOptions
 from fedkd.training import represent
 from fedkd.work import CrossEntropy, Fit, Prototype, Represent, Step, Term
-from strategies.base import KnowledgeStrategy, Replies, StrategyOptions
 
 
 class FedProto(KnowledgeStrategy):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from fedkd.strategies.fedavg import AverageOptions, FedAvg
 from fedkd.work import CrossEntropy, Fit, Proximal
-from strategies.fedavg import AverageOptions, FedAvg
 
 
 class FedProx(FedAvg):

@@ -20,9 +20,9 @@ from pydantic import Field
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
 from fedkd.options import Epochs
+from fedkd.strategies.fedavg import AverageOptions
+from fedkd.strategies.fedper import FedPer
 from fedkd.work import Fit
-from strategies.fedavg import AverageOptions
-from strategies.fedper import FedPer
 
 
 class FedRep(FedPer):

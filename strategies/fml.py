@@ -25,9 +25,9 @@ from pydantic import Field
 from fedkd import registry
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
+from fedkd.strategies.base import KnowledgeStrategy, Replies, StrategyOptions
+from fedkd.strategies.fedavg import average
 from fedkd.work import CrossEntropy, Fit, Hold, Load, Share, Soft, Step
-from strategies.base import KnowledgeStrategy, Replies, StrategyOptions
-from strategies.fedavg import average
 
 
 class FML(KnowledgeStrategy):

@@ -30,8 +30,8 @@ from fedkd.distillation.targets import mix, retemper
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
 from fedkd.options import OnlyWith
+from fedkd.strategies.base import DistillOptions, KnowledgeStrategy, Replies
 from fedkd.work import CrossEntropy, Fit, Predict, Soft, Step
-from strategies.base import DistillOptions, KnowledgeStrategy, Replies
 
 WATCHED_ROUNDS = 3
 """Rounds that fusion must have been uniform, or the identity, from the first on to be warned of."""

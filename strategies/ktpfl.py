@@ -29,8 +29,8 @@ from torch import Tensor
 from fedkd.distillation.objectives import SMALLEST
 from fedkd.distillation.targets import mix, onto_simplex
 from fedkd.options import MOST
+from fedkd.strategies.base import DistillOptions, KnowledgeStrategy, Replies
 from fedkd.work import Fit, Predict, Soft, Step
-from strategies.base import DistillOptions, KnowledgeStrategy, Replies
 
 
 class KTpFL(KnowledgeStrategy):

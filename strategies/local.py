@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from strategies.base import KnowledgeStrategy
+from fedkd.strategies.base import KnowledgeStrategy
 
 
 class Local(KnowledgeStrategy):

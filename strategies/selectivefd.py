@@ -28,9 +28,9 @@ from fedkd.distillation.targets import mix
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
 from fedkd.options import OnlyWith
+from fedkd.strategies.base import DistillOptions, Replies
+from fedkd.strategies.uniform import Uniform
 from fedkd.work import Select, Soft, Step
-from strategies.base import DistillOptions, Replies
-from strategies.uniform import Uniform
 
 
 class SelectiveFD(Uniform):

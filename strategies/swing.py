@@ -29,8 +29,8 @@ from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
 from fedkd.options import Epochs
 from fedkd.privacy.release import temperatures
+from fedkd.strategies.base import KnowledgeStrategy, Replies, StrategyOptions
 from fedkd.work import CrossEntropy, Fit, Load, Predict, Samples, Soft, Step
-from strategies.base import KnowledgeStrategy, Replies, StrategyOptions
 
 
 class Swing(KnowledgeStrategy):

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from fedkd.distillation.targets import mix
+from fedkd.strategies.base import DistillOptions, KnowledgeStrategy, Replies
 from fedkd.work import Fit, Predict, Soft, Step
-from strategies.base import DistillOptions, KnowledgeStrategy, Replies
 
 
 class Uniform(KnowledgeStrategy):

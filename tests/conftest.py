@@ -69,7 +69,7 @@ def _registry_as_it_was(monkeypatch):
 @pytest.fixture
 def fedkd(capsys):
     """Run a command line in this process: exit code, stdout, stderr."""
-    from simulations import cli
+    from fedkd.simulations import cli
 
     def call(*words):
         with pytest.raises(SystemExit) as ended:

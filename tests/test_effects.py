@@ -12,9 +12,9 @@ from fedkd.data.federated import load
 from fedkd.effects import ALWAYS, EFFECTS, MACHINERY, machinery_without_effect, without_effect
 from fedkd.experiment import Experiment
 from fedkd.labels import flat
-from simulations.arms import arms, varied
-from simulations.shipped import read_experiment, shipped
-from simulations.suite import read, suites
+from fedkd.simulations.arms import arms, varied
+from fedkd.simulations.shipped import read_experiment, shipped
+from fedkd.simulations.suite import read, suites
 
 IMAGES = Task((1, 8, 8), 10, tuple("0123456789"))
 FEATURES = Task((6,), 4, tuple("abcd"))

@@ -5,7 +5,7 @@ import pytest
 
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
-from strategies.fedd2s import FedD2S
+from fedkd.strategies.fedd2s import FedD2S
 
 
 def test_every_experiment_reads_back_as_it_was_written():

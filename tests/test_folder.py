@@ -15,8 +15,8 @@ from fedkd import FedkdError, Run, load_runs
 from fedkd import folder as disk
 from fedkd.errors import FedkdWarning
 from fedkd.experiment import Experiment
+from fedkd.plots.gather import find
 from fedkd.results import readable
-from plots.gather import find
 
 ROUNDS = 4
 LINES = ("rounds", "clients", "releases", "exposures", "warnings")

@@ -1,6 +1,7 @@
 """Imports point one way."""
 
 import ast
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ READERS = {
     )
 }
 MEASURED_BY = {"fedkd.engine.remembered", "fedkd.rounds.intake", "fedkd.rounds.method"}
-"""What may import ``fedkd.lab``: the run, and the worker that performs the step ``Expose``."""
+"""What may import ``fedkd.lab``: the rounds, and what remembers what ``Expose`` has measured."""
 FILES = [file for package in PACKAGES for file in sorted((ROOT / package).rglob("*.py"))]
 
 
@@ -38,7 +39,15 @@ def imported(file: Path) -> list[str]:
 def name_of(file: Path) -> str:
     """The name of a module; that of a package is its folder's."""
     parts = file.relative_to(ROOT).with_suffix("").parts
+    parts = parts if parts[0] == "fedkd" else ("fedkd", *parts)
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def folder_of(module: str) -> str:
+    """The top-level folder in which a module lies; empty for what is not ours."""
+    first, _, rest = module.partition(".")
+    inner = rest.partition(".")[0]
+    return "" if first != "fedkd" else inner if inner in PACKAGES else first
 
 
 def imported_modules(file: Path, known: set[str]) -> set[str]:
@@ -60,9 +69,22 @@ def imported_modules(file: Path, known: set[str]) -> set[str]:
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_imports_point_one_way(file):
     package = file.relative_to(ROOT).parts[0]
-    for module in imported(file):
-        if (top := module.split(".")[0]) in PACKAGES:
-            assert top in ALLOWED[package], f"{file.name} imports {module}"
+    known = {name_of(other) for other in FILES}
+    for module in {*imported(file), *imported_modules(file, known)}:
+        assert folder_of(module) in {"", *ALLOWED[package]}, f"{file.name} imports {module}"
+
+
+def test_packages_are_imported_by_the_names_that_they_have_where_they_are_installed():
+    """A folder ``plots/`` of one's own must never be taken for fedkd's."""
+    for file in (*FILES, *sorted((ROOT / "tests").rglob("*.py"))):
+        first = {name.partition(".")[0] for name in imported(file)}
+        assert not first & {*PACKAGES[1:]}, file
+
+
+def test_all_packages_are_installed():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    packages = {name_of(file) for file in FILES if file.name == "__init__.py"}
+    assert packages == {*project["tool"]["setuptools"]["packages"]}
 
 
 def circles(imports: dict[str, set[str]]) -> set[str]:
@@ -87,19 +109,22 @@ def test_a_circle_is_found_and_what_leads_to_it_or_from_it_is_not():
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": set()}) == {"b", "c"}
 
 
+def in_lab(module: str) -> bool:
+    return module == "fedkd.lab" or module.startswith("fedkd.lab.")
+
+
 def test_nothing_in_the_library_needs_what_measures():
     for file in sorted((ROOT / "fedkd").rglob("*.py")):
         name = name_of(file)
-        if name.startswith("fedkd.lab") or name in MEASURED_BY:
-            continue
-        ours = [module for module in imported(file) if module.startswith("fedkd.lab")]
-        assert not ours, f"{name} imports {ours}"
+        if not in_lab(name) and name not in MEASURED_BY:
+            ours = [module for module in imported(file) if in_lab(module)]
+            assert not ours, f"{name} imports {ours}"
 
 
 def test_plots_read_run_folders_and_nothing_else():
     for file in sorted((ROOT / "plots").rglob("*.py")):
-        ours = [name for name in imported(file) if name.startswith("fedkd")]
-        assert set(ours) <= READERS, file.name
+        ours = {name for name in imported(file) if folder_of(name) == "fedkd"}
+        assert ours <= READERS, file.name
 
 
 def test_nothing_private_of_flower_or_ray_is_used():

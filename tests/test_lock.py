@@ -165,7 +165,7 @@ class WhileRunning(Observer):
 
 @pytest.mark.parametrize("flags", [[], ["--resume"], ["--fresh"]])
 def test_the_same_command_at_the_same_time_ends_with_a_line(small, tmp_path, capsys, flags):
-    from simulations import cli
+    from fedkd.simulations import cli
 
     (tmp_path / "small.toml").write_text(small().to_toml())
 

@@ -8,7 +8,7 @@ from lines import Killed, KilledAfter
 
 from fedkd import FedkdError, Observer, Run, run
 from fedkd.observers import Observers, TensorBoard, scalars
-from simulations import cli
+from fedkd.simulations import cli
 
 needs_tensorboard = pytest.mark.skipif(
     importlib.util.find_spec("tensorboard") is None, reason="the package tensorboard"

@@ -1,14 +1,16 @@
 """What the README and the docs say is so."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from fedkd import Run, registry
 from fedkd.experiment import Experiment
-from simulations.reference import reference
-from simulations.shipped import shipped
+from fedkd.simulations.reference import reference
+from fedkd.simulations.shipped import shipped
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -21,6 +23,19 @@ def test_the_strategy_of_the_readme_runs_as_it_stands(tmp_path, capsys):
     summary = Run.open(folder).summary
     assert summary["rounds"] == 2
     assert str(summary["own_accuracy_mean"]) in capsys.readouterr().out
+
+
+def test_the_script_runs_in_a_project_that_has_folders_of_these_names(tmp_path):
+    """``strategies/``, ``simulations/`` and ``plots/`` of one's own are not taken for fedkd's."""
+    for name in ("strategies", "simulations", "plots"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(f"raise ImportError('{name} of the project')")
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "study.py").write_text(code)
+    ended = subprocess.run(
+        [sys.executable, "study.py"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr
 
 
 def test_the_table_of_methods_is_whole():

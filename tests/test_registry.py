@@ -6,7 +6,7 @@ from importlib.metadata import EntryPoint
 import pytest
 
 from fedkd import FedkdError, registry, run
-from strategies.local import Local
+from fedkd.strategies.local import Local
 
 
 @pytest.fixture

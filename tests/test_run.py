@@ -179,7 +179,7 @@ def test_another_version_is_said_with_the_numbers(short, killed):
 
 
 METHOD = """
-from strategies.uniform import Uniform
+from fedkd.strategies.uniform import Uniform
 
 class Mine(Uniform):
     "Mine."

@@ -1,8 +1,8 @@
 """The flower engine: the same server and clients on Flower's own simulation runtime.
 
 ``fedkd run --engine flower`` writes a small app folder that points here and has ``flwr run`` run
-it; ``flwr run .`` in the source folder runs ``simulations.app``, which resolves experiments by
-name and is otherwise the same.
+it; ``flwr run .`` in the source folder runs ``fedkd.simulations.app``, which resolves experiments
+by name and is otherwise the same.
 """
 
 from __future__ import annotations

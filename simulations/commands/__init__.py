@@ -1,1 +1,1 @@
-"""The commands of the command line: a file a command, gathered by ``simulations.cli``."""
+"""The commands of the command line: a file a command, gathered by ``fedkd.simulations.cli``."""

@@ -10,7 +10,7 @@ import typer
 
 from fedkd.interrupt import exit_code
 from fedkd.results import Run
-from simulations.commands.options import _path, examples
+from fedkd.simulations.commands.options import _path, examples
 
 MOST_SHADOWS = 10_000
 
@@ -60,7 +60,7 @@ def audit(
     client's data, as often as --shadows says. One table has the strongest attack on each thing that
     was sent, in the last round and over all rounds.
     """
-    from simulations.audit import main as attack
+    from fedkd.simulations.audit import main as attack
 
     try:
         attack(Run.open(run), shadows, data_dir, reconstruct, gradient_canaries)

@@ -12,8 +12,15 @@ import typer
 from fedkd.errors import FedkdError, shown
 from fedkd.experiment import Experiment
 from fedkd.interrupt import exit_code
-from simulations.commands.options import DataDir, Jobs, Overrides, _path, check_names, examples
-from simulations.shipped import read_experiment
+from fedkd.simulations.commands.options import (
+    DataDir,
+    Jobs,
+    Overrides,
+    _path,
+    check_names,
+    examples,
+)
+from fedkd.simulations.shipped import read_experiment
 
 EXAMPLES = examples(
     "fedkd canary swing  [dim]on the embedded text, some minutes[/dim]",
@@ -53,7 +60,7 @@ def canary(
     extra = [f"data.data_dir={json.dumps(str(data_dir))}"] if data_dir else []
     chosen = read_experiment(experiment, [*(overrides or []), *extra])
     check_names(chosen)
-    from simulations import canary as study
+    from fedkd.simulations import canary as study
 
     try:
         arms_named = _listed(arms, "--arms", "fkd,swing")

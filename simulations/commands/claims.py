@@ -10,7 +10,7 @@ import typer
 
 from fedkd.errors import FedkdError
 from fedkd.interrupt import exit_code
-from simulations.commands.options import DataDir, Jobs, OfScale, _path, examples
+from fedkd.simulations.commands.options import DataDir, Jobs, OfScale, _path, examples
 
 EXAMPLES = examples(
     "fedkd claims  [dim]all of them, on data that is there; some run for minutes[/dim]",
@@ -43,8 +43,8 @@ def claims(
     NAME... are claims of [bold]fedkd list claims[/bold], methods, or TOML files; all when not
     given. The exit code is 0 whatever the verdicts are, and 1 if a run failed.
     """
-    from simulations import answers
-    from simulations.claim import chosen
+    from fedkd.simulations import answers
+    from fedkd.simulations.claim import chosen
 
     if form not in ("text", "markdown"):
         raise FedkdError(f"--format {form!r} is not allowed: text, markdown")

@@ -10,7 +10,7 @@ import typer
 
 from fedkd.errors import FedkdError
 from fedkd.results import Run, readable
-from simulations.commands.options import _path, examples
+from fedkd.simulations.commands.options import _path, examples
 
 EXAMPLES = examples(
     "fedkd compare runs/*",
@@ -32,7 +32,7 @@ def compare(
 
     RUN... are folders; those that differ only in their seed are one row, mean ± standard deviation.
     """
-    from simulations.compare import table
+    from fedkd.simulations.compare import table
 
     if target is not None and math.isnan(target):
         raise FedkdError("--target nan is not allowed: a share of 1 to 100 %")

@@ -9,8 +9,8 @@ import typer
 
 from fedkd import registry
 from fedkd.errors import FedkdError, nearest
-from simulations.commands.options import examples
-from simulations.shipped import shipped
+from fedkd.simulations.commands.options import examples
+from fedkd.simulations.shipped import shipped
 
 KINDS = (
     *("strategies", "datasets", "students", "partitions", "objectives", "experiments"),
@@ -44,11 +44,11 @@ def _described(kind: str) -> dict[str, str]:
     if kind == "experiments":
         return {name: _first_comment(file) for name, file in shipped().items()}
     if kind == "suites":
-        from simulations.suite import suites
+        from fedkd.simulations.suite import suites
 
         return {name: _first_comment(file) for name, file in suites().items()}
     if kind == "claims":
-        from simulations.claim import claims as known
+        from fedkd.simulations.claim import claims as known
 
         return {name: claim.statement for name, claim in known().items()}
     if kind == "partitions":

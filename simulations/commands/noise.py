@@ -9,7 +9,7 @@ import typer
 
 from fedkd.errors import FedkdError, shown
 from fedkd.results import Run
-from simulations.commands.options import _path, examples
+from fedkd.simulations.commands.options import _path, examples
 
 EXAMPLES = examples(
     "fedkd noise runs/quickstart --epsilon 8",
@@ -28,7 +28,7 @@ def noise(
     By the ledger of folder RUN, without running anything again: DP-SGD, Gaussian noise and votes,
     averages with clipping.
     """
-    from simulations.noise import main as told
+    from fedkd.simulations.noise import main as told
 
     try:
         wanted = [float(part) for part in epsilon.split(",")]

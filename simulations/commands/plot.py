@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from simulations.commands.options import _path, examples
+from fedkd.simulations.commands.options import _path, examples
 
 plot = typer.Typer(
     help="Draw a figure from runs, as PNG and PDF. RUN is the folder of a run, finished or going "
@@ -50,8 +50,8 @@ def _draw(name: str, folders: Sequence[Path], out: Path | None, *options: Any) -
     """Draw figure ``name`` of all runs in ``folders``, beside the first when ``out`` is None."""
     from importlib import import_module
 
-    from plots.gather import find
-    from plots.style import save
+    from fedkd.plots.gather import find
+    from fedkd.plots.style import save
 
     figure = import_module(f"plots.{name}").draw(find(folders), *options)
     for file in save(figure, out or folders[0] / "plots" / name):

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from simulations.commands.options import DataDir, OfScale, _path, examples
+from fedkd.simulations.commands.options import DataDir, OfScale, _path, examples
 
 EXAMPLES = examples(
     "fedkd report knfu-heterogeneity",
@@ -33,9 +33,9 @@ def report(
     SUITE is a name of [bold]fedkd list suites[/bold], a TOML file, or a suite's folder. Nothing is
     run; the page needs no network.
     """
-    from simulations.suite import read
+    from fedkd.simulations.suite import read
 
     chosen = read(suite, scale, data_dir=data_dir)
-    from simulations.report import write
+    from fedkd.simulations.report import write
 
     print(write(chosen, out))

@@ -13,9 +13,9 @@ from fedkd.interrupt import exit_code
 from fedkd.observers import Observers, TensorBoard
 from fedkd.results import CHECKPOINT, Run
 from fedkd.run import run as simulate
-from simulations.commands.options import DataDir, Overrides, _path, check_names, examples
-from simulations.screen import Screen, print_summary, progress_bar
-from simulations.shipped import read_experiment
+from fedkd.simulations.commands.options import DataDir, Overrides, _path, check_names, examples
+from fedkd.simulations.screen import Screen, print_summary, progress_bar
+from fedkd.simulations.shipped import read_experiment
 
 EXAMPLES = examples(
     "fedkd run quickstart",

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from fedkd.interrupt import exit_code
-from simulations.commands.options import DataDir, Jobs, OfScale, Out, Overrides, examples
-from simulations.screen import make_console
+from fedkd.simulations.commands.options import DataDir, Jobs, OfScale, Out, Overrides, examples
+from fedkd.simulations.screen import make_console
 
 EXAMPLES = examples(
     "fedkd suite knfu-heterogeneity --dry-run",
@@ -39,9 +39,9 @@ def suite(
     runs are not repeated: after an interruption the same command goes on. A run that fails does not
     stop the others; the exit code is then 1.
     """
-    from simulations.cells import chosen
-    from simulations.suite import check, read, run_suite
-    from simulations.suite_screen import SuiteScreen, state, told
+    from fedkd.simulations.cells import chosen
+    from fedkd.simulations.suite import check, read, run_suite
+    from fedkd.simulations.suite_screen import SuiteScreen, state, told
 
     opened = read(name, scale, overrides=overrides or (), data_dir=data_dir, out=out)
     if dry_run:

@@ -8,7 +8,7 @@ import click
 import typer
 
 from fedkd.errors import FedkdError
-from simulations.commands.options import OfScale, Out, examples
+from fedkd.simulations.commands.options import OfScale, Out, examples
 
 
 class TableCommand(typer.core.TyperCommand):
@@ -78,9 +78,9 @@ def table(
     for flag, (given, known) in allowed.items():
         if given not in known:
             raise FedkdError(f"--{flag} {given!r} is not allowed: {', '.join(known)}")
-    from simulations import table_formats
-    from simulations.captions import direction
-    from simulations.suite_tables import of_suite
+    from fedkd.simulations import table_formats
+    from fedkd.simulations.captions import direction
+    from fedkd.simulations.suite_tables import of_suite
 
     found = of_suite(
         name,

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from fedkd.options import MOST_PROCESSES
-from simulations.commands.options import examples
+from fedkd.simulations.commands.options import examples
 
 EXAMPLES = examples("fedkd tune", "fedkd tune --device cuda", "fedkd tune --dry-run")
 

@@ -12,7 +12,7 @@ from fedkd import run
 from fedkd.experiment import Experiment
 from fedkd.lab.attack import attack
 from fedkd.lab.audit import guarantee
-from simulations.shipped import experiment_text
+from fedkd.simulations.shipped import experiment_text
 
 FEWER = ("data.clients=4", "strategy.name=fedavg", "rounds=1")
 

@@ -29,8 +29,8 @@ from fedkd.codec import Codec
 from fedkd.engine import plan
 from fedkd.engine.host import HostGrid
 from fedkd.engine.worker import Worker
+from fedkd.simulations.shipped import experiment_text
 from fedkd.work import Assignment, Load
-from simulations.shipped import experiment_text
 
 HERE = Path(__file__).parent
 REPEATS = 3
@@ -157,7 +157,7 @@ def phase(grid, steps, trial):
 def start(pairs=5):
     """Seconds of whole processes: the quick start's first round, and the same as a bare script."""
     paths = os.pathsep.join([str(HERE.parent.parent), os.environ.get("PYTHONPATH", "")])
-    code = "from simulations.cli import main; main()"
+    code = "from fedkd.simulations.cli import main; main()"
     words = ["run", "quickstart", "--set", "rounds=1", "--quiet", "--fresh"]
     fedkd = [sys.executable, "-c", code, *words]
     shown = [sys.executable, "-c", code, "--help"]

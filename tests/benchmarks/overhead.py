@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 from fedkd import Experiment, run
 from fedkd.data.federated import load
+from fedkd.simulations.shipped import experiment_text
 from fedkd.students import build
-from simulations.shipped import experiment_text
 
 REPEATS = 5
 

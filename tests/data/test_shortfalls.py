@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.special import digamma
 
-import simulations
+import fedkd.simulations
 from fedkd.data.federated import load
 from fedkd.data.partitions import entropies
 from fedkd.data.shortfalls import _entropies_of
@@ -121,14 +121,14 @@ def test_effective_classes_are_classes_where_all_are_alike():
 
 def test_writers_with_fewer_samples_than_asked_are_said():
     # Each client is a topic of its own size, and the key says how many it has at most.
-    file = Path(simulations.__file__).parent / "swing.toml"
+    file = Path(fedkd.simulations.__file__).parent / "swing.toml"
     (line,) = load(Experiment.from_toml(file.read_text())).warnings
     assert "data.samples_per_client = 360" in line
 
 
 @pytest.mark.parametrize("name", ["quickstart", "fedd2s"])
 def test_shipped_experiments_ask_for_what_there_is(name):
-    file = Path(simulations.__file__).parent / f"{name}.toml"
+    file = Path(fedkd.simulations.__file__).parent / f"{name}.toml"
     assert load(Experiment.from_toml(file.read_text())).warnings == ()
 
 
@@ -136,5 +136,5 @@ def test_shipped_experiments_ask_for_what_there_is(name):
     "name", ["knfu-mnist", "knfu-cifar10", "fedd2s-cifar10", "fedd2s-femnist", "swing-mnist"]
 )
 def test_shipped_experiments_on_real_data_ask_for_what_there_is(name, real_data):
-    file = Path(simulations.__file__).parent / f"{name}.toml"
+    file = Path(fedkd.simulations.__file__).parent / f"{name}.toml"
     assert load(Experiment.from_toml(file.read_text())).warnings == ()

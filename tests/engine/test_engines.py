@@ -13,8 +13,8 @@ from fedkd.engine.inline import InlineGrid
 from fedkd.engine.superlink import run_app
 from fedkd.engine.worker import Worker
 from fedkd.results import PLACES
+from fedkd.simulations.shipped import experiment_text
 from fedkd.work import Assignment, Evaluate, Fit, Predict
-from simulations.shipped import experiment_text
 
 ALONE = "engine.cohort=off"
 

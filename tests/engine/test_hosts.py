@@ -120,7 +120,7 @@ def underway(tmp_path, small):
     """The command line at work on a long run, past its first rounds, and its workers."""
     keys = ("rounds=1000", "checkpoint_every=400", "strategy.name=local", "engine.name=procs")
     (tmp_path / "long.toml").write_text(small(*keys, "engine.workers=2").to_toml())
-    code = "from simulations.cli import main; main()"
+    code = "from fedkd.simulations.cli import main; main()"
     command = [sys.executable, "-c", code, "run", "long.toml", "--out", "out"]
     path = os.pathsep.join(sys.path)
     with subprocess.Popen(

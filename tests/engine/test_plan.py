@@ -8,8 +8,8 @@ import pytest
 from fedkd import Experiment, FedkdError, registry, run
 from fedkd.engine import plan
 from fedkd.engine.worker import Worker
+from fedkd.simulations.shipped import experiment_text
 from fedkd.students import build, count_parameters, multiply_adds
-from simulations.shipped import experiment_text
 
 TWO = "engine.workers=2"
 

@@ -6,7 +6,7 @@ import pytest
 
 from fedkd import FedkdError
 from fedkd.engine import rule, tune
-from simulations.cli import main
+from fedkd.simulations.cli import main
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 
 from fedkd.errors import FedkdError
-from simulations import cli
+from fedkd.simulations import cli
 
 SECONDS = 20  # of computing, as the machine may have other things to do
 WAITING = 600

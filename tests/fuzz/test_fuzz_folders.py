@@ -73,7 +73,9 @@ def spoil(folder, name, content):
 @examples(25, 200)
 def test_what_reads_folders(count, runs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("plots.style.save", lambda figure, stem: [])  # drawing it takes seconds
+    monkeypatch.setattr(
+        "fedkd.plots.style.save", lambda figure, stem: []
+    )  # drawing it takes seconds
 
     def law(drawn):
         (name, content), words = drawn

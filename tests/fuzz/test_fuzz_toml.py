@@ -16,7 +16,7 @@ from fedkd import registry
 from fedkd.checks import check
 from fedkd.data.partitions import PARTITIONS
 from fedkd.experiment import Experiment
-from simulations import claim, shipped
+from fedkd.simulations import claim, shipped
 
 TEXTS = [SMALL, *(file.read_text() for file in shipped.shipped().values())]
 CLAIMS = [file.read_text() for file in sorted(claim.FOLDER.glob("*.toml"))]

@@ -20,8 +20,8 @@ from fedkd.lab.likelihood_ratios import lira, lira_offline
 from fedkd.lab.membership import infer_members
 from fedkd.lab.worlds import WatchedWorker, play, quiet
 from fedkd.records import MEMBERSHIP
+from fedkd.simulations.shipped import experiment_text
 from fedkd.work import Assignment, Fit, Predict
-from simulations.shipped import experiment_text
 
 QUICK = ("rounds=1", "data.clients=2", "data.samples_per_client=20", "training.local_epochs=1")
 WHOLE = {"confidence"}

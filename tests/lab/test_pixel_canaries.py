@@ -22,9 +22,9 @@ from fedkd.lab import audit, measure
 from fedkd.lab.exposure.conditionals import label_log_odds
 from fedkd.lab.exposure.sequences import digits, sequence_numbers
 from fedkd.results import Run
+from fedkd.simulations.canary import notes
 from fedkd.students import build
 from fedkd.summaries import exposures
-from simulations.canary import notes
 
 CLIENTS = 4
 COLOUR = Task((3, 8, 8), 5, ("ant", "bee", "cat", "dog", "elk"))

@@ -16,10 +16,10 @@ from fedkd.exposures import NULL_MEAN
 from fedkd.lab.audit import guarantee
 from fedkd.privacy.epsilons import gaussian_epsilon
 from fedkd.privacy.releases import Release
+from fedkd.strategies.base import KnowledgeStrategy
+from fedkd.strategies.swing import Swing
 from fedkd.summaries import exposure, exposures
 from fedkd.work import Predict, Represent, Select, Share
-from strategies.base import KnowledgeStrategy
-from strategies.swing import Swing
 
 ALL = registry.names("strategies")
 SENDERS = ["dsfl", "fedmd", "knfu", "ktpfl", "swing", "uniform"]

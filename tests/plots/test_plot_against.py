@@ -5,9 +5,9 @@ import pytest
 from test_plot_gather import fake_run
 
 from fedkd.errors import FedkdError
-from plots import against, alpha, size
-from plots.against import crossings
-from simulations import cli
+from fedkd.plots import against, alpha, size
+from fedkd.plots.against import crossings
+from fedkd.simulations import cli
 
 SENT = {"bytes_up": 10, "bytes_down": 10}
 

@@ -5,7 +5,7 @@ import pytest
 from test_plot_gather import fake_run
 
 from fedkd.errors import FedkdError
-from plots.auditing import AUDITED, FORMAL, IF_GAUSSIAN, draw
+from fedkd.plots.auditing import AUDITED, FORMAL, IF_GAUSSIAN, draw
 
 
 def gradient_audit(folder, noise, epsilon=None, seed=0):

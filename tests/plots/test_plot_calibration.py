@@ -4,7 +4,7 @@ import pytest
 from test_plot_gather import fake_run
 
 from fedkd.errors import FedkdError
-from plots.calibration import draw
+from fedkd.plots.calibration import draw
 
 LOCAL, FUSED = (0.6, 0.10), (0.8, 0.2)
 

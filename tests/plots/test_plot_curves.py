@@ -6,10 +6,10 @@ from matplotlib.colors import to_hex
 
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
+from fedkd.plots.curves import draw
+from fedkd.plots.style import look
 from fedkd.results import Run
 from fedkd.summaries import spread
-from plots.curves import draw
-from plots.style import look
 
 CLIENTS = 10
 

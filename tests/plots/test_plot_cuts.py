@@ -7,9 +7,9 @@ from matplotlib.text import Text
 
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
+from fedkd.plots.cuts import draw
 from fedkd.results import Run
-from plots.cuts import draw
-from simulations import cli
+from fedkd.simulations import cli
 
 TRAFFIC = {"bytes_up": 3_000_000, "bytes_down": 1_000_000}
 

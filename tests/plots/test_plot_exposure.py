@@ -9,13 +9,13 @@ from matplotlib.colors import to_rgb
 
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
+from fedkd.plots import exposure as figure_of
+from fedkd.plots.exposure import LOOKS, NULL, draw
+from fedkd.plots.style import ARMS, COLUMN, PAGE, look
+from fedkd.plots.style import PLACES as METHODS
 from fedkd.results import PLACES, Run
+from fedkd.simulations import cli
 from fedkd.summaries import exposure
-from plots import exposure as figure_of
-from plots.exposure import LOOKS, NULL, draw
-from plots.style import ARMS, COLUMN, PAGE, look
-from plots.style import PLACES as METHODS
-from simulations import cli
 
 SPACE = 19.93
 LEVELS = (1, 4, 16, 64)

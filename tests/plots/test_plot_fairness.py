@@ -7,12 +7,12 @@ from matplotlib.colors import to_hex
 
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
+from fedkd.plots import fairness
+from fedkd.plots.fairness import MARKS, MOST, draw
+from fedkd.plots.style import COLUMN, PAGE, look
 from fedkd.results import Run
+from fedkd.simulations import cli
 from fedkd.summaries import spread
-from plots import fairness
-from plots.fairness import MARKS, MOST, draw
-from plots.style import COLUMN, PAGE, look
-from simulations import cli
 
 
 def fake_run(folder, method="knfu", accuracies=(0.5, 0.6, 0.7), seed=0, **options):

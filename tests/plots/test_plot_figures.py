@@ -10,12 +10,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 from test_plot_auditing import gradient_audit
 
-import plots
+import fedkd.plots
 from fedkd.experiment import Experiment
+from fedkd.plots.gather import find
+from fedkd.plots.style import COLUMN, PAGE, save
 from fedkd.results import Run
-from plots.gather import find
-from plots.style import COLUMN, PAGE, save
-from simulations.commands import plot
+from fedkd.simulations.commands import plot
 
 SMALLEST = 6.5  # points
 HELPERS = {"__init__", "style", "gather"}
@@ -84,7 +84,7 @@ def drawn(runs, cut_run, canary_runs, private_runs, audited, gradient_audits):
         if title not in figures:
             name, pattern, options = FIGURES[title]
             folders = [others[name]] if pattern is None else sorted(runs.glob(pattern))
-            figure = import_module(f"plots.{name}").draw(find(folders), *options)
+            figure = import_module(f"fedkd.plots.{name}").draw(find(folders), *options)
             FigureCanvasAgg(figure).draw()
             figures[title] = figure
         return figures[title]
@@ -93,7 +93,7 @@ def drawn(runs, cut_run, canary_runs, private_runs, audited, gradient_audits):
 
 
 def test_every_figure_there_is_is_looked_at_here():
-    files = {file.stem for file in Path(plots.__file__).parent.glob("*.py")} - HELPERS
+    files = {file.stem for file in Path(fedkd.plots.__file__).parent.glob("*.py")} - HELPERS
     assert {name for name, _, _ in FIGURES.values()} == files
 
 

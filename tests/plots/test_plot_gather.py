@@ -8,9 +8,9 @@ import pytest
 
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
+from fedkd.plots.gather import apart, final, find, lines, one, over_seeds, panels, said_of_seeds
 from fedkd.results import Run
-from plots.gather import apart, final, find, lines, one, over_seeds, panels, said_of_seeds
-from simulations import cli
+from fedkd.simulations import cli
 
 
 def fake_run(folder, *overrides, ended=True, **summary):

@@ -10,11 +10,11 @@ from test_plot_curves import fake_run
 from fedkd.caveats import LOCAL_TRAINING
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
+from fedkd.plots import curves, fairness, partition
+from fedkd.plots.gather import lines, panels
+from fedkd.plots.style import COLUMN, save
 from fedkd.results import Run
-from plots import curves, fairness, partition
-from plots.gather import lines, panels
-from plots.style import COLUMN, save
-from simulations import cli
+from fedkd.simulations import cli
 
 
 def note(figure):

@@ -7,7 +7,7 @@ import pytest
 from test_plot_gather import fake_run
 
 from fedkd.errors import FedkdError
-from plots.pareto import FRONT, draw, front
+from fedkd.plots.pareto import FRONT, draw, front
 
 SENT = {"knfu": (1000, 80), "fedavg": (90_000, 85), "fedmd": (1000, 70), "local": (0, 60)}
 

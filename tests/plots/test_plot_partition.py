@@ -7,8 +7,8 @@ import pytest
 
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
+from fedkd.plots.partition import draw
 from fedkd.results import Run
-from plots.partition import draw
 
 
 def partitioned(folder, clients, classes):

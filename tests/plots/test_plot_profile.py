@@ -4,9 +4,9 @@ import pytest
 from test_plot_gather import fake_run
 
 from fedkd.errors import FedkdError
+from fedkd.plots.profile import draw
 from fedkd.privacy.epsilons import gaussian_epsilon
 from fedkd.privacy.releases import Release
-from plots.profile import draw
 
 
 def made(folder, *lines, keys=()):

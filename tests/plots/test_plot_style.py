@@ -9,7 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from fedkd.errors import FedkdError
-from plots.style import PLACES, look, save
+from fedkd.plots.style import PLACES, look, save
 
 
 def test_methods_of_the_field_all_look_different():
@@ -30,7 +30,7 @@ def test_a_users_own_method_never_looks_like_one_of_the_field():
 
 
 def test_a_users_own_method_looks_the_same_in_every_process():
-    script = "from plots.style import look; print(look('my_own'))"
+    script = "from fedkd.plots.style import look; print(look('my_own'))"
     said = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )

@@ -10,13 +10,13 @@ from matplotlib.text import Annotation, Text
 
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
+from fedkd.plots import tradeoff
+from fedkd.plots.exposure import NULL
+from fedkd.plots.style import ARMS, COLUMN, PAGE, look
+from fedkd.plots.tradeoff import draw
 from fedkd.results import PLACES, Run
+from fedkd.simulations import cli
 from fedkd.summaries import exposure
-from plots import tradeoff
-from plots.exposure import NULL
-from plots.style import ARMS, COLUMN, PAGE, look
-from plots.tradeoff import draw
-from simulations import cli
 
 PLAIN = 9.0
 

@@ -5,7 +5,7 @@ import pytest
 from test_plot_gather import fake_run
 
 from fedkd.errors import FedkdError
-from plots.weights import SHOWN, draw
+from fedkd.plots.weights import SHOWN, draw
 
 
 def weighted(folder, *overrides, weights, participants=None):

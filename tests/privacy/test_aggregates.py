@@ -22,8 +22,8 @@ from fedkd.privacy.guarantees import guarantees
 from fedkd.privacy.public import Public
 from fedkd.privacy.release import aggregate, release
 from fedkd.random import noise
+from fedkd.strategies.base import KnowledgeStrategy
 from fedkd.work import Fit, Predict, Samples
-from strategies.base import KnowledgeStrategy
 
 LABELLING = ["dsfl", "fedmd", "knfu", "ktpfl", "swing", "uniform"]
 CENTRAL = ("release.trust=central", "release.mechanism=gaussian", "release.scale=0.05")

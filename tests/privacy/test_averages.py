@@ -16,8 +16,8 @@ from fedkd.privacy.epsilons import gaussian_epsilon
 from fedkd.privacy.guarantees import guarantees
 from fedkd.privacy.releases import Release
 from fedkd.random import numpy_noise
+from fedkd.strategies.fedavg import FedAvg
 from fedkd.work import Predict
-from strategies.fedavg import FedAvg
 
 AVERAGED = ["ditto", "fedavg", "fedavg-ft", "fedper", "fedprox", "fedrep"]
 PRIVATE = ("strategy.clipping_norm=0.5", "strategy.noise_multiplier=4")

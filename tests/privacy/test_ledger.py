@@ -18,6 +18,7 @@ from fedkd.engine.worker import Worker
 from fedkd.experiment import Experiment
 from fedkd.lab.audit import guarantee
 from fedkd.privacy.epsilons import gaussian_epsilon, zcdp_epsilon
+from fedkd.strategies.base import KnowledgeStrategy
 from fedkd.work import (
     Fit,
     Hold,
@@ -29,7 +30,6 @@ from fedkd.work import (
     Select,
     Share,
 )
-from strategies.base import KnowledgeStrategy
 
 TINY = (
     *("data.clients=3", "data.samples_per_client=6", "data.transfer.size=5"),

@@ -18,8 +18,8 @@ from fedkd.lab.bounds import audited_epsilon, audited_epsilon_from_exposure
 from fedkd.privacy.epsilons import gaussian_epsilon
 from fedkd.privacy.releases import Release
 from fedkd.results import PLACES, Run
-from simulations import arms, canary, jobs, leakage
-from simulations.shipped import experiment_text
+from fedkd.simulations import arms, canary, jobs, leakage
+from fedkd.simulations.shipped import experiment_text
 
 NULL = NULL_MEAN
 BITS = 8.0

@@ -8,10 +8,10 @@ import pytest
 from lines import SUITE
 
 from fedkd import FedkdError, Run
-from simulations import answers, results_page, suite, verdicts
-from simulations.claim import Claim, Criterion, Rule, claims, read
-from simulations.results_sections import Picture, Section
-from simulations.suite import suites
+from fedkd.simulations import answers, results_page, suite, verdicts
+from fedkd.simulations.claim import Claim, Criterion, Rule, claims, read
+from fedkd.simulations.results_sections import Picture, Section
+from fedkd.simulations.suite import suites
 
 ROOT = Path(__file__).parents[2]
 CLAIM = """statement = "Fusion helps."

@@ -15,10 +15,10 @@ from fedkd.data.partitions import PARTITIONS
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
 from fedkd.results import CHECKPOINT, Run
-from simulations import cli
-from simulations.commands import list as listing
-from simulations.commands import plot
-from simulations.commands import run as command
+from fedkd.simulations import cli
+from fedkd.simulations.commands import list as listing
+from fedkd.simulations.commands import plot
+from fedkd.simulations.commands import run as command
 
 ROOT = Path(cli.__file__).parent.parent
 SLOW = ("torch", "torchvision", "matplotlib", "flwr", "sklearn", "ray", "numpy", "scipy")
@@ -135,7 +135,7 @@ def _somewhere(tmp_path, monkeypatch):
 def test_help_and_wrong_input_import_nothing_slow():
     script = f"""
 import sys
-from simulations.cli import main
+from fedkd.simulations.cli import main
 for words in {[*HELP, *BAD]!r}:
     try:
         main(words.split())
@@ -157,7 +157,7 @@ def test_a_run_imports_nothing_that_it_does_not_use(fedkd, tmp_path):
     fedkd(*words)
     script = f"""
 import sys
-from simulations.cli import main
+from fedkd.simulations.cli import main
 try:
     main({words!r})
 except SystemExit as end:
@@ -511,7 +511,7 @@ def test_ctrl_c_is_one_line_in_every_command(fedkd, monkeypatch):
     monkeypatch.setattr(listing, "_described", interrupt)
     monkeypatch.setattr(command.Run, "open", interrupt)
     monkeypatch.setattr(plot, "_draw", interrupt)
-    monkeypatch.setattr("simulations.suite.read", interrupt)
+    monkeypatch.setattr("fedkd.simulations.suite.read", interrupt)
     for words in ("list strategies", "plot curves x", "report x", "audit x"):
         code, out, err = fedkd(*words.split())
         assert (code, out, err.count("\n")) == (130, "", 1)
@@ -522,7 +522,7 @@ def test_ctrl_c_is_one_line_in_every_command(fedkd, monkeypatch):
 
 
 def shell(script, **more):
-    environment = {"PYTHONPATH": str(ROOT), "FEDKD": f"{sys.executable} -m simulations.cli"}
+    environment = {"PYTHONPATH": str(ROOT), "FEDKD": f"{sys.executable} -m fedkd.simulations.cli"}
     return subprocess.run(
         ["bash", "-c", script], capture_output=True, text=True, env=os.environ | environment | more
     )
@@ -544,7 +544,7 @@ def test_closed_outputs_are_no_error():
 
 
 def test_an_output_without_the_letters_still_gets_the_numbers():
-    script = "from simulations import cli; from simulations.commands import list as listing"
+    script = "from simulations import cli; from fedkd.simulations.commands import list as listing"
     script += "; listing._described = lambda kind: {'\u00b1': ''}"
     ended = shell(
         f"{sys.executable} -c \"{script}; cli.main(['list', 'experiments'])\"",

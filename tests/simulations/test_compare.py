@@ -6,8 +6,8 @@ from fedkd.caveats import LOCAL_TRAINING
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
 from fedkd.results import Run
-from simulations import cli
-from simulations.compare import table
+from fedkd.simulations import cli
+from fedkd.simulations.compare import table
 
 
 def finished(folder, method="knfu", seed=0, own=(0.5, 0.6), **summary):

@@ -8,8 +8,8 @@ from fedkd import run
 from fedkd.errors import FedkdError
 from fedkd.privacy.guarantees import guarantees
 from fedkd.results import SUMMARY
-from simulations.noise import noise_for
-from simulations.suite import read
+from fedkd.simulations.noise import noise_for
+from fedkd.simulations.suite import read
 
 WAYS = {
     "local labels": ("strategy.name=uniform", "release.mechanism=gaussian", "release.scale=2"),

@@ -14,9 +14,9 @@ from lines import SUITE, forget_files
 
 from fedkd import FedkdError, Run
 from fedkd.caveats import LOCAL_TRAINING
-from simulations import cli, report, report_figures, suite
-from simulations.claim import Claim
-from simulations.report_figures import FIGURES
+from fedkd.simulations import cli, report, report_figures, suite
+from fedkd.simulations.claim import Claim
+from fedkd.simulations.report_figures import FIGURES
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)

@@ -21,9 +21,9 @@ from fedkd.experiment import Experiment
 from fedkd.observers import Observer
 from fedkd.results import CHECKPOINT, Run
 from fedkd.run import run as simulate
-from simulations import audit, cli, jobs, suite, suite_screen
-from simulations.cells import chosen
-from simulations.suite import read, run_suite
+from fedkd.simulations import audit, cli, jobs, suite, suite_screen
+from fedkd.simulations.cells import chosen
+from fedkd.simulations.suite import read, run_suite
 
 ROOT = Path(cli.__file__).parent.parent
 GRID = """
@@ -541,7 +541,7 @@ def children():
 
 def command(file, *words):
     """``fedkd suite`` in a process group of its own."""
-    code = "from simulations.cli import main; main()"
+    code = "from fedkd.simulations.cli import main; main()"
     return subprocess.Popen(
         [sys.executable, "-c", code, "suite", file, "--jobs", "2", *words],
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},

@@ -13,10 +13,10 @@ from fedkd.caveats import FEW_ROUNDS, LEFT_OUT, LOCAL_TRAINING, Caveat
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
 from fedkd.results import Run
-from simulations import table_formats
-from simulations.captions import direction
-from simulations.suite import read, run_suite
-from simulations.tables import Entry, Table, table
+from fedkd.simulations import table_formats
+from fedkd.simulations.captions import direction
+from fedkd.simulations.suite import read, run_suite
+from fedkd.simulations.tables import Entry, Table, table
 
 VALUE = "own_accuracy_mean"
 SEEDS = range(5)

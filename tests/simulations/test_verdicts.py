@@ -11,10 +11,10 @@ import pytest
 from fedkd import Run, frames
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
-from simulations import claim as claim_file
-from simulations import verdicts
-from simulations.claim import Claim, claims, read
-from simulations.verdicts import judge
+from fedkd.simulations import claim as claim_file
+from fedkd.simulations import verdicts
+from fedkd.simulations.claim import Claim, claims, read
+from fedkd.simulations.verdicts import judge
 
 SEEDS = range(5)
 

@@ -13,6 +13,7 @@ from fedkd import Experiment, FedkdError, registry, run
 from fedkd.engine.inline import InlineGrid
 from fedkd.engine.worker import Worker
 from fedkd.shapes import Sizes
+from fedkd.strategies.base import KnowledgeStrategy, StrategyOptions
 from fedkd.work import (
     CrossEntropy,
     Evaluate,
@@ -30,7 +31,6 @@ from fedkd.work import (
     Share,
     Soft,
 )
-from strategies.base import KnowledgeStrategy, StrategyOptions
 
 WIDTH = "student.width=0.1"
 RELEASE = ("release.clip=10", "release.mechanism=gaussian", "release.scale=0.1")

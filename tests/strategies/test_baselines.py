@@ -7,9 +7,9 @@ from lines import measured
 from fedkd import run
 from fedkd.caveats import LOCAL_TRAINING
 from fedkd.distillation.targets import sharpen
+from fedkd.strategies.base import Replies
+from fedkd.strategies.fedavg import average
 from fedkd.work import CrossEntropy, Proximal, Reply, Soft
-from strategies.base import Replies
-from strategies.fedavg import average
 
 
 def replies(key, *arrays):

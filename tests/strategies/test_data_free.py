@@ -9,9 +9,9 @@ from lines import Killed, KilledAfter, measured
 from fedkd import FedkdError, run
 from fedkd.distillation.targets import soften
 from fedkd.engine.worker import Worker
+from fedkd.strategies.base import Replies
+from fedkd.strategies.fedproto import mean_by_class
 from fedkd.work import Assignment, CrossEntropy, Predict, Prototype, Reply, Represent, Soft
-from strategies.base import Replies
-from strategies.fedproto import mean_by_class
 
 ALL = ["feddistill", "fedgkt", "fedproto"]
 OFF = {

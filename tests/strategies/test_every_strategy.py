@@ -7,8 +7,8 @@ from lines import measured, sampled
 from fedkd import FedkdError, check, registry, run
 from fedkd.engine.host import HostGrid
 from fedkd.engine.worker import Worker
+from fedkd.strategies.base import KnowledgeStrategy
 from fedkd.work import Fit
-from strategies.base import KnowledgeStrategy
 
 ALL = registry.names("strategies")
 SEND_LABELS = ["dsfl", "fedmd", "knfu", "ktpfl", "uniform"]

@@ -9,11 +9,11 @@ from lines import measured
 from fedkd import FedkdError, registry, run
 from fedkd.data.federated import load
 from fedkd.sections import StudentTable
+from fedkd.strategies.base import KnowledgeStrategy, Replies
+from fedkd.strategies.fedd2s import FedD2S, cut_at, pooled
 from fedkd.students import build
 from fedkd.training import fit
 from fedkd.work import Fit, Reply, Samples
-from strategies.base import KnowledgeStrategy, Replies
-from strategies.fedd2s import FedD2S, cut_at, pooled
 
 D2S = ("strategy.name=fedd2s", "data.transfer.size=0")
 CNN = ("student.models=['cnn2']", "student.width=0.25")

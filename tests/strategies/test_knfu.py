@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fedkd.distillation.targets import mix, soften
-from strategies.knfu import effectiveness, estimated_distribution
+from fedkd.strategies.knfu import effectiveness, estimated_distribution
 
 N, M, C = 6, 40, 5
 DIVERGENCES = ["kl", "reverse_kl", "symmetric_kl", "jensen_shannon"]

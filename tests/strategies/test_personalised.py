@@ -9,9 +9,9 @@ from fedkd.data.federated import load
 from fedkd.distillation.targets import mix
 from fedkd.engine.worker import Worker
 from fedkd.registry import load as find
+from fedkd.strategies.base import Replies
+from fedkd.strategies.ktpfl import descend, objective, onto_simplex
 from fedkd.work import Assignment, Fit, Load, Reply
-from strategies.base import Replies
-from strategies.ktpfl import descend, objective, onto_simplex
 
 ALL = ["fedavg-ft", "fedper", "fedrep", "ditto", "fml", "feddf", "ktpfl"]
 

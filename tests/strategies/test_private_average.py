@@ -7,7 +7,7 @@ from lines import measured
 from fedkd import FedkdError, check, registry, run
 from fedkd.privacy.average import private_average
 from fedkd.random import numpy_noise
-from strategies.fedavg import FedAvg, average
+from fedkd.strategies.fedavg import FedAvg, average
 
 CLIPPED = ["ditto", "fedavg", "fedavg-ft", "fedper", "fedprox", "fedrep"]
 BEFORE = {"w": torch.ones(200, 100), "b": torch.zeros(50)}

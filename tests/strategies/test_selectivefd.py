@@ -12,9 +12,9 @@ from fedkd.engine.worker import Worker
 from fedkd.lab.attack import attack
 from fedkd.privacy.guarantees import guarantee
 from fedkd.random import generator
+from fedkd.strategies.base import Replies
+from fedkd.strategies.selectivefd import ambiguity, weighted_mean
 from fedkd.work import Assignment, Fit, Predict, Reply, Select
-from strategies.base import Replies
-from strategies.selectivefd import ambiguity, weighted_mean
 
 NAME = "strategy.name=selectivefd"
 NO_SELECTOR = (NAME, "strategy.client_selector=none")

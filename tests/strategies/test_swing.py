@@ -16,9 +16,9 @@ from fedkd.privacy.public import Public
 from fedkd.privacy.release import temperatures
 from fedkd.registry import load as find
 from fedkd.registry import register
+from fedkd.strategies.base import Replies
 from fedkd.training import fit, predict
 from fedkd.work import Reply, Samples
-from strategies.base import Replies
 
 SWING = "strategy.name=swing"
 ITEMS, CLASSES = 6, 4
