@@ -34,7 +34,7 @@ ATTACKED = {
         ("fedavg", "fedavg-ft", "fedprox", "ditto", "feddf", "fml"),
         ("Share parameters", WHOLE, "parameters"),
     ),
-    **dict.fromkeys(("fedper", "fedrep"), ("Share parameters", HEADLESS, None)),
+    **dict.fromkeys(("fedper", "fedrep", "lg-fedavg"), ("Share parameters", HEADLESS, None)),
     **dict.fromkeys(
         ("uniform", "dsfl", "knfu", "ktpfl", "selectivefd", "swing"),
         ("Predict soft_labels", SOFT, "soft labels"),
