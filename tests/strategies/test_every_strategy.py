@@ -54,6 +54,16 @@ def test_the_order_in_which_clients_finish_does_not_matter(name, small, tmp_path
     assert measured(run(experiment, tmp_path / "backwards")) == straight
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ALL)
+def test_worker_processes_give_the_numbers_of_this_one(name, small, tmp_path):
+    keys = (f"strategy.name={name}", "participation=0.75", "engine.cohort=off")
+    inline = run(small(*keys, "engine.name=inline"), tmp_path / "inline")
+    procs = run(small(*keys, "engine.name=procs", "engine.workers=2"), tmp_path / "procs")
+    assert measured(procs) == measured(inline)
+    assert procs.releases == inline.releases
+
+
 @pytest.mark.parametrize("name", sampled(ALL, "fedavg", "knfu"))
 def test_another_seed_gives_other_numbers(name, small, tmp_path):
     runs = [
