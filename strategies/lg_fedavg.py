@@ -9,7 +9,7 @@ it is averaged, so that clients may have bodies of their own::
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pydantic import Field
 
@@ -37,20 +37,8 @@ class LGFedAvg(FedAvg):
 
     def setup(self) -> None:
         """The head that all clients start from, and the names of its blocks."""
-        models = list(dict.fromkeys(self.experiment.student.models))
-        heads = {model: self.head_of(model) for model in models}
-        shapes = [{name: w.shape for name, w in head.items()} for head in heads.values()]
-        if any(other != shapes[0] for other in shapes):
-            given = "; ".join(
-                f"{model} has {', '.join(f'{name} {tuple(w.shape)}' for name, w in head.items())}"
-                for model, head in heads.items()
-            )
-            raise FedkdError(
-                f"student.models = {models} is not allowed with strategy.name = 'lg-fedavg' and "
-                f"strategy.shared_blocks = {self.options.shared_blocks}: it averages these blocks, "
-                f"and they differ: {given}"
-            )
-        self.parameters = heads[models[0]]
+        models = dict.fromkeys(self.experiment.student.models)
+        self.parameters = alike({model: self.head_of(model) for model in models}, "lg-fedavg")
         self.shared = tuple(dict.fromkeys(name.partition(".")[0] for name in self.parameters))
 
     def head_of(self, model: str) -> Parameters:
@@ -68,3 +56,25 @@ class LGFedAvg(FedAvg):
     def learn(self, round: int, client: int) -> Sequence[Step]:
         """Train the own body under the common head, and send back the head."""
         return [Load(self.parameters), Fit(), Share(self.shared)]
+
+
+def alike(heads: Mapping[str, Parameters], method: str) -> Parameters:
+    """The first of ``heads``, which are by architecture and to be of the same shapes.
+
+    Raises
+    ------
+    FedkdError
+        They are not; the line says what each has.
+    """
+    first = next(iter(heads.values()))
+    shapes = {name: w.shape for name, w in first.items()}
+    if any({name: w.shape for name, w in head.items()} != shapes for head in heads.values()):
+        given = "; ".join(
+            f"{model} has {', '.join(f'{name} {tuple(w.shape)}' for name, w in head.items())}"
+            for model, head in heads.items()
+        )
+        raise FedkdError(
+            f"student.models = {[*heads]} is not allowed with strategy.name = {method!r}: its "
+            f"clients have one head, and theirs differ: {given}"
+        )
+    return first

@@ -42,6 +42,7 @@ ATTACKED = {
     "fedmd": ("Predict logits", SOFT, "logits"),
     "feddistill": ("Predict class_logits", MEANS, "counts"),
     "fedproto": ("Represent prototypes", MEANS, "counts"),
+    "fedgh": ("Represent representations", MEANS, "counts"),
     "fedgkt": ("Represent representation", ROWS, "labels"),
     "fedd2s": ("Represent fc2", ROWS, "labels"),
 }

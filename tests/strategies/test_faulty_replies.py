@@ -378,6 +378,7 @@ UNTRAINED = "strategy.server_epochs=0"
 QUICK = {
     "fedd2s": (UNTRAINED, "strategy.rounds_per_drop=never"),
     "feddf": (UNTRAINED,),
+    "fedgh": (UNTRAINED,),
     "fedgkt": (UNTRAINED,),
     "selectivefd": ("strategy.client_selector=none",),
     "swing": (UNTRAINED,),
