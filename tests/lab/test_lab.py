@@ -36,7 +36,7 @@ ATTACKED = {
     ),
     **dict.fromkeys(("fedper", "fedrep", "lg-fedavg"), ("Share parameters", HEADLESS, None)),
     **dict.fromkeys(
-        ("uniform", "dsfl", "knfu", "ktpfl", "selectivefd", "swing"),
+        ("uniform", "dsfl", "knfu", "ktpfl", "comet", "selectivefd", "swing"),
         ("Predict soft_labels", SOFT, "soft labels"),
     ),
     "fedmd": ("Predict logits", SOFT, "logits"),

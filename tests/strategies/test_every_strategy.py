@@ -12,7 +12,7 @@ from strategies.base import KnowledgeStrategy
 
 ALL = registry.names("strategies")
 SEND_LABELS = ["dsfl", "fedmd", "knfu", "ktpfl", "uniform"]
-NEED_TRANSFER = [*SEND_LABELS, "feddf", "selectivefd"]
+NEED_TRANSFER = [*SEND_LABELS, "comet", "feddf", "selectivefd"]
 AVERAGE_PARAMETERS = ["fedavg", "fedavg-ft", "feddf", "fedgkd", "fedprox"]
 ONE_ARCHITECTURE = [*AVERAGE_PARAMETERS, "ditto", "fedper", "fedrep"]
 
@@ -91,7 +91,7 @@ def test_local_training_sends_nothing(small, tmp_path):
     assert (summary["bytes_up"], summary["bytes_down"]) == (0, 0)
 
 
-@pytest.mark.parametrize("name", [*SEND_LABELS, "selectivefd"])
+@pytest.mark.parametrize("name", [*SEND_LABELS, "comet", "selectivefd"])
 def test_architectures_may_differ_where_soft_labels_are_exchanged(name, small, tmp_path):
     experiment = small(f"strategy.name={name}", "student.models=['cnn2', 'mlp']", "rounds=1")
     done = run(experiment, tmp_path / "run")
