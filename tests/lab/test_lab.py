@@ -31,7 +31,7 @@ ROWS = {"nearest row (members are the rows)"}
 HEADLESS = {"confidence under the server's own head"}
 ATTACKED = {
     **dict.fromkeys(
-        ("fedavg", "fedavg-ft", "fedprox", "fedgkd", "ditto", "feddf", "fml"),
+        ("fedavg", "fedavg-ft", "fedprox", "fedgkd", "fedbn", "ditto", "feddf", "fml"),
         ("Share parameters", WHOLE, "parameters"),
     ),
     **dict.fromkeys(("fedper", "fedrep", "lg-fedavg"), ("Share parameters", HEADLESS, None)),

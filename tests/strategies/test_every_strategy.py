@@ -13,7 +13,7 @@ from strategies.base import KnowledgeStrategy
 ALL = registry.names("strategies")
 SEND_LABELS = ["dsfl", "fedmd", "knfu", "ktpfl", "uniform"]
 NEED_TRANSFER = [*SEND_LABELS, "comet", "feddf", "selectivefd"]
-AVERAGE_PARAMETERS = ["fedavg", "fedavg-ft", "feddf", "fedgkd", "fedprox"]
+AVERAGE_PARAMETERS = ["fedavg", "fedavg-ft", "fedbn", "feddf", "fedgkd", "fedprox"]
 ONE_ARCHITECTURE = [*AVERAGE_PARAMETERS, "ditto", "fedper", "fedrep"]
 
 
