@@ -34,7 +34,9 @@ ATTACKED = {
         ("fedavg", "fedavg-ft", "fedprox", "fedgkd", "fedbn", "ditto", "feddf", "fml"),
         ("Share parameters", WHOLE, "parameters"),
     ),
-    **dict.fromkeys(("fedper", "fedrep", "lg-fedavg"), ("Share parameters", HEADLESS, None)),
+    **dict.fromkeys(
+        ("fedbabu", "fedper", "fedrep", "lg-fedavg"), ("Share parameters", HEADLESS, None)
+    ),
     **dict.fromkeys(
         ("uniform", "dsfl", "knfu", "ktpfl", "comet", "selectivefd", "swing"),
         ("Predict soft_labels", SOFT, "soft labels"),

@@ -14,7 +14,7 @@ ALL = registry.names("strategies")
 SEND_LABELS = ["dsfl", "fedmd", "knfu", "ktpfl", "uniform"]
 NEED_TRANSFER = [*SEND_LABELS, "comet", "feddf", "selectivefd"]
 AVERAGE_PARAMETERS = ["fedavg", "fedavg-ft", "fedbn", "feddf", "fedgkd", "fedprox"]
-ONE_ARCHITECTURE = [*AVERAGE_PARAMETERS, "ditto", "fedper", "fedrep"]
+ONE_ARCHITECTURE = [*AVERAGE_PARAMETERS, "ditto", "fedbabu", "fedper", "fedrep"]
 
 
 @pytest.mark.parametrize("name", ALL)
