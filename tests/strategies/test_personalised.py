@@ -11,6 +11,7 @@ from fedkd.distillation.targets import mix
 from fedkd.engine.worker import Worker
 from fedkd.registry import load as find
 from fedkd.strategies.base import Replies
+from fedkd.strategies.fedavg import average
 from fedkd.strategies.ktpfl import descend, objective, official, onto_simplex
 from fedkd.work import Assignment, Fit, Load, Reply
 
@@ -264,6 +265,24 @@ def test_feddf_brings_the_average_near_the_ensemble(play):
         given = game.strategy.server.predict("global", game.strategy.transfer).softmax(1)
         apart.append(float((ensemble * (ensemble / given).log()).sum(1).mean()))
     assert apart[1] < apart[0] / 2
+
+
+def test_feddf_distils_with_adam_also_where_clients_use_sgd(play):
+    """With SGD at a rate that suits Adam, the server would hardly move, and FedDF be FedAvg."""
+    sgd = ["training.optimiser=sgd", "training.lr=0.05", "training.momentum=0.5"]
+    game = play("feddf", *sgd, "strategy.server_epochs=20")
+    strategy = game.strategy
+    replies = Replies(game.do(n, strategy.learn(1, n)) for n in range(4))
+    ensemble = strategy.ensemble(replies)
+    averaged = average(replies.parameters(), replies.samples)
+    strategy.fuse(1, replies)
+
+    def apart(parameters):
+        strategy.server.load("global", parameters)
+        given = strategy.server.predict("global", strategy.transfer).softmax(1)
+        return float((ensemble * (ensemble / given).log()).sum(1).mean())
+
+    assert apart(strategy.parameters) < apart(averaged) / 2
 
 
 # --- KT-pFL ---------------------------------------------------------------------------------
