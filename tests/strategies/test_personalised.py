@@ -13,7 +13,7 @@ from fedkd.registry import load as find
 from fedkd.strategies.base import Replies
 from fedkd.strategies.fedavg import average
 from fedkd.strategies.ktpfl import descend, objective, official, onto_simplex
-from fedkd.work import Assignment, Fit, Load, Reply
+from fedkd.work import Assignment, Fit, Load, Reply, Share
 
 ALL = ["fedavg-ft", "fedper", "fedrep", "ditto", "fml", "feddf", "ktpfl"]
 
@@ -443,6 +443,26 @@ def test_every_option_changes_the_numbers(name, option, small, tmp_path):
         run(small(*few, *more), tmp_path / str(len(more))).rounds[-1] for more in ([], [option])
     )
     assert plain["own_loss_mean"] != chosen["own_loss_mean"]
+
+
+@pytest.mark.parametrize("cohort", ["on", "off"])
+@pytest.mark.parametrize(
+    ("name", "option", "stays"),
+    [
+        ("fedrep", "strategy.body_epochs=0", "fc"),
+        ("fedrep", "strategy.head_epochs=0", "head"),
+        ("ditto", "strategy.personal_epochs=0", ""),
+    ],
+)
+def test_no_epochs_are_none_also_where_min_steps_asks_for_some(play, name, option, stays, cohort):
+    game = play(name, option, "training.min_steps=7", f"engine.cohort={cohort}")
+    steps = game.strategy.learn(1, 0)
+    given = [step for step in steps if isinstance(step, Load) and step.student == "own"]
+    before = game.do(0, [*given, Share(key="all")]).values["all"]
+    game.do(0, steps)
+    after = game.do(0, [Share(key="all")]).values["all"]
+    same = {key for key in before if torch.equal(before[key], after[key])}
+    assert same == {key for key in before if key.startswith(stays)}
 
 
 @pytest.mark.parametrize("name", ALL)
