@@ -229,7 +229,7 @@ ALWAYS = {
     *("training.local_epochs", "training.min_steps", "training.dp.noise_multiplier"),
     *("strategy.name", "release.temperature", "release.tau_max", "release.clip"),
     *("release.candidates", "release.mix", "release.mechanism", "release.scale", "canary.secrets"),
-    "release.trust",
+    *("release.trust", "distill.optimiser", "distill.lr", "distill.batch_size"),
     *("engine.name", "engine.device", "engine.failures", "engine.remember", "engine.threads"),
     *("engine.cohort", "engine.precision"),
 }

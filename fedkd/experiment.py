@@ -16,6 +16,7 @@ from fedkd.sections import (
     NUMERICAL,
     CanaryTable,
     DataTable,
+    DistillTable,
     EngineTable,
     PublicTable,
     ReleaseTable,
@@ -52,6 +53,7 @@ class Experiment(Table):
     data: DataTable = DataTable()
     student: StudentTable = StudentTable()
     training: TrainingTable = TrainingTable()
+    distill: DistillTable = DistillTable()
     strategy: StrategyTable = StrategyTable()
     release: ReleaseTable = ReleaseTable()
     public: PublicTable = PublicTable()
@@ -89,6 +91,13 @@ class Experiment(Table):
         import tomli_w
 
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+    def training_on(self, source: object) -> TrainingTable:
+        """How a client trains on ``source``: on the transfer set with what ``[distill]`` sets."""
+        set_here = self.distill.model_dump(exclude_none=True)
+        if source != "transfer" or not set_here:
+            return self.training
+        return self.training.model_copy(update=set_here)
 
     def digest(self) -> str:
         """Eight hex digits that depend on everything that can change a number.

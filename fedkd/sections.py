@@ -153,6 +153,21 @@ class TrainingTable(Table):
         )
 
 
+class DistillTable(Table):
+    """``[distill]``: how clients train on the transfer set, where not as ``[training]`` says.
+
+    Methods say how long; where else they distil, on private data for instance, ``[training]``
+    holds.
+    """
+
+    optimiser: Literal["adam", "adamw", "sgd"] | None = None
+    """As ``training.optimiser``, with its momentum and weight decay; not given: the same."""
+    lr: float | None = Field(None, gt=0)
+    """Learning rate; not given: ``training.lr``."""
+    batch_size: int | None = Field(None, ge=1, le=MOST)
+    """Samples a step; not given: ``training.batch_size``."""
+
+
 class StrategyTable(Table):
     """``[strategy]``: the method, and options of its own."""
 

@@ -115,6 +115,7 @@ def costs(worker: Worker) -> list[float]:
     """
     experiment, data = worker.experiment, worker.data
     training, tests = experiment.training, data.common().inputs
+    batch = experiment.training_on("transfer").batch_size
     operations, layers = {}, {}
     for client in range(min(data.clients, len(experiment.student.models))):
         student = worker.module(client, "own")
@@ -126,7 +127,7 @@ def costs(worker: Worker) -> list[float]:
     for client, size in enumerate(data.sizes().tolist()):
         seen = training.local_epochs * size
         steps = max(training.min_steps, math.ceil(seen / training.batch_size))
-        steps += math.ceil(len(data.transfer().inputs) / training.batch_size)
+        steps += math.ceil(len(data.transfer().inputs) / batch)
         name = experiment.architecture(client)
         arithmetic = (3 * seen + shared) * operations[name] / FLOPS
         found.append(LAYER * layers[name] * steps + arithmetic)

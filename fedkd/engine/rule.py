@@ -134,7 +134,7 @@ def cohort(facts: Facts, assignment: Assignment, step: Step) -> bool:
     if experiment.engine.cohort == "auto":
         rows = facts.rows(assignment.client, step.on)
         if isinstance(step, Fit):
-            rows = min(rows, experiment.training.batch_size)
+            rows = min(rows, experiment.training_on(step.on).batch_size)
         if rows > limit(facts, model, what):
             return False
     return not getattr(facts.alone(model), what)

@@ -155,7 +155,7 @@ class Session:
                     student,
                     samples,
                     [self.resolved(term, samples) for term in step.terms],
-                    experiment.training,
+                    experiment.training_on(step.on),
                     generator(experiment.seed, "fit", *draw),
                     epochs=step.epochs,
                     min_steps=step.min_steps,

@@ -226,7 +226,7 @@ class Ledger:
 
     def _planned(self, step: Fit, client: int) -> tuple[float, int]:
         """Sample rate and steps of a fit that was asked for."""
-        training, on = self.experiment.training, [step.on]
+        training, on = self.experiment.training_on(step.on), [step.on]
         on += [term.on for term in step.terms if not isinstance(term, Proximal) and term.on]
         passes = [-(-max(1, self._items(source, client)) // training.batch_size) for source in on]
         epochs, least = training.length(step.epochs, step.min_steps)
