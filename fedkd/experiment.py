@@ -92,12 +92,15 @@ class Experiment(Table):
 
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
 
-    def training_on(self, source: object) -> TrainingTable:
-        """How a client trains on ``source``: on the transfer set with what ``[distill]`` sets."""
-        set_here = self.distill.model_dump(exclude_none=True)
-        if source != "transfer" or not set_here:
-            return self.training
-        return self.training.model_copy(update=set_here)
+    def training_on(self, source: object, round: int = 1) -> TrainingTable:
+        """How a client trains on ``source`` in ``round``, the schedule being in the rate.
+
+        On the transfer set with what ``[distill]`` sets.
+        """
+        changes = self.distill.model_dump(exclude_none=True) if source == "transfer" else {}
+        if (factor := self.training.rate(round, self.rounds)) != 1:
+            changes["lr"] = factor * changes.get("lr", self.training.lr)
+        return self.training.model_copy(update=changes) if changes else self.training
 
     def digest(self) -> str:
         """Eight hex digits that depend on everything that can change a number.

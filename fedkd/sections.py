@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
@@ -126,6 +127,16 @@ class TrainingTable(Table):
     """Starts afresh in every piece of training, as simulated clients keep no optimiser state."""
     lr: float = Field(1e-3, gt=0)
     """Learning rate."""
+    schedule: Literal["constant", "cosine", "step"] = "constant"
+    """How the rate goes over the rounds: ``cosine`` from ``lr`` down to almost 0 in the last one,
+    ``step`` times ``schedule_factor`` after every ``schedule_rounds``. Rates that a method sets
+    itself, and the server's, stay as they are."""
+    schedule_rounds: int = Field(10, ge=1, le=MOST)
+    """Rounds between two steps of ``step``."""
+    schedule_factor: float = Field(0.1, gt=0, le=1)
+    """What the rate is multiplied by at each of them."""
+    warmup_rounds: int = Field(0, ge=0, le=MOST)
+    """First rounds, in which the rate rises evenly to what it is then."""
     momentum: float = Field(0.0, ge=0, lt=1)
     """Momentum of ``sgd``."""
     weight_decay: float = Field(0.0, ge=0)
@@ -140,6 +151,15 @@ class TrainingTable(Table):
     """Blocks that learn on clients where the method does not name others, e.g. ``["head"]`` above a
     pretrained body; also ``"body"``. Empty: all. What a student's factory froze never learns."""
     dp: PrivateTraining = PrivateTraining()
+
+    def rate(self, round: int, rounds: int) -> float:
+        """What the learning rate is multiplied by in ``round`` of ``rounds``, from 1 on."""
+        warm = min(1.0, round / (self.warmup_rounds + 1))
+        if self.schedule == "cosine":
+            return warm * (1 + math.cos(math.pi * (round - 1) / rounds)) / 2
+        if self.schedule == "step":
+            return warm * self.schedule_factor ** ((round - 1) // self.schedule_rounds)
+        return warm
 
     def length(self, epochs: float | None, min_steps: int | None) -> tuple[float, int]:
         """Passes and fewest steps of a piece of training; what it does not say is said here.

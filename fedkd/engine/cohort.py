@@ -174,7 +174,7 @@ class Cohort:
 
     def _fit(self, steps: tuple[Fit, ...], phase: str) -> None:
         clients, first = self.clients, steps[0]
-        training = clients.experiment.training_on(first.on)
+        training = clients.experiment.training_on(first.on, self.sessions[0].assignment.round)
         sources = self._sources([step.on for step in steps])
         draws = [
             generator(clients.experiment.seed, "fit", *session.draw(step, phase))

@@ -140,6 +140,7 @@ class Session:
     def fit(self, step: Fit, student: nn.Sequential, phase: str) -> None:
         """Train the student, in place."""
         experiment, samples = self.clients.experiment, self.samples(step.on)
+        training = experiment.training_on(step.on, self.assignment.round)
         table, draw = experiment.training.dp, self.draw(step, phase)
         dp = None
         if table.noise_multiplier and sees_private(step):
@@ -155,7 +156,7 @@ class Session:
                     student,
                     samples,
                     [self.resolved(term, samples) for term in step.terms],
-                    experiment.training_on(step.on),
+                    training,
                     generator(experiment.seed, "fit", *draw),
                     epochs=step.epochs,
                     min_steps=step.min_steps,
@@ -174,7 +175,7 @@ class Session:
         plain = all(term == CrossEntropy(term.weight) for term in step.terms)
         again = dp is None or not experiment.release.secure
         if experiment.engine.remember and plain and again:
-            what = (repr(step), draw, *self.clients.world)
+            what = (repr(step), draw, training.lr, *self.clients.world)
             learnt = self.clients.remembered.fit(student, samples, what, train)
         else:
             learnt = train()[LEARNT]
