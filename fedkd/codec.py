@@ -30,6 +30,7 @@ from fedkd.work import (
     Proximal,
     Reply,
     Represent,
+    Rows,
     Samples,
     Select,
     Share,
@@ -39,7 +40,7 @@ from fedkd.work import (
 KINDS: dict[str, type] = {
     kind.__name__: kind
     for kind in (
-        *(Samples, Head, CrossEntropy, Soft, Prototype, Proximal),
+        *(Samples, Rows, Head, CrossEntropy, Soft, Prototype, Proximal),
         *(Fit, Predict, Represent, Select, Hold, Load, Share, Evaluate, Expose),
     )
 }

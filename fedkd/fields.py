@@ -27,6 +27,7 @@ from fedkd.work import (
     Prototype,
     Proximal,
     Represent,
+    Rows,
     Samples,
     Select,
     Share,
@@ -111,10 +112,13 @@ FLAG = Allowed(lambda value: type(value) is bool, "True or False")
 NAME = Allowed(lambda value: type(value) is str and value != "", "a name")
 NAMES = Allowed(_names, "a tuple of names of blocks")
 SOURCE = Allowed(
-    lambda value: type(value) is str or type(value) is Samples,
-    f"{', '.join(map(repr, SOURCES))}, or Samples(...)",
+    lambda value: type(value) in (str, Samples, Rows),
+    f"{', '.join(map(repr, SOURCES))}, Rows(...) of one of them, or Samples(...)",
 )
-NAMED_SOURCE = Allowed(lambda value: type(value) is str, ", ".join(map(repr, SOURCES)))
+NAMED_SOURCE = Allowed(
+    lambda value: type(value) in (str, Rows),
+    f"{', '.join(map(repr, SOURCES))}, or Rows(...) of one of them",
+)
 PARAMETERS = Allowed(_arrays, "a dictionary of tensors by name")
 TARGETS = Allowed(
     lambda value: _array(value) and value.is_floating_point() and value.dim() == 2,
@@ -156,6 +160,15 @@ FIELDS: dict[type, dict[str, Allowed]] = {
                 lambda value: _array(value) and value.dtype == torch.int64,
                 "a tensor of int64 (K,)",
             )
+        ),
+    },
+    Rows: {
+        "source": Allowed(lambda value: type(value) is str, ", ".join(map(repr, SOURCES))),
+        "index": Allowed(
+            lambda value: (
+                _array(value) and value.dtype == torch.int64 and value.dim() == 1 and len(value) > 0
+            ),
+            "a tensor of int64 (K,), with one number at least",
         ),
     },
     Head: {"cut": NAME, "parameters": PARAMETERS},
@@ -235,7 +248,7 @@ FIELDS: dict[type, dict[str, Allowed]] = {
 """What each kind of step and term may hold, field by field."""
 
 
-def check_fields(thing: Step | Term | Samples | Head) -> None:
+def check_fields(thing: Step | Term | Samples | Rows | Head) -> None:
     """Refuse a step, term or other part of one with a field that holds what it may not.
 
     Raises
@@ -254,4 +267,6 @@ def check_fields(thing: Step | Term | Samples | Head) -> None:
 
 def source_name(on: Source) -> str:
     """How a source is called in a line of complaint."""
+    if isinstance(on, Rows):
+        return f"rows of {on.source!r}"
     return repr(on) if isinstance(on, str) else "samples sent along"

@@ -32,6 +32,7 @@ from fedkd.work import (
     Predict,
     Proximal,
     Represent,
+    Rows,
     Samples,
     Select,
     Share,
@@ -253,6 +254,11 @@ class Checker:
         if isinstance(on, Samples):
             self._samples(name, on)
             return
+        if isinstance(on, Rows):
+            check_fields(on)
+            self._source(step, on.source, client, part)
+            self._numbers(name, on, client)
+            return
         if on not in SOURCES:
             raise FedkdError(
                 f"{name}: on = {on!r} is not known{nearest(on, [*SOURCES])}; "
@@ -263,6 +269,17 @@ class Checker:
             raise FedkdError(f"{name}: on = {on!r} has no samples in this experiment; see {key}")
         if part and self.shapes.rows(on, client) == 0:
             raise FedkdError(f"{name}: on = {on!r} has no samples on client {client}")
+
+    def _numbers(self, name: str, rows: Rows, client: int) -> None:
+        """Refuse numbers of samples that are none, or that stand twice."""
+        index, held = rows.index, self.shapes.held(rows.source, client)
+        if held is not None and not 0 <= int(index.min()) <= int(index.max()) < held:
+            raise FedkdError(
+                f"{name}: Rows: index holds {int(index.min())} to {int(index.max())}; "
+                f"{rows.source!r} has samples 0 to {held - 1} on client {client}"
+            )
+        if self._seen.add(index, "numbers") and len(index.unique()) < len(index):
+            raise FedkdError(f"{name}: Rows: index names a sample twice; each once is needed")
 
     def _samples(self, name: str, samples: Samples) -> None:
         if not self._seen.add(samples, "samples"):

@@ -30,6 +30,7 @@ from fedkd.work import (
     Soft,
     Source,
     Term,
+    origin,
 )
 
 
@@ -129,7 +130,7 @@ def check_server_fit(step: Fit, student: nn.Sequential, samples: Samples, public
     first = samples.inputs[:1].to(next(student.parameters()).device)
 
     def of(on: Source) -> Samples:
-        return sources[on] if isinstance(on, str) else on
+        return on if isinstance(on, Samples) else sources[origin(on)]
 
     learner = Learner(
         lambda: Student(student, first),

@@ -34,12 +34,49 @@ class Samples:
     labels: torch.Tensor | None = None
 
 
-Source = str | Samples
+@dataclass(frozen=True, eq=False, repr=False)
+class Rows:
+    """Some samples of a named source, such as ``Rows("transfer", index)``.
+
+    ``index`` ``(K,)`` int64 has their numbers in the source, distinct, in the order in which they
+    are to be taken; it travels with the step, as an array like any other. Of text a number is that
+    of a sample, a row of tokens; what has a row an item (soft labels, targets) then has one for
+    each token of these samples.
+
+    Two are equal, and terms that draw from them share their mini-batches, where they hold the same
+    tensor.
+    """
+
+    source: str
+    index: torch.Tensor
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Rows):
+            return NotImplemented
+        return self.source == other.source and self.index is other.index
+
+    def __hash__(self) -> int:
+        return hash((self.source, id(self.index)))
+
+    def __repr__(self) -> str:
+        return f"Rows({self.source!r}, {len(self.index)} numbers)"
+
+
+Source = str | Samples | Rows
 """``"private"`` (own training samples), ``"transfer"``, ``"own"`` (own test split), ``"common"``
-(the common test set), ``"validation"``, or samples sent along."""
+(the common test set), ``"validation"``, samples sent along, or some rows of a source that has a
+name."""
 
 SOURCES = ("private", "own", "validation", "common", "transfer")
 """The sources that have a name."""
+
+
+def origin(on: Source | None) -> str:
+    """The name of the source that samples are of; ``"samples"`` where they are sent along."""
+    if isinstance(on, Rows):
+        return on.source
+    return on if isinstance(on, str) else "samples"
+
 
 # --- the terms of a loss --------------------------------------------------------------------
 
@@ -64,7 +101,7 @@ class CrossEntropy:
     """
 
     weight: float = 1.0
-    on: str | None = None
+    on: str | Rows | None = None
     through: Head | None = None
 
 
@@ -94,7 +131,7 @@ class Soft:
     tau_squared: bool = True
     per: Literal["sample", "class"] = "sample"
     reach: tuple[str, ...] = ()
-    on: str | None = None
+    on: str | Rows | None = None
     through: Head | None = None
     among: torch.Tensor | None = None
     row_weights: torch.Tensor | None = None
@@ -112,7 +149,7 @@ class Prototype:
     targets: torch.Tensor
     cut: str
     weight: float = 1.0
-    on: str | None = None
+    on: str | Rows | None = None
 
 
 @dataclass(frozen=True)

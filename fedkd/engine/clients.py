@@ -23,7 +23,7 @@ from fedkd.privacy.release import charge
 from fedkd.random import key
 from fedkd.students.outline import check_size
 from fedkd.students.probe import Probe, exactly, layers, made_up, probe, unkept
-from fedkd.work import Assignment, Hold, Parameters, Samples, Source
+from fedkd.work import Assignment, Hold, Parameters, Rows, Samples, Source
 
 State = dict[str, Parameters]
 """What a client keeps between assignments: the parameters and buffers of its named students.
@@ -269,6 +269,8 @@ class Clients:
         """How many samples ``on`` means for ``client``."""
         if isinstance(on, Samples):
             return len(on.inputs)
+        if isinstance(on, Rows):
+            return len(on.index)
         return self._sizes[client] if on == "private" else self.data.count(on, client)
 
     def together(self, on: str, clients: Sequence[int]) -> list[Samples]:
@@ -279,6 +281,8 @@ class Clients:
 
     def samples(self, client: int, on: Source) -> Samples:
         """The samples that ``on`` means for ``client``, on the device."""
+        if isinstance(on, Rows):
+            return training.some(self.samples(client, on.source), on.index)
         if isinstance(on, Samples):
             found = on
         else:

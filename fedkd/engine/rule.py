@@ -32,6 +32,7 @@ from fedkd.work import (
     Fit,
     Predict,
     Represent,
+    Rows,
     Samples,
     Source,
     Step,
@@ -126,6 +127,9 @@ def cohort(facts: Facts, assignment: Assignment, step: Step) -> bool:
         if private:
             return False
         if experiment.engine.remember and plain:
+            return False
+        # Who shares mini-batches between terms, and who does not, may differ by client.
+        if sum(isinstance(getattr(term, "on", None), Rows) for term in step.terms) > 1:
             return False
     if applies(step, experiment.release):
         return False

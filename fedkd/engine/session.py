@@ -52,6 +52,7 @@ from fedkd.work import (
     Source,
     Step,
     Term,
+    origin,
 )
 
 
@@ -123,7 +124,7 @@ class Session:
 
     def draw(self, step: Fit, phase: str) -> tuple[int, int, str]:
         """What the next fit of this kind draws its numbers by, besides the seed."""
-        on = step.on if isinstance(step.on, str) else "samples"
+        on = origin(step.on)
         purpose = f"{phase} {on} {self._fits[phase, on, step.student]}"
         self._fits[phase, on, step.student] += 1
         return self.assignment.client, self.assignment.round, purpose
@@ -131,7 +132,7 @@ class Session:
     def seed(self, step: Step | Soft, on: Source | None, student: str) -> int:
         """Key of what a student draws by itself in its next answer of this kind."""
         trial = " trial" if self.trying else ""
-        kind = type(step).__name__, on if isinstance(on, str) else "samples", student
+        kind = type(step).__name__, origin(on), student
         purpose = f"{self.assignment.phase}{trial} {' '.join(kind)} {self._answers[kind]}"
         self._answers[kind] += 1
         whose = self.assignment.client, self.assignment.round
@@ -230,14 +231,13 @@ class Session:
         self.values[step.key] = value
         if self.trying:
             return
-        on = getattr(step, "on", "")
         line = Release(
             round=self.assignment.round,
             client=self.assignment.client,
             step=type(step).__name__,
             key=step.key,
             items=items,
-            on=on if isinstance(on, str) else "samples",
+            on=origin(getattr(step, "on", "")),
             **details,
         )
         self.releases.append(line.to_dict(brief=True))

@@ -28,8 +28,9 @@ from fedkd.replies import Contract
 from fedkd.rounds.outcome import Line, Outcome
 from fedkd.rounds.replies import Replies
 from fedkd.server import ServerStudents
-from fedkd.shapes import Shapes, Sizes, rows_of
+from fedkd.shapes import Shapes, Sizes
 from fedkd.steps import Checker
+from fedkd.training import item_counts, item_numbers
 from fedkd.work import Assignment, Parameters, Samples, Step
 
 GIVEN = {"experiment", "task", "options", "transfer", "public", "server"}
@@ -210,6 +211,15 @@ class Method(Strategy):
         among = self.public.among
         return labels if among is None else over_classes(labels, among, self.task.classes)
 
+    def label_rows(self, index: torch.Tensor | None = None) -> torch.Tensor:
+        """Which rows of soft labels ``(M, C)`` are of samples ``index`` ``(K,)``: ``(R,)`` int64.
+
+        Of the transfer set; of all of its samples when not given. Of images they are the numbers
+        of the samples themselves, of text those of their tokens.
+        """
+        samples = torch.arange(len(self.transfer)) if index is None else index
+        return item_numbers(samples, item_counts(self.transfer))
+
     def initial_student(self, model: str = "", init: str = "") -> nn.Sequential:
         """The student that a global model begins as, the clients' first architecture unless named.
 
@@ -338,8 +348,9 @@ class Method(Strategy):
         """What can be told of the sizes from what every strategy is given."""
         rows, clients = {}, self.experiment.data.clients
         if len(self.transfer):
-            rows["transfer"] = [rows_of(Samples(self.transfer))] * clients
+            rows["transfer"] = [len(self.label_rows())] * clients
         if self.task.tokens:  # of which label_counts has tokens, and not samples
-            return Sizes(None, rows)
+            counts = item_counts(self.transfer)
+            return Sizes(None, rows, {} if counts is None else {"transfer": [counts] * clients})
         samples = label_counts.sum(1).tolist()
         return Sizes(samples, {"private": samples, **rows})

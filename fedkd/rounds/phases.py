@@ -37,7 +37,7 @@ from fedkd.rounds.outcome import Line, Outcome
 from fedkd.rounds.replies import Replies
 from fedkd.shapes import architectures
 from fedkd.steps import TESTED_ON, check_keys
-from fedkd.work import Assignment, Expose, Fit, Reply, Step
+from fedkd.work import Assignment, Expose, Fit, Reply, Step, origin
 
 REASONS = 5
 """Clients whose reasons are told where all of them are left out."""
@@ -311,10 +311,10 @@ class Rounds(Method):
         for step in steps:
             if isinstance(step, Fit):
                 for on in (step.on, *(getattr(term, "on", None) for term in step.terms)):
-                    if isinstance(on, str) and on in TESTED_ON:
+                    if (name := origin(on)) in TESTED_ON:
                         self.warn_once(
-                            f"trained on {on}",
-                            f"{hook} trains students on {on!r}, the samples that they are tested "
+                            f"trained on {name}",
+                            f"{hook} trains students on {name!r}, the samples that they are tested "
                             "on: their accuracy there is not that on new samples",
                         )
 

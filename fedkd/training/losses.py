@@ -13,7 +13,7 @@ from fedkd.errors import FedkdError
 from fedkd.students import cut_index, part_names
 from fedkd.training.batches import Batch
 from fedkd.training.items import at_items, items
-from fedkd.work import CrossEntropy, Parameters, Prototype, Proximal, Samples, Soft, Term
+from fedkd.work import CrossEntropy, Parameters, Prototype, Proximal, Rows, Samples, Soft, Term
 
 NO_LABEL = -1
 
@@ -221,7 +221,7 @@ def _labels(batch: Batch, term: str) -> Tensor:
     return batch.labels
 
 
-def source_of(term: Term) -> str | None:
+def source_of(term: Term) -> str | Rows | None:
     """Where a term draws its own mini-batches from; None: with the step."""
     return None if isinstance(term, Proximal) else term.on
 
