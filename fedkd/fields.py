@@ -17,6 +17,8 @@ from fedkd.options import MOST_EPOCHS
 from fedkd.work import (
     SOURCES,
     CrossEntropy,
+    Delta,
+    Encoding,
     Evaluate,
     Expose,
     Fit,
@@ -26,6 +28,7 @@ from fedkd.work import (
     Predict,
     Prototype,
     Proximal,
+    Quantised,
     Represent,
     Rows,
     Samples,
@@ -152,6 +155,13 @@ CANDIDATES = Allowed(
     "a tensor of int64 (K, k)",
 )
 
+QUANTISED = Allowed(lambda value: type(value) is Quantised, "Quantised(...)")
+ENCODING = _or_none(
+    Allowed(
+        lambda value: type(value) in (Quantised, Delta), "Quantised(...), Delta(Quantised(...))"
+    )
+)
+
 FIELDS: dict[type, dict[str, Allowed]] = {
     Samples: {
         "inputs": Allowed(_array, "a tensor (K, ...)"),
@@ -171,6 +181,13 @@ FIELDS: dict[type, dict[str, Allowed]] = {
             "a tensor of int64 (K,), with one number at least",
         ),
     },
+    Quantised: {
+        "bits": Allowed(
+            lambda value: type(value) is int and 1 <= value <= 8, "a whole number from 1 to 8"
+        ),
+        "grid": _one_of("simplex", "range"),
+    },
+    Delta: {"rows": _or_none(QUANTISED), "name": NAME},
     Head: {"cut": NAME, "parameters": PARAMETERS},
     CrossEntropy: {"weight": NUMBER, "on": _or_none(NAMED_SOURCE), "through": HEAD},
     Soft: {
@@ -188,6 +205,7 @@ FIELDS: dict[type, dict[str, Allowed]] = {
         "through": HEAD,
         "among": _or_none(CANDIDATES),
         "row_weights": _or_none(WEIGHTS),
+        "encoding": ENCODING,
     },
     Prototype: {"targets": TARGETS, "cut": NAME, "weight": NUMBER, "on": _or_none(NAMED_SOURCE)},
     Proximal: {"weight": NUMBER, "anchor": _or_none(PARAMETERS)},
@@ -215,6 +233,7 @@ FIELDS: dict[type, dict[str, Allowed]] = {
         "per": PER,
         "key": NAME,
         "student": NAME,
+        "encoding": ENCODING,
     },
     Represent: {
         "cut": NAME,
@@ -248,7 +267,7 @@ FIELDS: dict[type, dict[str, Allowed]] = {
 """What each kind of step and term may hold, field by field."""
 
 
-def check_fields(thing: Step | Term | Samples | Rows | Head) -> None:
+def check_fields(thing: Step | Term | Samples | Rows | Head | Encoding) -> None:
     """Refuse a step, term or other part of one with a field that holds what it may not.
 
     Raises

@@ -78,6 +78,43 @@ def origin(on: Source | None) -> str:
     return on if isinstance(on, str) else "samples"
 
 
+# --- how arrays travel ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """Rows ``(K, C)`` by a few levels: ``bits``, 1 to 8, an entry, packed behind one another.
+
+    With ``grid="simplex"``, for probabilities, entries become multiples of ``1 / (2^bits - 1)``
+    that sum to 1: the nearest such row in L1 (CFD: Sattler et al. 2021), of one bit the likeliest
+    class. With ``"range"``, for any numbers, levels lie evenly between the least and the largest of
+    a row, which travel with it in 8 bytes.
+    """
+
+    bits: int
+    grid: Literal["simplex", "range"] = "simplex"
+
+
+@dataclass(frozen=True)
+class Delta:
+    """Only the rows that differ from what the receiver holds of them travel, and which these are.
+
+    What it holds is what it was last sent, in this direction, under ``name``; of a client that
+    missed rounds that is older, and more travels. ``rows`` says how the rows themselves travel;
+    None: as they are. ``since`` and ``version`` are set by the rounds, not by methods: which state
+    of what the receiver holds this is to (0: to nothing), and which it becomes.
+    """
+
+    rows: Quantised | None = None
+    name: str = "soft_labels"
+    since: int = 0
+    version: int = 0
+
+
+Encoding = Quantised | Delta
+"""How soft labels on the transfer set travel; what is done to them is in
+:mod:`fedkd.encodings`."""
+
 # --- the terms of a loss --------------------------------------------------------------------
 
 
@@ -121,10 +158,11 @@ class Soft:
     ``among`` ``(K, k)`` holds candidate classes, distinct in a row, -1 for none: the targets are
     then the probabilities ``(K, k + 1)`` of these and, last, of all other classes together, and
     the student's are put together in the same way. ``row_weights`` ``(K,)`` multiply the losses at
-    the rows of targets.
+    the rows of targets. ``encoding`` says how targets on the transfer set travel, and so what the
+    client learns from.
     """
 
-    targets: torch.Tensor | str
+    targets: torch.Tensor | str | Parameters
     objective: str = "forward_kl"
     temperature: float | torch.Tensor = 1.0
     weight: float = 1.0
@@ -135,6 +173,7 @@ class Soft:
     through: Head | None = None
     among: torch.Tensor | None = None
     row_weights: torch.Tensor | None = None
+    encoding: Encoding | None = None
 
 
 @dataclass(frozen=True)
@@ -195,6 +234,7 @@ class Predict:
     ``key``, ``mean`` ``(C, C)``, the mean over the samples of each class (0 where there are none),
     and ``count`` ``(C,)``.
 
+    ``encoding`` says how soft labels on the transfer set travel, and so what the server sees.
     ``answer`` is set by :mod:`fedkd.privacy.ledger` where ``[release]`` is active, not by methods:
     two steps of a client with the same name in it get the same answer, noise and all.
     """
@@ -206,6 +246,7 @@ class Predict:
     key: str = "soft_labels"
     student: str = "own"
     answer: str = ""
+    encoding: Encoding | None = None
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ import torch
 from fedkd import registry
 from fedkd.caveats import LOCAL_TRAINING
 from fedkd.distillation.objectives import traits
+from fedkd.encodings import as_received
 from fedkd.options import Epochs, Table
 from fedkd.privacy.average import Averaging
 from fedkd.random import generator
@@ -167,7 +168,8 @@ class KnowledgeStrategy(Rounds, base=True):
             for term in step.terms:
                 if isinstance(term, Soft) and isinstance(term.targets, torch.Tensor):
                     logits = traits(registry.load("objectives", term.objective)).targets == "logits"
-                    labels = term.targets.softmax(1) if logits else term.targets
+                    labels = as_received(term.targets, term.encoding)
+                    labels = labels.softmax(1) if logits else labels
                     if isinstance(step.on, Rows):
                         return on_all_items(labels, step.on.index, self.transfer)
                     return labels

@@ -187,7 +187,7 @@ class Cohort:
         ]
         terms = []
         for session, step, samples in zip(self.sessions, steps, sources, strict=True):
-            terms.append([session.resolved(term, samples) for term in step.terms])
+            terms.append([session.resolved(term, samples, step.on) for term in step.terms])
         others = {
             on: self._sources([source_of(term) for term in column])
             for column in zip(*terms, strict=True)

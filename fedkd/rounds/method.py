@@ -27,6 +27,7 @@ from fedkd.random import global_draws, key
 from fedkd.replies import Contract
 from fedkd.rounds.outcome import Line, Outcome
 from fedkd.rounds.replies import Replies
+from fedkd.rounds.transcoder import Transcoder
 from fedkd.server import ServerStudents
 from fedkd.shapes import Shapes, Sizes
 from fedkd.steps import Checker
@@ -109,6 +110,7 @@ class Method(Strategy):
         )
         self._shapes, self._contract, self._checker = shapes, Contract(shapes), Checker(shapes)
         self._privacy = Watch(experiment, self.public, canaries, self.transfer, shapes)
+        self._transcoder = Transcoder(shapes, self.transfer)
         self._on_aggregates: OnAggregates | None = None
         self._label_counts = label_counts
         self._nodes: dict[int, int] = {}
@@ -315,12 +317,14 @@ class Method(Strategy):
             self._keeping.check(vars(self), deeply=True)
         kept = {name: value for name, value in vars(self).items() if name not in self._fixed}
         kept["_privacy"] = self._privacy.state()
+        kept["_transcoder"] = self._transcoder.state()
         return kept | {"_server": self.server.state()}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take in what :meth:`state` gave."""
         state = dict(state)
         self._privacy.restore(state.pop("_privacy"))
+        self._transcoder.restore(state.pop("_transcoder"))
         self.server.restore(state.pop("_server"))
         vars(self).update(state)
         self._call("setup_server")

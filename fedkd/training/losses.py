@@ -64,10 +64,10 @@ class Loss:
                 )
             self.head = {name: value.to(state[name].dtype) for name, value in self.head.items()}
         if isinstance(term, Soft):
-            if isinstance(term.targets, str):
-                raise FedkdError(
-                    f"Soft: the student {term.targets!r} was not asked for its targets"
-                )
+            if not isinstance(term.targets, Tensor):
+                whose = f"the student {term.targets!r} was not asked for its targets"
+                encoded = "its targets were not decoded"
+                raise FedkdError(f"Soft: {whose if isinstance(term.targets, str) else encoded}")
             self.objective: Objective = registry.load("objectives", term.objective)
             # Logits are single precision, whatever a method has computed in.
             self.targets = term.targets.to(device, torch.float32)
