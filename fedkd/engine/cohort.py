@@ -75,8 +75,8 @@ class Cohort:
             for session, (held, logits) in zip(self.sessions, given, strict=True):
                 session.represented(first, held, logits)
         elif isinstance(first, Predict):
-            for session, (_, logits) in zip(self.sessions, self._forward(steps), strict=True):
-                session.predicted(first, logits)
+            for place, (_, logits) in enumerate(self._forward(steps)):
+                self.sessions[place].predicted(cast(Predict, steps[place]), logits)
         elif isinstance(first, Evaluate):
             for session, (_, logits) in zip(self.sessions, self._forward(steps), strict=True):
                 labels = session.samples(first.on).labels

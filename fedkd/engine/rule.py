@@ -28,6 +28,7 @@ from fedkd.privacy.release import applies
 from fedkd.work import (
     Assignment,
     CrossEntropy,
+    Delta,
     Evaluate,
     Fit,
     Predict,
@@ -227,6 +228,8 @@ def _shape(thing: Any) -> Any:
     """A step, hashable, with the form of a tensor in the place of each tensor."""
     if isinstance(thing, Tensor):
         return thing.dtype, tuple(thing.shape[1:])
+    if isinstance(thing, Delta):  # to what each client holds, which may differ
+        return Delta, thing.rows, thing.name
     if isinstance(thing, Samples):
         labelled = thing.labels is not None
         return "samples", tuple(thing.inputs.shape[1:]), labelled

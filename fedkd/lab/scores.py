@@ -148,14 +148,12 @@ def _by_labels(worker: Worker, sent: Sent, records: Samples, reference: Referenc
     step = sent.step
     assert isinstance(step, Predict)
     assert isinstance(sent.value, Tensor)
-    given, tokens = sent.value, worker.data.task.tokens
-    if isinstance(step.on, Rows) and step.on.source == "transfer":
-        # An even row weighs on no class, and one of NaN is no target.
-        inputs, others = worker.data.transfer().inputs, math.nan if tokens else None
-        given = on_all_items(given, step.on.index, inputs, others)
-    value = over_all_classes(worker, given)
+    value, tokens = over_all_classes(worker, sent.value, step.on), worker.data.task.tokens
     if origin(step.on) != "transfer" or value.shape[-1] != worker.data.task.classes:
         return {}
+    if isinstance(step.on, Rows):  # an even row weighs on no class, and one of NaN is no target
+        inputs, others = worker.data.transfer().inputs, math.nan if tokens else None
+        value = on_all_items(value, step.on.index, inputs, others)
     probabilities = value.double().softmax(1) if step.output == "logits" else value.double()
     if tokens:
         if reference.last[sent.client, sent.place] > sent.round:

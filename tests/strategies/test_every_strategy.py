@@ -12,7 +12,7 @@ from fedkd.work import Fit
 
 ALL = registry.names("strategies")
 SEND_LABELS = ["dsfl", "fedmd", "knfu", "ktpfl", "uniform"]
-NEED_TRANSFER = [*SEND_LABELS, "feddf", "selectivefd"]
+NEED_TRANSFER = [*SEND_LABELS, "cfd", "feddf", "scarlet", "selectivefd"]
 AVERAGE_PARAMETERS = ["fedavg", "fedavg-ft", "feddf", "fedprox"]
 ONE_ARCHITECTURE = [*AVERAGE_PARAMETERS, "ditto", "fedper", "fedrep"]
 

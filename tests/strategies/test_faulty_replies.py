@@ -376,9 +376,11 @@ def gone(reply):
 UNTRAINED = "strategy.server_epochs=0"
 # Each round must ask for the same, as replies are repeated; a selection is asked for once.
 QUICK = {
+    "cfd": (UNTRAINED, "strategy.delta=false"),
     "fedd2s": (UNTRAINED, "strategy.rounds_per_drop=never"),
     "feddf": (UNTRAINED,),
     "fedgkt": (UNTRAINED,),
+    "scarlet": ("strategy.duration=0", "strategy.share=1"),
     "selectivefd": ("strategy.client_selector=none",),
     "swing": (UNTRAINED,),
 }
