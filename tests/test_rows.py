@@ -174,9 +174,10 @@ def test_bytes_are_the_rows_of_labels_and_their_numbers(small, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["scarlet", "cfd"])
 @pytest.mark.parametrize("engine", ["procs", "ray", "flower"])
-def test_other_engines_agree_on_rows(engine, small, tmp_path, monkeypatch):
-    how = ("strategy.name=scarlet", "rounds=3", "engine.cohort=off", "participation=0.75")
+def test_other_engines_agree_on_rows_and_deltas(engine, name, small, tmp_path):
+    how = (f"strategy.name={name}", "rounds=3", "engine.cohort=off", "participation=0.75")
     inline = run(small(*how, "engine.name=inline"), tmp_path / "inline")
     other = run(small(*how, f"engine.name={engine}", "engine.workers=2"), tmp_path / "other")
     assert measured(other) == measured(inline)
