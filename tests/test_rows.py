@@ -14,7 +14,18 @@ from fedkd.engine.worker import Worker
 from fedkd.privacy.guarantees import guarantee
 from fedkd.strategies.base import DistillOptions, KnowledgeStrategy
 from fedkd.training import item_counts, item_numbers, on_all_items
-from fedkd.work import Assignment, CrossEntropy, Evaluate, Fit, Predict, Represent, Rows, Soft
+from fedkd.work import (
+    Assignment,
+    CrossEntropy,
+    Evaluate,
+    Fit,
+    Predict,
+    Prototype,
+    Represent,
+    Rows,
+    Select,
+    Soft,
+)
 
 FEW = torch.tensor([7, 2, 30, 11])
 GAUSSIAN = ("release.clip=10", "release.mechanism=gaussian", "release.scale=0.1")
@@ -118,6 +129,41 @@ def test_a_cohort_trains_each_client_on_its_own_rows(part, small):
         assert one.metrics["train_loss"] == pytest.approx(other.metrics["train_loss"], rel=1e-3)
         labels = [reply.values["soft_labels"] for reply in (one, other)]
         assert torch.allclose(*labels, atol=1e-3)
+
+
+@pytest.mark.parametrize("cohort", ["on", "off"])
+def test_every_step_and_term_that_names_a_source_takes_rows(cohort, small, tmp_path):
+    on = Rows("private", FEW)
+
+    @registry.register("strategies", "rows")
+    class Everywhere(KnowledgeStrategy):
+        def learn(self, round, client):
+            terms = (CrossEntropy(), CrossEntropy(0.5, on=on))
+            return [
+                Fit(terms=terms, epochs=1),
+                Predict(on, per="class", key="means"),
+                Represent("fc1", on),
+                Represent("fc1", Rows("transfer", FEW), key="of_transfer"),
+                Select(Rows("transfer", FEW)),
+                Evaluate(Rows("common", FEW), key="few"),
+            ]
+
+        def fuse(self, round, replies):
+            (self.prototypes, *_) = [sent["mean"] for sent in replies.parameters("means")]
+            assert [len(sent["inputs"]) for sent in replies.parameters("of_transfer")] == [4] * 4
+            assert replies.stack("selected").shape == (4, 4)
+
+        def receive(self, round, client):
+            width = 40
+            targets = torch.zeros(10, width)
+            return [Fit("transfer", (Prototype(targets, "fc1", on=on),), epochs=1, key="pulled")]
+
+    how = (NAME, f"engine.cohort={cohort}", "student.width=0.2", "rounds=1")
+    done = run(small(*how), tmp_path / "run")
+    assert done.rounds[0]["left_out"] == []
+    assert {line["items"] for line in done.releases} == {10, 4}
+    assert {line["on"] for line in done.releases} == {"private", "transfer"}
+    assert all(c["pulled"] > 0 for c in done.clients if "pulled" in c)
 
 
 # --- text: a row is a sample, targets are of its tokens -------------------------------------
