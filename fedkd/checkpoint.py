@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 from fedkd import folder as disk
 from fedkd.errors import CheckpointError, FedkdError
-from fedkd.records import CHECKPOINT, LINES, ROUNDS
+from fedkd.records import CHECKPOINT, HELD, LINES, ROUNDS
 
 if TYPE_CHECKING:
     from fedkd.engine.clients import State
@@ -27,7 +27,7 @@ KEPT = 2
 ASIDE = "unreadable-"
 """Begins the name of a checkpoint that could not be read: it is kept, and never used."""
 NAME = re.compile(r"round-([1-9][0-9]{0,9})-([0-9a-f]{32})\.pt")
-OF_EVERY_METHOD = {"_warned", "_privacy", "_server"}
+OF_EVERY_METHOD = {"_warned", "_privacy", "_server", "_transcoder"}
 """Entries of a strategy's state that every method has."""
 PIECE = 2**20
 
@@ -269,6 +269,17 @@ def _check_files(loaded: Checkpoint) -> None:
         )
 
 
+def _check_held(client: int, name: str, tensors: Any) -> None:
+    """Refuse what is no version of soft labels that a client holds."""
+    import torch
+
+    shapes = {}
+    if isinstance(tensors, dict) and all(isinstance(t, torch.Tensor) for t in tensors.values()):
+        shapes = {key: (tensor.dim(), tensor.dtype) for key, tensor in tensors.items()}
+    if shapes != {"values": (2, torch.float32), "version": (0, torch.int64)}:
+        raise CheckpointError(f"client {client}: {name!r} is not what it holds of soft labels")
+
+
 def _check_states(states: Any, worker: Worker) -> None:
     """Refuse what clients' students could not take in."""
     import torch
@@ -281,6 +292,9 @@ def _check_states(states: Any, worker: Worker) -> None:
         if not isinstance(state, dict) or "own" not in state:
             raise CheckpointError(f"client {client} has no student of its own")
         for name, tensors in state.items():
+            if str(name).startswith(HELD):
+                _check_held(client, name, tensors)
+                continue
             architecture = str(name).partition(":")[2] or worker.experiment.architecture(client)
             try:
                 wanted = worker.template(architecture).state_dict()

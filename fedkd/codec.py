@@ -19,6 +19,7 @@ from fedkd.arrays import Array
 from fedkd.work import (
     Assignment,
     CrossEntropy,
+    Delta,
     Evaluate,
     Expose,
     Fit,
@@ -28,8 +29,10 @@ from fedkd.work import (
     Predict,
     Prototype,
     Proximal,
+    Quantised,
     Reply,
     Represent,
+    Rows,
     Samples,
     Select,
     Share,
@@ -39,7 +42,7 @@ from fedkd.work import (
 KINDS: dict[str, type] = {
     kind.__name__: kind
     for kind in (
-        *(Samples, Head, CrossEntropy, Soft, Prototype, Proximal),
+        *(Samples, Rows, Quantised, Delta, Head, CrossEntropy, Soft, Prototype, Proximal),
         *(Fit, Predict, Represent, Select, Hold, Load, Share, Evaluate, Expose),
     )
 }

@@ -25,6 +25,7 @@ from fedkd.sections import (
     TrainingTable,
 )
 from fedkd.toml import dotted, parse, settings
+from fedkd.work import Rows, Source
 
 
 class Experiment(Table):
@@ -92,12 +93,13 @@ class Experiment(Table):
 
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
 
-    def training_on(self, source: object, round: int = 1) -> TrainingTable:
+    def training_on(self, source: Source, round: int = 1) -> TrainingTable:
         """How a client trains on ``source`` in ``round``, the schedule being in the rate.
 
-        On the transfer set with what ``[distill]`` sets.
+        On the transfer set, or rows of it, with what ``[distill]`` sets.
         """
-        changes = self.distill.model_dump(exclude_none=True) if source == "transfer" else {}
+        name = source.source if isinstance(source, Rows) else source
+        changes = self.distill.model_dump(exclude_none=True) if name == "transfer" else {}
         if (factor := self.training.rate(round, self.rounds)) != 1:
             changes["lr"] = factor * changes.get("lr", self.training.lr)
         return self.training.model_copy(update=changes) if changes else self.training

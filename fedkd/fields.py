@@ -17,6 +17,8 @@ from fedkd.options import MOST_EPOCHS
 from fedkd.work import (
     SOURCES,
     CrossEntropy,
+    Delta,
+    Encoding,
     Evaluate,
     Expose,
     Fit,
@@ -26,7 +28,9 @@ from fedkd.work import (
     Predict,
     Prototype,
     Proximal,
+    Quantised,
     Represent,
+    Rows,
     Samples,
     Select,
     Share,
@@ -111,10 +115,13 @@ FLAG = Allowed(lambda value: type(value) is bool, "True or False")
 NAME = Allowed(lambda value: type(value) is str and value != "", "a name")
 NAMES = Allowed(_names, "a tuple of names of blocks")
 SOURCE = Allowed(
-    lambda value: type(value) is str or type(value) is Samples,
-    f"{', '.join(map(repr, SOURCES))}, or Samples(...)",
+    lambda value: type(value) in (str, Samples, Rows),
+    f"{', '.join(map(repr, SOURCES))}, Rows(...) of one of them, or Samples(...)",
 )
-NAMED_SOURCE = Allowed(lambda value: type(value) is str, ", ".join(map(repr, SOURCES)))
+NAMED_SOURCE = Allowed(
+    lambda value: type(value) in (str, Rows),
+    f"{', '.join(map(repr, SOURCES))}, or Rows(...) of one of them",
+)
 PARAMETERS = Allowed(_arrays, "a dictionary of tensors by name")
 TARGETS = Allowed(
     lambda value: _array(value) and value.is_floating_point() and value.dim() == 2,
@@ -148,6 +155,13 @@ CANDIDATES = Allowed(
     "a tensor of int64 (K, k)",
 )
 
+QUANTISED = Allowed(lambda value: type(value) is Quantised, "Quantised(...)")
+ENCODING = _or_none(
+    Allowed(
+        lambda value: type(value) in (Quantised, Delta), "Quantised(...), Delta(Quantised(...))"
+    )
+)
+
 FIELDS: dict[type, dict[str, Allowed]] = {
     Samples: {
         "inputs": Allowed(_array, "a tensor (K, ...)"),
@@ -158,6 +172,22 @@ FIELDS: dict[type, dict[str, Allowed]] = {
             )
         ),
     },
+    Rows: {
+        "source": Allowed(lambda value: type(value) is str, ", ".join(map(repr, SOURCES))),
+        "index": Allowed(
+            lambda value: (
+                _array(value) and value.dtype == torch.int64 and value.dim() == 1 and len(value) > 0
+            ),
+            "a tensor of int64 (K,), with one number at least",
+        ),
+    },
+    Quantised: {
+        "bits": Allowed(
+            lambda value: type(value) is int and 1 <= value <= 8, "a whole number from 1 to 8"
+        ),
+        "grid": _one_of("simplex", "range"),
+    },
+    Delta: {"rows": _or_none(QUANTISED), "name": NAME},
     Head: {"cut": NAME, "parameters": PARAMETERS},
     CrossEntropy: {"weight": NUMBER, "on": _or_none(NAMED_SOURCE), "through": HEAD},
     Soft: {
@@ -175,6 +205,7 @@ FIELDS: dict[type, dict[str, Allowed]] = {
         "through": HEAD,
         "among": _or_none(CANDIDATES),
         "row_weights": _or_none(WEIGHTS),
+        "encoding": ENCODING,
     },
     Prototype: {"targets": TARGETS, "cut": NAME, "weight": NUMBER, "on": _or_none(NAMED_SOURCE)},
     Proximal: {"weight": NUMBER, "anchor": _or_none(PARAMETERS)},
@@ -202,6 +233,7 @@ FIELDS: dict[type, dict[str, Allowed]] = {
         "per": PER,
         "key": NAME,
         "student": NAME,
+        "encoding": ENCODING,
     },
     Represent: {
         "cut": NAME,
@@ -235,7 +267,7 @@ FIELDS: dict[type, dict[str, Allowed]] = {
 """What each kind of step and term may hold, field by field."""
 
 
-def check_fields(thing: Step | Term | Samples | Head) -> None:
+def check_fields(thing: Step | Term | Samples | Rows | Head | Encoding) -> None:
     """Refuse a step, term or other part of one with a field that holds what it may not.
 
     Raises
@@ -254,4 +286,6 @@ def check_fields(thing: Step | Term | Samples | Head) -> None:
 
 def source_name(on: Source) -> str:
     """How a source is called in a line of complaint."""
+    if isinstance(on, Rows):
+        return f"rows of {on.source!r}"
     return repr(on) if isinstance(on, str) else "samples sent along"

@@ -18,6 +18,8 @@ from fedkd.folder import Entry, at
 
 EXPERIMENT, ENVIRONMENT, PARTITION = "experiment.toml", "environment.json", "partition.json"
 ROUNDS, SUMMARY, CHECKPOINT = "rounds.jsonl", "summary.json", "checkpoint"
+HELD = ":"
+"""Begins the names of soft labels among what a client keeps, which are no students."""
 CLIENTS, RELEASES, EXPOSURES = "clients.jsonl", "releases.jsonl", "exposures.jsonl"
 CANARIES, AUDIT = "canaries.json", "audit.json"
 WARNINGS = "warnings.jsonl"

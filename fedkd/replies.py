@@ -52,6 +52,7 @@ from fedkd.work import (
     Select,
     Share,
     Step,
+    origin,
 )
 
 LARGEST = 1e12
@@ -255,7 +256,7 @@ def form_of(
         return Group(arrays, _of_classes(rows, some, probabilities))
     law = probable if probabilities else bounded
     if isinstance(step, Predict):
-        columns = shapes.released if not trial and step.on == "transfer" else classes
+        columns = shapes.released if not trial and origin(step.on) == "transfer" else classes
         return Form((rows, columns), torch.float32, law)
     held = shapes.student(model).representation(step.cut, step.pool)
     arrays = {
@@ -388,8 +389,7 @@ def _loss(step: Fit, metrics: dict[str, float], any_value: bool) -> str | None:
 
 def cohort_name(step: Step) -> str:
     """The metric that says that ``step`` was done in a cohort."""
-    on = getattr(step, "on", "")
-    return f"{COHORT}{type(step).__name__} {on if isinstance(on, str) else 'samples'}"
+    return f"{COHORT}{type(step).__name__} {origin(getattr(step, 'on', ''))}"
 
 
 def read(message: Message) -> Reply | Unreadable:

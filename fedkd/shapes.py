@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from fedkd import students
 from fedkd.data.dataset import Task
 from fedkd.experiment import Experiment
-from fedkd.training import items, learning_names, represent
-from fedkd.work import SOURCES, Assignment, Hold, Samples, Source
+from fedkd.training import item_counts, items, learning_names, represent
+from fedkd.work import SOURCES, Assignment, Hold, Rows, Samples, Source, origin
 
 if TYPE_CHECKING:
     from fedkd.data.federated import FederatedData
@@ -30,11 +30,13 @@ class Sizes:
 
     ``samples`` ``(N,)`` counts private training samples. ``rows`` has, for each named source, the
     rows that ``Predict`` gives of it on each client ``(N,)``: a sample or, of text, a token a row.
-    What is not in them is not known, and not checked.
+    ``tokens`` has, of text, the tokens of each of their samples ``(K,)`` on each client. What is
+    not in them is not known, and not checked.
     """
 
     samples: Sequence[int] | None = None
     rows: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    tokens: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, data: FederatedData) -> Sizes:
@@ -44,10 +46,16 @@ class Sizes:
             counted = {on: [data.count(on, n) for n in clients] for on in SOURCES[1:]}
             return cls(samples, {"private": samples, **counted})
         shared = {"common": data.common(), "transfer": data.transfer()}
-        rows = {on: [rows_of(given)] * len(clients) for on, given in shared.items()}
+        tokens = {on: [_tokens(given)] * len(clients) for on, given in shared.items()}
         for on in ("private", "own", "validation"):
-            rows[on] = [rows_of(getattr(data, on)(client)) for client in clients]
-        return cls(samples, rows)
+            tokens[on] = [_tokens(getattr(data, on)(client)) for client in clients]
+        rows = {on: [int(each.sum()) for each in counts] for on, counts in tokens.items()}
+        return cls(samples, rows, tokens)
+
+
+def _tokens(samples: Samples) -> Tensor:
+    counts = item_counts(samples.inputs)
+    return torch.ones(len(samples.inputs), dtype=torch.long) if counts is None else counts
 
 
 def rows_of(samples: Samples) -> int:
@@ -153,7 +161,18 @@ class Shapes:
         """Rows of a source, as ``Predict`` gives them; None where that is not known."""
         if isinstance(on, Samples):
             return rows_of(on)
+        if isinstance(on, Rows):
+            if not self.task.tokens:
+                return len(on.index)
+            tokens = self.sizes.tokens.get(on.source)
+            return None if tokens is None else int(tokens[client][on.index].sum())
         return int(self.sizes.rows[on][client]) if on in self.sizes.rows else None
+
+    def held(self, on: str, client: int) -> int | None:
+        """Samples of a named source; None where that is not known."""
+        if self.task.tokens:
+            return len(self.sizes.tokens[on][client]) if on in self.sizes.tokens else None
+        return self.rows(on, client)
 
     def all_rows(self, client: int) -> tuple[int | None, ...]:
         """Rows of each named source."""
@@ -169,7 +188,7 @@ class Shapes:
         """Whether the samples of a source have labels."""
         if isinstance(on, Samples):
             return on.labels is not None
-        return on != "transfer" or self.task.tokens
+        return origin(on) != "transfer" or self.task.tokens
 
     def student(self, architecture: str) -> Student:
         """The shapes of students of this architecture.

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedkd import students
+from fedkd import registry, students
+from fedkd.distillation.objectives import traits
 from fedkd.errors import FedkdError, about, brief, nearest
 from fedkd.fields import check_fields, kinds_of, source_name
 from fedkd.privacy.release import applies
@@ -24,6 +25,8 @@ from fedkd.shapes import Shapes, Student
 from fedkd.terms import Learner, Seen, check_fit
 from fedkd.work import (
     SOURCES,
+    Delta,
+    Encoding,
     Evaluate,
     Expose,
     Fit,
@@ -32,11 +35,14 @@ from fedkd.work import (
     Predict,
     Proximal,
     Represent,
+    Rows,
     Samples,
     Select,
     Share,
+    Soft,
     Source,
     Step,
+    origin,
 )
 
 SENDS = (Predict, Represent, Select, Share)
@@ -208,8 +214,17 @@ class Checker:
             student().part(tuple(step.part))
         elif isinstance(step, Fit):
             self._fit(step, client, student, models)
+            for term in step.terms:
+                if isinstance(term, Soft) and term.encoding is not None:
+                    on = step.on if term.on is None else term.on
+                    takes = traits(registry.load("objectives", term.objective)).targets
+                    per = "student" if isinstance(term.targets, str) else term.per
+                    _encoding(hook, "Soft", term.encoding, on, per, takes == "logits")
         elif isinstance(step, Predict | Represent | Evaluate):
             self._answer(step, client, student)
+        if isinstance(step, Predict) and step.encoding is not None:
+            logits = step.output == "logits"
+            _encoding(hook, "Predict", step.encoding, step.on, step.per, logits)
         if hook in ("learn", "receive"):
             self._release(step)
 
@@ -253,6 +268,11 @@ class Checker:
         if isinstance(on, Samples):
             self._samples(name, on)
             return
+        if isinstance(on, Rows):
+            check_fields(on)
+            self._source(step, on.source, client, part)
+            self._numbers(name, on, client)
+            return
         if on not in SOURCES:
             raise FedkdError(
                 f"{name}: on = {on!r} is not known{nearest(on, [*SOURCES])}; "
@@ -263,6 +283,17 @@ class Checker:
             raise FedkdError(f"{name}: on = {on!r} has no samples in this experiment; see {key}")
         if part and self.shapes.rows(on, client) == 0:
             raise FedkdError(f"{name}: on = {on!r} has no samples on client {client}")
+
+    def _numbers(self, name: str, rows: Rows, client: int) -> None:
+        """Refuse numbers of samples that are none, or that stand twice."""
+        index, held = rows.index, self.shapes.held(rows.source, client)
+        if held is not None and not 0 <= int(index.min()) <= int(index.max()) < held:
+            raise FedkdError(
+                f"{name}: Rows: index holds {int(index.min())} to {int(index.max())}; "
+                f"{rows.source!r} has samples 0 to {held - 1} on client {client}"
+            )
+        if self._seen.add(index, "numbers") and len(index.unique()) < len(index):
+            raise FedkdError(f"{name}: Rows: index names a sample twice; each once is needed")
 
     def _samples(self, name: str, samples: Samples) -> None:
         if not self._seen.add(samples, "samples"):
@@ -367,6 +398,29 @@ def _load(step: Load, student: Student) -> None:
         )
 
 
+def _encoding(hook: str, name: str, encoding: Encoding, on: Source, per: str, logits: bool) -> None:
+    """Refuse an encoding of what does not travel, or of what it is not for."""
+    check_fields(encoding)
+    if hook not in ("learn", "receive"):
+        raise FedkdError(f"{name}: encoding is not allowed in {hook}: nothing of it travels")
+    if per == "student":
+        raise FedkdError("Soft: encoding is not allowed with the name of a student as targets")
+    if origin(on) != "transfer" or per != "sample":
+        raise FedkdError(
+            f"{name}: encoding is not allowed {'per class' if per == 'class' else 'on'} "
+            f"{source_name(on)}; allowed: a row a sample, on 'transfer' or some rows of it"
+        )
+    how = encoding.rows if isinstance(encoding, Delta) else encoding
+    if how is None:
+        return
+    check_fields(how)
+    if logits and how.grid == "simplex":
+        raise FedkdError(
+            f"{name}: Quantised: grid = 'simplex' is not allowed with logits, which do not sum to "
+            "1; allowed: 'range'"
+        )
+
+
 def _is_real(dtype: torch.dtype) -> bool:
     return dtype.is_floating_point
 
@@ -388,6 +442,14 @@ def names_of(steps: Sequence[Step]) -> Iterator[tuple[str, str]]:
             yield "array", step.key
 
 
+def _deltas(steps: Sequence[Step]) -> Iterator[list[str]]:
+    """The names of deltas that clients send, and of those that they get."""
+    sent = [step.encoding for step in steps if isinstance(step, Predict)]
+    terms = [term for step in steps if isinstance(step, Fit) for term in step.terms]
+    for way in (sent, [term.encoding for term in terms if isinstance(term, Soft)]):
+        yield [encoding.name for encoding in way if isinstance(encoding, Delta)]
+
+
 def check_keys(steps: Sequence[Step]) -> None:
     """Refuse two steps of one assignment that reply under the same key.
 
@@ -396,6 +458,12 @@ def check_keys(steps: Sequence[Step]) -> None:
     FedkdError
         One line naming the key: the second answer would take the place of the first.
     """
+    for way in _deltas(steps):
+        if len({*way}) < len(way):
+            raise FedkdError(
+                f"two deltas of one name, {next(n for n in way if way.count(n) > 1)!r}, travel the "
+                "same way in one phase; give each a name of its own"
+            )
     names = list(names_of(steps))
     if len({*names}) == len(names):
         return

@@ -30,6 +30,7 @@ from fedkd.work import (
     Soft,
     Source,
     Term,
+    origin,
 )
 
 
@@ -115,6 +116,10 @@ def check_server_fit(step: Fit, student: nn.Sequential, samples: Samples, public
     sources = {"public": public}
     for term in step.terms:
         check_fields(term)
+        if isinstance(term, Soft) and term.encoding is not None:
+            raise FedkdError(
+                "Soft: encoding is not allowed for a student on the server: nothing travels to it"
+            )
         if not isinstance(term, Proximal) and term.on not in (None, *sources):
             raise FedkdError(
                 f"{type(term).__name__}: on = {term.on!r} is not known; known: {', '.join(sources)}"
@@ -129,7 +134,7 @@ def check_server_fit(step: Fit, student: nn.Sequential, samples: Samples, public
     first = samples.inputs[:1].to(next(student.parameters()).device)
 
     def of(on: Source) -> Samples:
-        return sources[on] if isinstance(on, str) else on
+        return on if isinstance(on, Samples) else sources[origin(on)]
 
     learner = Learner(
         lambda: Student(student, first),
@@ -155,7 +160,7 @@ def _soft(term: Soft, on: Source, learner: Learner, seen: Seen) -> None:
                 "Soft: per = 'class' is not allowed with the name of a student, which says a row a "
                 "sample"
             )
-    else:
+    elif isinstance(term.targets, Tensor):
         rows = _rows(term.targets, rows, on, term.per)
         _columns(term.targets, classes if among is None else among.shape[1] + 1, among)
         if seen.add(term.targets, takes) and (reason := _no_targets(term.targets, takes)):

@@ -34,12 +34,86 @@ class Samples:
     labels: torch.Tensor | None = None
 
 
-Source = str | Samples
+@dataclass(frozen=True, eq=False, repr=False)
+class Rows:
+    """Some samples of a named source, such as ``Rows("transfer", index)``.
+
+    ``index`` ``(K,)`` int64 has their numbers in the source, distinct, in the order in which they
+    are to be taken; it travels with the step, as an array like any other. Of text a number is that
+    of a sample, a row of tokens; what has a row an item (soft labels, targets) then has one for
+    each token of these samples.
+
+    Two are equal, and terms that draw from them share their mini-batches, where they hold the same
+    tensor.
+    """
+
+    source: str
+    index: torch.Tensor
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Rows):
+            return NotImplemented
+        return self.source == other.source and self.index is other.index
+
+    def __hash__(self) -> int:
+        return hash((self.source, id(self.index)))
+
+    def __repr__(self) -> str:
+        return f"Rows({self.source!r}, {len(self.index)} numbers)"
+
+
+Source = str | Samples | Rows
 """``"private"`` (own training samples), ``"transfer"``, ``"own"`` (own test split), ``"common"``
-(the common test set), ``"validation"``, or samples sent along."""
+(the common test set), ``"validation"``, samples sent along, or some rows of a source that has a
+name."""
 
 SOURCES = ("private", "own", "validation", "common", "transfer")
 """The sources that have a name."""
+
+
+def origin(on: Source | None) -> str:
+    """The name of the source that samples are of; ``"samples"`` where they are sent along."""
+    if isinstance(on, Rows):
+        return on.source
+    return on if isinstance(on, str) else "samples"
+
+
+# --- how arrays travel ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """Rows ``(K, C)`` by a few levels: ``bits``, 1 to 8, an entry, packed behind one another.
+
+    With ``grid="simplex"``, for probabilities, entries become multiples of ``1 / (2^bits - 1)``
+    that sum to 1: the nearest such row in L1 (CFD: Sattler et al. 2021), of one bit the likeliest
+    class. With ``"range"``, for any numbers, levels lie evenly between the least and the largest of
+    a row, which travel with it in 8 bytes.
+    """
+
+    bits: int
+    grid: Literal["simplex", "range"] = "simplex"
+
+
+@dataclass(frozen=True)
+class Delta:
+    """Only the rows that differ from what the receiver holds of them travel, and which these are.
+
+    What it holds is what it was last sent, in this direction, under ``name``; of a client that
+    missed rounds that is older, and more travels. ``rows`` says how the rows themselves travel;
+    None: as they are. ``since`` and ``version`` are set by the rounds, not by methods: which state
+    of what the receiver holds this is to (0: to nothing), and which it becomes.
+    """
+
+    rows: Quantised | None = None
+    name: str = "soft_labels"
+    since: int = 0
+    version: int = 0
+
+
+Encoding = Quantised | Delta
+"""How soft labels on the transfer set travel; what is done to them is in
+:mod:`fedkd.encodings`."""
 
 # --- the terms of a loss --------------------------------------------------------------------
 
@@ -64,7 +138,7 @@ class CrossEntropy:
     """
 
     weight: float = 1.0
-    on: str | None = None
+    on: str | Rows | None = None
     through: Head | None = None
 
 
@@ -84,20 +158,22 @@ class Soft:
     ``among`` ``(K, k)`` holds candidate classes, distinct in a row, -1 for none: the targets are
     then the probabilities ``(K, k + 1)`` of these and, last, of all other classes together, and
     the student's are put together in the same way. ``row_weights`` ``(K,)`` multiply the losses at
-    the rows of targets.
+    the rows of targets. ``encoding`` says how targets on the transfer set travel, and so what the
+    client learns from.
     """
 
-    targets: torch.Tensor | str
+    targets: torch.Tensor | str | Parameters
     objective: str = "forward_kl"
     temperature: float | torch.Tensor = 1.0
     weight: float = 1.0
     tau_squared: bool = True
     per: Literal["sample", "class"] = "sample"
     reach: tuple[str, ...] = ()
-    on: str | None = None
+    on: str | Rows | None = None
     through: Head | None = None
     among: torch.Tensor | None = None
     row_weights: torch.Tensor | None = None
+    encoding: Encoding | None = None
 
 
 @dataclass(frozen=True)
@@ -112,7 +188,7 @@ class Prototype:
     targets: torch.Tensor
     cut: str
     weight: float = 1.0
-    on: str | None = None
+    on: str | Rows | None = None
 
 
 @dataclass(frozen=True)
@@ -158,6 +234,7 @@ class Predict:
     ``key``, ``mean`` ``(C, C)``, the mean over the samples of each class (0 where there are none),
     and ``count`` ``(C,)``.
 
+    ``encoding`` says how soft labels on the transfer set travel, and so what the server sees.
     ``answer`` is set by :mod:`fedkd.privacy.ledger` where ``[release]`` is active, not by methods:
     two steps of a client with the same name in it get the same answer, noise and all.
     """
@@ -169,6 +246,7 @@ class Predict:
     key: str = "soft_labels"
     student: str = "own"
     answer: str = ""
+    encoding: Encoding | None = None
 
 
 @dataclass(frozen=True)

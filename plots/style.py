@@ -51,6 +51,7 @@ PLACES = (
     *("fedd2s", "fedgkt", "fml", "feddf", "fedproto", "ditto", "swing"),
     *("fedavg-ft", "fedper", "fedrep", "ktpfl", "selectivefd"),
     *("lg-fedavg", "fedgh", "fedgkd", "comet", "fedbn", "fedbabu", "fedcache"),
+    *("scarlet", "cfd"),
 )
 """Only ever add at the end: a name's place is its look in all figures."""
 

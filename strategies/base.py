@@ -31,13 +31,15 @@ import torch
 from fedkd import registry
 from fedkd.caveats import LOCAL_TRAINING
 from fedkd.distillation.objectives import traits
+from fedkd.encodings import as_received
 from fedkd.options import Epochs, Table
 from fedkd.privacy.average import Averaging
 from fedkd.random import generator
 from fedkd.rounds.outcome import Line as Line
 from fedkd.rounds.phases import Rounds
 from fedkd.rounds.replies import Replies as Replies
-from fedkd.work import Fit, Soft, Step, Term
+from fedkd.training import on_all_items
+from fedkd.work import Fit, Rows, Soft, Step, Term, origin
 
 
 class StrategyOptions(Table):
@@ -57,8 +59,8 @@ class KnowledgeStrategy(Rounds, base=True):
     Hooks may read ``self.experiment``, ``self.options`` (an ``Options``), ``self.task`` (the shape
     of an input, the C classes), ``self.transfer`` (inputs of the transfer set, ``(M, ...)``) and
     ``self.public`` (what else is known to all); train students on ``self.server``; and call
-    :meth:`distil`, :meth:`over_classes`, :meth:`initial_student`, :meth:`initial_parameters` and
-    :meth:`warn_once`.
+    :meth:`distil`, :meth:`draw_rows`, :meth:`rows`, :meth:`label_rows`, :meth:`over_classes`,
+    :meth:`initial_student`, :meth:`initial_parameters` and :meth:`warn_once`.
 
     Whatever a method stores on itself, from :meth:`setup` on, is its state: it goes into
     checkpoints, and must be tensors, numbers, strings, None, or lists, tuples and dictionaries of
@@ -157,13 +159,20 @@ class KnowledgeStrategy(Rounds, base=True):
 
         Called in rounds in which canaries are measured, with the steps that :meth:`receive` gave
         for ``client``. By default the targets that these distil on the transfer set, as
-        probabilities; a method that keeps its labels on the server returns None.
+        probabilities; a method that keeps its labels on the server returns None. Where they are
+        those of some rows alone, the uniform law stands for the others.
         """
         for step in steps:
-            for term in step.terms if isinstance(step, Fit) and step.on == "transfer" else ():
+            if not isinstance(step, Fit) or origin(step.on) != "transfer":
+                continue
+            for term in step.terms:
                 if isinstance(term, Soft) and isinstance(term.targets, torch.Tensor):
                     logits = traits(registry.load("objectives", term.objective)).targets == "logits"
-                    return term.targets.softmax(1) if logits else term.targets
+                    labels = as_received(term.targets, term.encoding)
+                    labels = labels.softmax(1) if logits else labels
+                    if isinstance(step.on, Rows):
+                        return on_all_items(labels, step.on.index, self.transfer)
+                    return labels
         return None
 
     # --- phase 2 ----------------------------------------------------------------------------
@@ -192,13 +201,15 @@ class KnowledgeStrategy(Rounds, base=True):
 
     # --- what methods call ------------------------------------------------------------------
 
-    def distil(self, *terms: Term) -> Fit:
+    def distil(self, *terms: Term, on: str | Rows = "transfer") -> Fit:
         """Training on the transfer set towards ``terms``, ``options.distill_epochs`` passes.
 
-        For a method whose ``Options`` are made from :class:`DistillOptions`; replies with the
-        metric ``distill_loss``.
+        ``on`` may be some rows of it. For a method whose ``Options`` are made from
+        :class:`DistillOptions`; replies with the metric ``distill_loss``.
         """
         epochs, among = self.options.distill_epochs, self.public.among
+        if isinstance(on, Rows) and among is not None:
+            among = among[self.label_rows(on.index)]
         if not epochs:
             self.warn_once(
                 LOCAL_TRAINING,
@@ -209,4 +220,22 @@ class KnowledgeStrategy(Rounds, base=True):
             replace(term, among=among) if isinstance(term, Soft) and among is not None else term
             for term in terms
         )
-        return Fit("transfer", terms, epochs=epochs, min_steps=0, key="distill_loss")
+        return Fit(on, terms, epochs=epochs, min_steps=0, key="distill_loss")
+
+    def draw_rows(self, round: int, count: int) -> torch.Tensor:
+        """Numbers ``(K,)`` of ``count`` samples of the transfer set, drawn anew each round.
+
+        Without replacement, ascending; of all where ``count`` is 0 or more than there are.
+        """
+        size = len(self.transfer)
+        draw = generator(self.experiment.seed, "rows of the transfer set", round)
+        order = torch.randperm(size, generator=draw)
+        return order[: count or size].sort().values
+
+    def rows(self, index: torch.Tensor) -> str | Rows:
+        """The samples ``index`` ``(K,)`` of the transfer set, as a source.
+
+        All of them, ascending as :meth:`draw_rows` gives them, are the transfer set itself, and no
+        numbers need to travel.
+        """
+        return "transfer" if len(index) == len(self.transfer) else Rows("transfer", index)

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
+import torch
 from pydantic import Field
 
 from fedkd.distillation.targets import soften
-from fedkd.options import OnlyWith
+from fedkd.options import MOST, OnlyWith
 from fedkd.strategies.base import DistillOptions, Replies
 from fedkd.strategies.uniform import Uniform
 from fedkd.work import Fit, Predict, Soft, Step
@@ -23,14 +24,27 @@ class FedMD(Uniform):
     class Options(DistillOptions):
         """Keys of ``[strategy]``."""
 
-        objective: Literal["mse_logits", "forward_kl"] = "mse_logits"
-        """Digest by matching the mean logits, or their softened probabilities."""
+        objective: Literal["mse_logits", "mae_logits", "forward_kl"] = "mse_logits"
+        """Digest by matching the mean logits, by squared or absolute error (as the authors' code
+        does), or their softened probabilities."""
         tau: Annotated[float, OnlyWith("objective", "forward_kl")] = Field(1.0, gt=0)
         """Temperature of ``forward_kl``."""
+        subset: int = Field(0, ge=0, le=MOST)
+        """Samples of the transfer set that are drawn anew each round, 5,000 in the paper; 0: all.
+        """
+
+    def setup(self) -> None:
+        """No subset is drawn yet."""
+        self.drawn = torch.arange(len(self.transfer))
+
+    def select(self, round: int) -> list[int]:
+        """Also draw the subset of the round."""
+        self.drawn = self.draw_rows(round, self.options.subset)
+        return super().select(round)
 
     def learn(self, round: int, client: int) -> Sequence[Step]:
-        """Revisit: train on private data; communicate: send logits on the transfer set."""
-        return [Fit(), Predict(output="logits", key="logits")]
+        """Revisit: train on private data; communicate: send logits on the subset."""
+        return [Fit(), Predict(self.rows(self.drawn), output="logits", key="logits")]
 
     def fuse(self, round: int, replies: Replies) -> None:
         """``f = mean_n f_n``, (M, C) logits."""
@@ -38,7 +52,8 @@ class FedMD(Uniform):
 
     def receive(self, round: int, client: int) -> Sequence[Step]:
         """Digest: approach the consensus."""
-        if self.options.objective == "mse_logits":
-            return [self.distil(Soft(self.fused, objective="mse_logits"))]
+        objective, on = self.options.objective, self.rows(self.drawn)
+        if objective != "forward_kl":
+            return [self.distil(Soft(self.fused, objective=objective), on=on)]
         targets = soften(self.fused, self.options.tau)
-        return [self.distil(Soft(targets, temperature=self.options.tau))]
+        return [self.distil(Soft(targets, temperature=self.options.tau), on=on)]

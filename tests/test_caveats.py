@@ -98,7 +98,7 @@ def test_warnings_of_runs_from_before_they_had_a_file_are_found_in_their_lines(t
     assert "lower beta = 10" in [str(caveat) for caveat in caveats(run)]
 
 
-DISTIL = ["dsfl", "fedmd", "knfu", "ktpfl", "selectivefd", "uniform"]
+DISTIL = ["cfd", "dsfl", "fedmd", "knfu", "ktpfl", "scarlet", "selectivefd", "uniform"]
 
 
 @pytest.mark.parametrize(("beta", "kind"), [("1e6", LOCAL_TRAINING), ("1e-6", UNIFORM_FUSION)])

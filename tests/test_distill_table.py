@@ -1,6 +1,7 @@
 """``[distill]``: clients train on the transfer set by settings of its own."""
 
 import pytest
+import torch
 from lines import measured
 
 from fedkd import run
@@ -9,7 +10,7 @@ from fedkd.engine.worker import Worker
 from fedkd.privacy.ledger import Ledger
 from fedkd.privacy.public import Public
 from fedkd.shapes import Shapes, Sizes
-from fedkd.work import Assignment, CrossEntropy, Fit
+from fedkd.work import Assignment, CrossEntropy, Fit, Rows
 
 
 @pytest.mark.parametrize("cohort", ["on", "off"])
@@ -41,6 +42,8 @@ def test_a_method_that_distils_with_a_rate_of_its_own_keeps_it(small):
     experiment = small("distill.lr=0.05", "training.lr=0.001")
     assert experiment.training_on("transfer").lr == 0.05
     assert experiment.training_on("private").lr == 0.001
+    rows = [Rows(source, torch.arange(3)) for source in ("transfer", "private")]
+    assert [experiment.training_on(some).lr for some in rows] == [0.05, 0.001]
 
 
 @pytest.mark.parametrize("setting", ["distill.batch_size=8", "training.batch_size=16"])

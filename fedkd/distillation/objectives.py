@@ -75,6 +75,12 @@ def mse_logits(logits: Tensor, targets: Tensor, temperature: Temperature) -> Ten
     return (logits - targets).square().mean(-1)
 
 
+@declare(targets="logits", tau_squared=False)
+def mae_logits(logits: Tensor, targets: Tensor, temperature: Temperature) -> Tensor:
+    """Mean absolute difference of logits, without temperature: FedMD's code (Li & Wang 2019)."""
+    return (logits - targets).abs().mean(-1)
+
+
 def cross_entropy(logits: Tensor, targets: Tensor, temperature: Temperature) -> Tensor:
     """Cross-entropy with soft targets: forward KL plus their entropy (Hinton et al. 2015)."""
     return -(targets * log_softmax(logits / temperature, -1)).sum(-1)

@@ -21,14 +21,17 @@ from fedkd.experiment import Experiment
 from fedkd.privacy.public import Public
 from fedkd.privacy.release import charge
 from fedkd.random import key
+from fedkd.records import HELD
 from fedkd.students.outline import check_size
 from fedkd.students.probe import Probe, exactly, layers, made_up, probe, unkept
-from fedkd.work import Assignment, Hold, Parameters, Samples, Source
+from fedkd.work import Assignment, Delta, Hold, Parameters, Rows, Samples, Source
 
 State = dict[str, Parameters]
 """What a client keeps between assignments: the parameters and buffers of its named students.
 
-A student of another architecture than the client's own is kept as ``name:architecture``.
+A student of another architecture than the client's own is kept as ``name:architecture``. Beside
+them, as ``:sent NAME`` and ``:received NAME``, are the soft labels that deltas are to: ``values``
+``(M, C)``, NaN where there are none, and their ``version``.
 """
 
 
@@ -126,7 +129,8 @@ class Clients:
     def _known(self, client: int, student: str) -> str:
         if (key := self.key(client, student)) is not None:
             return key
-        known = ", ".join(name.partition(":")[0] for name in self.state(client))
+        names = [name.partition(":")[0] for name in self.state(client)]
+        known = ", ".join(filter(None, names))
         raise FedkdError(f"student {student!r} is not known; known: {known}")
 
     def key(self, client: int, student: str) -> str | None:
@@ -265,10 +269,47 @@ class Clients:
             )
         return student
 
+    def held(self, client: int, way: str, encoding: Delta, on: Source) -> Tensor | None:
+        """What ``client`` holds of rows of the transfer set, ``(R, C)``, that a delta is to.
+
+        ``way`` is ``"sent"`` or ``"received"``. None where it holds no such version.
+        """
+        found = self.state(client).get(f"{HELD}{way} {encoding.name}")
+        if not encoding.since or found is None or int(found["version"]) != encoding.since:
+            return None
+        return found["values"][self.label_rows(on)]
+
+    def hold_labels(
+        self, client: int, way: str, encoding: Delta, on: Source, values: Tensor
+    ) -> None:
+        """Have ``client`` hold these soft labels ``(R, C)`` of rows of the transfer set."""
+        name, rows = f"{HELD}{way} {encoding.name}", self.label_rows(on)
+        before = self.state(client).get(name)
+        size = len(self.label_rows("transfer"))
+        if before is None or before["values"].shape[1] != values.shape[1] or not encoding.since:
+            whole = values.new_full((size, values.shape[1]), torch.nan)
+        else:
+            whole = before["values"]
+        self.state(client)[name] = {
+            "values": whole.index_copy(0, rows, values),
+            "version": torch.tensor(encoding.version),
+        }
+
+    def label_rows(self, on: Source) -> Tensor:
+        """Which rows of soft labels on the transfer set are of ``on``, which is it, or rows of it.
+
+        They are of ``(M, C)``, a row an item.
+        """
+        inputs = self.data.transfer().inputs
+        index = on.index if isinstance(on, Rows) else torch.arange(len(inputs))
+        return training.item_numbers(index, training.item_counts(inputs))
+
     def rows(self, client: int, on: Source) -> int:
         """How many samples ``on`` means for ``client``."""
         if isinstance(on, Samples):
             return len(on.inputs)
+        if isinstance(on, Rows):
+            return len(on.index)
         return self._sizes[client] if on == "private" else self.data.count(on, client)
 
     def together(self, on: str, clients: Sequence[int]) -> list[Samples]:
@@ -279,6 +320,8 @@ class Clients:
 
     def samples(self, client: int, on: Source) -> Samples:
         """The samples that ``on`` means for ``client``, on the device."""
+        if isinstance(on, Rows):
+            return training.some(self.samples(client, on.source), on.index)
         if isinstance(on, Samples):
             found = on
         else:

@@ -30,9 +30,11 @@ from fedkd.work import (
     Load,
     Predict,
     Represent,
+    Rows,
     Samples,
     Share,
     Step,
+    origin,
 )
 
 CONTIGUOUS = torch.contiguous_format
@@ -73,8 +75,8 @@ class Cohort:
             for session, (held, logits) in zip(self.sessions, given, strict=True):
                 session.represented(first, held, logits)
         elif isinstance(first, Predict):
-            for session, (_, logits) in zip(self.sessions, self._forward(steps), strict=True):
-                session.predicted(first, logits)
+            for place, (_, logits) in enumerate(self._forward(steps)):
+                self.sessions[place].predicted(cast(Predict, steps[place]), logits)
         elif isinstance(first, Evaluate):
             for session, (_, logits) in zip(self.sessions, self._forward(steps), strict=True):
                 labels = session.samples(first.on).labels
@@ -82,8 +84,7 @@ class Cohort:
                     session.evaluated(first, quality(logits, labels))
         for session in self.sessions:
             on = getattr(first, "on", "")
-            name = f"{type(first).__name__} {on if isinstance(on, str) else 'samples'}"
-            session.metrics[f"cohort {name}"] = 1.0
+            session.metrics[f"cohort {type(first).__name__} {origin(on)}"] = 1.0
 
     def stack(self, student: str) -> Stack:
         """The sessions' students of this name."""
@@ -163,11 +164,15 @@ class Cohort:
 
     def _sources(self, wanted: Sequence[Any]) -> list[Samples]:
         """Each session's samples; one object where they are everybody's."""
-        if wanted[0] in ("common", "transfer"):
-            return [self.sessions[0].samples(wanted[0])] * len(self.sessions)
-        if isinstance(wanted[0], str):
+        first = wanted[0]
+        alike = isinstance(first, str) or (
+            isinstance(first, Rows) and all(on == first for on in wanted)
+        )
+        if alike and origin(first) in ("common", "transfer"):
+            return [self.sessions[0].samples(first)] * len(self.sessions)
+        if isinstance(first, str):
             whose = [session.assignment.client for session in self.sessions]
-            return self.clients.together(wanted[0], whose)
+            return self.clients.together(first, whose)
         return [session.samples(on) for session, on in zip(self.sessions, wanted, strict=True)]
 
     # --- fit --------------------------------------------------------------------------------
@@ -182,11 +187,11 @@ class Cohort:
         ]
         terms = []
         for session, step, samples in zip(self.sessions, steps, sources, strict=True):
-            terms.append([session.resolved(term, samples) for term in step.terms])
+            terms.append([session.resolved(term, samples, step.on) for term in step.terms])
         others = {
-            on: self._sources([on] * len(steps))
-            for term in terms[0]
-            if (on := source_of(term)) is not None
+            on: self._sources([source_of(term) for term in column])
+            for column in zip(*terms, strict=True)
+            if (on := source_of(column[0])) is not None
         }
         stack = self.stack(first.student)
         stack.own()

@@ -28,7 +28,7 @@ from fedkd.engine.payload import Payload, unpack
 from fedkd.engine.worker import Care, Worker
 from fedkd.errors import FedkdError, summary_of
 from fedkd.experiment import Experiment
-from fedkd.work import Assignment, Fit, Hold, Load, Reply
+from fedkd.work import Assignment, Delta, Fit, Hold, Load, Predict, Reply, Step
 
 PIECE = 512
 """Clients whose replies and states a worker holds ready at a time, for the sake of memory."""
@@ -339,11 +339,17 @@ def serve_work(
     changed = {
         assignment.client: worker.state(assignment.client)
         for assignment in assignments
-        if assignment.client in done_by
-        and any(isinstance(step, Fit | Load | Hold) for step in assignment.steps)
+        if assignment.client in done_by and any(map(_changes, assignment.steps))
     }
     payload = Payload()
     return payload.frame((replies, changed)), payload
+
+
+def _changes(step: Step) -> bool:
+    """Whether a step may change what its client keeps."""
+    if isinstance(step, Predict):
+        return isinstance(step.encoding, Delta)
+    return isinstance(step, Fit | Load | Hold)
 
 
 def restore_states(worker: Worker, frame: bytes, buffer: Any) -> None:

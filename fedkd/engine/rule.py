@@ -28,10 +28,12 @@ from fedkd.privacy.release import applies
 from fedkd.work import (
     Assignment,
     CrossEntropy,
+    Delta,
     Evaluate,
     Fit,
     Predict,
     Represent,
+    Rows,
     Samples,
     Source,
     Step,
@@ -126,6 +128,9 @@ def cohort(facts: Facts, assignment: Assignment, step: Step) -> bool:
         if private:
             return False
         if experiment.engine.remember and plain:
+            return False
+        # Who shares mini-batches between terms, and who does not, may differ by client.
+        if sum(isinstance(getattr(term, "on", None), Rows) for term in step.terms) > 1:
             return False
     if applies(step, experiment.release):
         return False
@@ -223,6 +228,8 @@ def _shape(thing: Any) -> Any:
     """A step, hashable, with the form of a tensor in the place of each tensor."""
     if isinstance(thing, Tensor):
         return thing.dtype, tuple(thing.shape[1:])
+    if isinstance(thing, Delta):  # to what each client holds, which may differ
+        return Delta, thing.rows, thing.name
     if isinstance(thing, Samples):
         labelled = thing.labels is not None
         return "samples", tuple(thing.inputs.shape[1:]), labelled

@@ -16,6 +16,7 @@ from fedkd import students
 from fedkd.data import cache
 from fedkd.density import alike
 from fedkd.distillation.objectives import SMALLEST
+from fedkd.encodings import as_received, decoded, encoded
 from fedkd.engine.clients import Clients
 from fedkd.engine.remembered import LEARNT
 from fedkd.errors import FedkdError
@@ -37,6 +38,7 @@ from fedkd.work import (
     SOURCES,
     Assignment,
     CrossEntropy,
+    Delta,
     Evaluate,
     Expose,
     Fit,
@@ -52,6 +54,7 @@ from fedkd.work import (
     Source,
     Step,
     Term,
+    origin,
 )
 
 
@@ -123,7 +126,7 @@ class Session:
 
     def draw(self, step: Fit, phase: str) -> tuple[int, int, str]:
         """What the next fit of this kind draws its numbers by, besides the seed."""
-        on = step.on if isinstance(step.on, str) else "samples"
+        on = origin(step.on)
         purpose = f"{phase} {on} {self._fits[phase, on, step.student]}"
         self._fits[phase, on, step.student] += 1
         return self.assignment.client, self.assignment.round, purpose
@@ -131,7 +134,7 @@ class Session:
     def seed(self, step: Step | Soft, on: Source | None, student: str) -> int:
         """Key of what a student draws by itself in its next answer of this kind."""
         trial = " trial" if self.trying else ""
-        kind = type(step).__name__, on if isinstance(on, str) else "samples", student
+        kind = type(step).__name__, origin(on), student
         purpose = f"{self.assignment.phase}{trial} {' '.join(kind)} {self._answers[kind]}"
         self._answers[kind] += 1
         whose = self.assignment.client, self.assignment.round
@@ -155,7 +158,7 @@ class Session:
                 loss = fit(
                     student,
                     samples,
-                    [self.resolved(term, samples) for term in step.terms],
+                    [self.resolved(term, samples, step.on) for term in step.terms],
                     training,
                     generator(experiment.seed, "fit", *draw),
                     epochs=step.epochs,
@@ -203,14 +206,51 @@ class Session:
                 f"{noise_multiplier:g}: {reason}"
             )
 
-    def resolved(self, term: Term, samples: Samples) -> Term:
-        """``term`` with what another student says in the place of that student's name."""
+    def resolved(self, term: Term, samples: Samples, on: Source) -> Term:
+        """``term`` of a step on ``on``, its targets at hand.
+
+        They are what another student says in the place of that student's name, or decoded.
+        """
+        if isinstance(term, Soft) and isinstance(term.targets, dict):
+            return self._decoded(term, on if term.on is None else term.on)
         if not isinstance(term, Soft) or not isinstance(term.targets, str):
             return term
         source = samples if term.on is None else self.samples(term.on)
         seed = self.seed(term, term.on, term.targets)
         logits = predict(self.student(term.targets), source.inputs, seed).clone()
         return replace(term, targets=said(term, logits))
+
+    def _decoded(self, term: Soft, on: Source) -> Soft:
+        """``term`` with the targets that were encoded for the way."""
+        client, how = self.assignment.client, term.encoding
+        assert isinstance(term.targets, dict)
+        assert how is not None
+        columns = self.clients.data.task.classes
+        columns = columns if term.among is None else term.among.shape[1] + 1
+        known = None
+        if isinstance(how, Delta):
+            known = self.clients.held(client, "received", how, on)
+            if how.since and known is None:
+                raise RuntimeError(f"soft labels {how.name!r} of version {how.since} are not held")
+        shape = len(self.clients.label_rows(on)), columns
+        targets = decoded(term.targets, how, shape, known)
+        if isinstance(how, Delta):
+            self.clients.hold_labels(client, "received", how, on, targets)
+        return replace(term, targets=targets, encoding=None)
+
+    def encoded(self, step: Predict, labels: Tensor) -> Tensor | Parameters:
+        """Soft labels ``(R, C)`` as they travel."""
+        how, client = step.encoding, self.assignment.client
+        if how is None or self.trying:
+            return labels
+        if not isinstance(how, Delta):
+            return encoded(labels, how)
+        known = self.clients.held(client, "sent", how, step.on)
+        # To a version that is not here, all rows have changed.
+        arrays = encoded(labels, how, known)
+        now = how if known is not None else replace(how, since=0)
+        self.clients.hold_labels(client, "sent", now, step.on, as_received(labels, how))
+        return arrays
 
     def evaluated(self, step: Evaluate, found: Mapping[str, float]) -> None:
         """Give out what was measured, as the step has it."""
@@ -231,14 +271,13 @@ class Session:
         self.values[step.key] = value
         if self.trying:
             return
-        on = getattr(step, "on", "")
         line = Release(
             round=self.assignment.round,
             client=self.assignment.client,
             step=type(step).__name__,
             key=step.key,
             items=items,
-            on=on if isinstance(on, str) else "samples",
+            on=origin(getattr(step, "on", "")),
             **details,
         )
         self.releases.append(line.to_dict(brief=True))
@@ -251,7 +290,7 @@ class Session:
         if step.output == "probabilities":
             given = (given / step.temperature).softmax(1)
         if step.per == "sample":
-            self.give(step, given.cpu(), len(given))
+            self.give(step, self.encoded(step, given.cpu()), len(given))
             return
         means = self.class_means(given, self.samples(step.on))
         self.give(step, means, len(means["mean"]))
@@ -268,7 +307,8 @@ class Session:
         labels = release(logits, step.temperature, table, public, draw).cpu()
         value = labels.clamp_min(SMALLEST).log() if step.output == "logits" else labels
         details = clients.charge(step.temperature, public, classes)
-        self.give(step, value, len(labels), answer=step.answer, **details)
+        given = self.encoded(step, value)
+        self.give(step, given, len(labels), answer=step.answer, **details)
 
     def represent(self, step: Represent, student: nn.Sequential) -> None:
         """Give out representations and the soft labels that go with them."""

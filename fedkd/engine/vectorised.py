@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, cast
 
@@ -22,7 +22,7 @@ from fedkd.training.items import take
 from fedkd.training.loop import Optimiser, descend
 from fedkd.training.losses import Loss, source_of
 from fedkd.training.student import check_learning, learning_names, set_modes
-from fedkd.work import Fit, Head, Parameters, Proximal, Samples, Term
+from fedkd.work import Fit, Head, Parameters, Proximal, Rows, Samples, Term
 
 
 def fit(
@@ -32,7 +32,7 @@ def fit(
     training: TrainingTable,
     generators: Sequence[torch.Generator],
     step: Fit,
-    others: dict[str, list[Samples]],
+    others: Mapping[str | Rows, list[Samples]],
     augment: Any = None,
 ) -> list[float]:
     """What :func:`fedkd.training.fit` does with each of the stack's students, done together.
@@ -79,7 +79,7 @@ def fit(
         isinstance(term, Proximal) or getattr(term, "reach", ()) for term in terms[0]
     )
     live = _Live(stack, step, training, count, simple)
-    joints = {None: _Joint(batches, device)} | {
+    joints: dict[str | Rows | None, _Joint] = {None: _Joint(batches, device)} | {
         on: _Joint(held, device) for on, held in drawn_from.items()
     }
     losses = []

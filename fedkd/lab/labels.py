@@ -18,7 +18,7 @@ from fedkd.lab.findings import LABELS, Evidence, over_rounds
 from fedkd.lab.models import architecture, loaded, over_all_classes
 from fedkd.lab.worlds import Sent
 from fedkd.training import predict
-from fedkd.work import Parameters, Select
+from fedkd.work import Parameters, Predict, Select
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,8 @@ class LabelGuesses:
                 return None
             return predict(student, worker.data.transfer().inputs).softmax(1)
 
-        value = over_all_classes(worker, value) if isinstance(value, Tensor) else value
+        if isinstance(value, Tensor) and isinstance(step, Predict):
+            value = over_all_classes(worker, value, step.on)
         found = infer_label_distribution({step.key: value}, laws, worker.data.task.classes)
         if found is not None:
             by_client = self._guesses.setdefault((sent.place, found.how), {})

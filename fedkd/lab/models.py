@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from fedkd.engine.worker import Worker
 from fedkd.lab.likelihood_ratios import logit_confidence
 from fedkd.privacy.candidates import over_classes
+from fedkd.privacy.release import known_of
 from fedkd.random import generator, key
 from fedkd.students import build
 from fedkd.training import fit, item_labels, predict
-from fedkd.work import Parameters, Samples, Soft
+from fedkd.work import Parameters, Samples, Soft, Source
 
 PROXY_EPOCHS = 5.0
 """Passes over the transfer set in which the server distils a client's soft labels.
@@ -24,9 +25,9 @@ RIDGE = 0.1
 """Of kernel regression, in units of the kernel's largest value."""
 
 
-def over_all_classes(worker: Worker, value: Tensor) -> Tensor:
-    """Soft labels ``(M, C)``, whether or not they came over candidates."""
-    among = worker.public.among
+def over_all_classes(worker: Worker, value: Tensor, on: Source) -> Tensor:
+    """Soft labels ``(R, C)`` of a source, whether or not they came over candidates."""
+    among = known_of(worker.public, on, len(value)).among
     if among is None or value.dim() != 2 or len(value) != len(among):
         return value
     return over_classes(value, among, worker.data.task.classes)

@@ -22,7 +22,7 @@ from fedkd.experiment import Experiment
 from fedkd.lab.worlds import Sent, WatchedWorker, play, quiet
 from fedkd.random import generator
 from fedkd.training import fit, represent, requiring
-from fedkd.work import CrossEntropy, Represent, Share
+from fedkd.work import CrossEntropy, Represent, Share, origin
 
 SHOWN = 8
 """Images of each place that are kept to be looked at."""
@@ -201,7 +201,7 @@ def reconstruct(experiment: Experiment) -> list[Reconstruction]:
     found = []
     for place, by_client in last.items():
         step = next(iter(by_client.values())).step
-        if isinstance(step, Represent) and step.on == "private":
+        if isinstance(step, Represent) and origin(step.on) == "private":
             found.append(_from_representations(worker, place, by_client))
         elif isinstance(step, Share):
             found.append(_from_gradients(experiment, place, by_client))

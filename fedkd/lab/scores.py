@@ -7,6 +7,7 @@ for what follows from the step that was sent, and from the shape of its value.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -26,8 +27,17 @@ from fedkd.lab.models import (
 )
 from fedkd.lab.worlds import Sent
 from fedkd.students import named_blocks
-from fedkd.training import predict, represent
-from fedkd.work import Parameters, Predict, Represent, Samples, Select, Share
+from fedkd.training import on_all_items, predict, represent
+from fedkd.work import (
+    Parameters,
+    Predict,
+    Represent,
+    Rows,
+    Samples,
+    Select,
+    Share,
+    origin,
+)
 
 Scores: TypeAlias = "dict[str, np.ndarray]"
 """By attack: a score for each record ``(K,)``."""
@@ -69,11 +79,11 @@ class Reference:
         records = worker.samples(sent.client, "private")
         if worker.data.task.tokens:
             return
-        if isinstance(sent.value, dict) and step.on == "private":
+        if isinstance(sent.value, dict) and origin(step.on) == "private":
             self.features[here] = _as_sent(worker, step, sent.client, records.inputs)
             if step.per == "class":
                 self.means[here] = sent.value["mean"]
-        elif isinstance(sent.value, Tensor) and step.on == "transfer":
+        elif isinstance(sent.value, Tensor) and origin(step.on) == "transfer":
             # The last round's student counts: it is the best that the server has.
             blocks = [name for name, _ in named_blocks(student)]
             cut = blocks[-2] if len(blocks) > 1 else blocks[-1]
@@ -138,11 +148,14 @@ def _by_labels(worker: Worker, sent: Sent, records: Samples, reference: Referenc
     step = sent.step
     assert isinstance(step, Predict)
     assert isinstance(sent.value, Tensor)
-    value = over_all_classes(worker, sent.value)
-    if step.on != "transfer" or value.shape[-1] != worker.data.task.classes:
+    value, tokens = over_all_classes(worker, sent.value, step.on), worker.data.task.tokens
+    if origin(step.on) != "transfer" or value.shape[-1] != worker.data.task.classes:
         return {}
+    if isinstance(step.on, Rows):  # an even row weighs on no class, and one of NaN is no target
+        inputs, others = worker.data.transfer().inputs, math.nan if tokens else None
+        value = on_all_items(value, step.on.index, inputs, others)
     probabilities = value.double().softmax(1) if step.output == "logits" else value.double()
-    if worker.data.task.tokens:
+    if tokens:
         if reference.last[sent.client, sent.place] > sent.round:
             return {}
         student = distilled(worker, sent.client, probabilities.float())

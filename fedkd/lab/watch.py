@@ -18,10 +18,13 @@ from fedkd.lab import measure
 from fedkd.privacy.ledger import Ledger, Line
 from fedkd.privacy.public import Public
 from fedkd.shapes import Shapes
+from fedkd.training import on_all_items
 from fedkd.work import (
     Assignment,
     Predict,
     Reply,
+    Rows,
+    origin,
 )
 
 EXPOSURE = "measure_exposure"
@@ -94,11 +97,15 @@ class Watch(Ledger):
         own = self.canaries.held_by(reply.client)
         self._note("teacher", reply.client, found, own)
         for step in assignment.steps:
-            if not isinstance(step, Predict) or step.on != "transfer" or step.per != "sample":
+            if not isinstance(step, Predict) or step.per != "sample":
+                continue
+            if origin(step.on) != "transfer":
                 continue
             if step.key in reply.values:  # of a reply that was left out, it is not
                 labels = cast(Tensor, reply.values[step.key])
                 labels = labels.softmax(1) if step.output == "logits" else labels
+                if isinstance(step.on, Rows):  # of the others it says nothing
+                    labels = on_all_items(labels, step.on.index, self.transfer)
                 self._note("released", reply.client, self._by_labels(labels), own)
 
     def fused(self, labels: Mapping[int, Tensor]) -> None:

@@ -11,14 +11,15 @@ from torch import Tensor
 
 from fedkd import registry
 from fedkd.data.federated import FederatedData
+from fedkd.encodings import decoded
 from fedkd.engine.inline import InlineGrid
 from fedkd.engine.worker import Worker
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
 from fedkd.privacy.ledger import SENDING, Aggregate
 from fedkd.privacy.release import applies
-from fedkd.records import AGGREGATE
-from fedkd.work import Assignment, Parameters, Predict, Reply, Represent, Select, Share
+from fedkd.records import AGGREGATE, HELD
+from fedkd.work import Assignment, Delta, Parameters, Predict, Reply, Represent, Select, Share
 
 """Begins the places of what a trusted server makes of what clients send."""
 
@@ -92,9 +93,26 @@ class WatchedWorker(Worker):
                     self.sends_late |= assignment.phase != "learn"
                     self.asked[reply.client, step.key] = step
                     if not (masked and applies(step, table)):
-                        value = reply.values[step.key]
+                        value = self._decoded(reply.client, step, reply.values[step.key])
                         self.listener(self, Sent(reply.client, assignment.round, step, value))
         return replies
+
+    def _decoded(
+        self,
+        client: int,
+        step: Predict | Represent | Select | Share,
+        value: Tensor | Parameters,
+    ) -> Tensor | Parameters:
+        """What the server sees of what a client has sent."""
+        how = step.encoding if isinstance(step, Predict) else None
+        if how is None or not isinstance(step, Predict) or not isinstance(value, dict):
+            return value
+        rows, columns = self.label_rows(step.on), self.data.task.classes
+        if isinstance(how, Delta):  # what the client takes for known by the server
+            return self.state(client)[f"{HELD}sent {how.name}"]["values"][rows]
+        if applies(step, self.experiment.release) and self.public.among is not None:
+            columns = self.public.among.shape[1] + 1
+        return decoded(value, how, (len(rows), columns))
 
     def show(self, round: int, aggregates: Sequence[Aggregate]) -> None:
         """Show the listener what the server made of what clients sent, once for each of them."""

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from fedkd.errors import FedkdError
 from fedkd.random import SystemNoise, noise_generator
 from fedkd.sections import PrivateTraining, StudentTable
-from fedkd.work import CrossEntropy, Fit, Proximal, Soft, Source, Term
+from fedkd.work import CrossEntropy, Fit, Proximal, Soft, Source, Term, origin
 
 PRIVATE = ("private", "own", "validation")
 """Sources that are a client's own."""
@@ -38,7 +38,7 @@ PRIVATE = ("private", "own", "validation")
 
 def is_private(on: Source | None) -> bool:
     """Whether a source is a client's own."""
-    return isinstance(on, str) and on in PRIVATE
+    return origin(on) in PRIVATE
 
 
 def sees_private(step: Fit) -> bool:

@@ -41,10 +41,13 @@ from fedkd.work import (
     Proximal,
     Reply,
     Represent,
+    Rows,
+    Samples,
     Select,
     Share,
     Source,
     Step,
+    origin,
 )
 
 Line = dict[str, Any]
@@ -204,8 +207,8 @@ class Ledger:
         """The line of what was asked, where the client says nothing of it that can be trusted."""
         rows = 1 if isinstance(step, Share) else self._items(step.on, assignment.client)
         line = Release(assignment.round, assignment.client, type(step).__name__, step.key, rows)
-        if not isinstance(step, Share) and isinstance(step.on, str):
-            line = replace(line, on=step.on)
+        if not isinstance(step, Share) and not isinstance(step.on, Samples):
+            line = replace(line, on=origin(step.on))
         if not applies(step, self.experiment.release):
             return line
         public = known_of(self.public, step.on, rows)
@@ -408,5 +411,9 @@ def _exact(step: Predict) -> Predict:
 def _asked(step: Predict) -> str:
     """What a step asks of its student, exactly."""
     on = step.on
-    rows = on if isinstance(on, str) else f"{fingerprint(on.inputs)} {on.inputs.shape}"
+    rows = on if isinstance(on, str) else origin(on)
+    if isinstance(on, Samples):
+        rows = f"{fingerprint(on.inputs)} {on.inputs.shape}"
+    elif isinstance(on, Rows):
+        rows += f" {fingerprint(on.index)}"
     return repr((step.temperature, step.output, rows, step.key))

@@ -6,7 +6,7 @@ for each of them. Server and clients have the same, since all of it comes from t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from fedkd.experiment import Experiment, ReleaseTable
 from fedkd.privacy import scores
 from fedkd.privacy.candidates import candidates, over_candidates
 from fedkd.random import generator, key, noise
-from fedkd.training import fit, item_labels, items, predict
+from fedkd.training import fit, item_counts, item_labels, item_numbers, items, predict
 from fedkd.work import CrossEntropy, Samples
 
 
@@ -33,7 +33,8 @@ class Public:
     ``samples`` is the transfer set as it was before canaries came into it; ``model`` is trained on
     it, where the experiment needs one; ``scores`` ``(M,)`` are privacy scores; ``among`` ``(M, k)``
     are candidate classes, -1 for none; ``law`` ``(M, C)`` (or ``(M, k+1)`` over candidates) is the
-    public model's, where releases are mixed with it.
+    public model's, where releases are mixed with it. ``counts`` has, of text, the items of each
+    sample of the transfer set; None where a sample is one item.
     """
 
     samples: Samples
@@ -41,6 +42,16 @@ class Public:
     scores: Tensor = field(default_factory=lambda: torch.zeros(0))
     among: Tensor | None = None
     law: Tensor | None = None
+    counts: Tensor | None = None
+
+    def at(self, index: Tensor) -> Public:
+        """The same of some samples of the transfer set alone: ``index`` ``(K,)`` has their numbers.
+
+        What has a row an item then has one for each item of these samples, in their order.
+        """
+        items = item_numbers(index, self.counts)
+        among, law = (None if each is None else each[items] for each in (self.among, self.law))
+        return replace(self, scores=self.scores[items], among=among, law=law)
 
     @classmethod
     def of(cls, experiment: Experiment, data: FederatedData) -> Public:
@@ -71,7 +82,7 @@ class Public:
             law = law if among is None else over_candidates(law, among)
         else:
             law = None
-        return cls(samples, model, scored, among, law)
+        return cls(samples, model, scored, among, law, item_counts(transfer.inputs))
 
 
 def needs_model(experiment: Experiment, tokens: bool) -> bool:

@@ -31,7 +31,7 @@ from fedkd.privacy.costs import described
 from fedkd.privacy.dpsgd import is_private
 from fedkd.privacy.public import Public
 from fedkd.random import SystemNoise
-from fedkd.work import Predict, Step
+from fedkd.work import Predict, Rows, Source, Step
 
 Draw: TypeAlias = np.random.Generator | SystemNoise
 """What noise is drawn by."""
@@ -65,11 +65,13 @@ def claims_epsilon(experiment: Experiment) -> bool:
     return is_noisy(experiment.release) or experiment.training.dp.noise_multiplier > 0
 
 
-def known_of(public: Public, on: object, items: int) -> Public:
+def known_of(public: Public, on: Source, items: int) -> Public:
     """What is public of the items of a source: of all but the transfer set, nothing.
 
     Their privacy score is 0, and they are released over all classes.
     """
+    if isinstance(on, Rows) and on.source == "transfer":
+        return public.at(on.index)
     if on == "transfer":
         return public
     return replace(public, scores=torch.zeros(items), among=None, law=None)

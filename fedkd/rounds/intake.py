@@ -15,6 +15,7 @@ from fedkd.experiment import Experiment
 from fedkd.lab.watch import Watch
 from fedkd.replies import Contract, Unreadable, read
 from fedkd.rounds.outcome import Outcome
+from fedkd.rounds.transcoder import Transcoder
 from fedkd.shapes import architectures
 from fedkd.steps import MEASURED
 from fedkd.work import Assignment, Fit, Reply
@@ -28,12 +29,13 @@ class Intake:
     """Checks the replies of one phase in.
 
     ``assigned`` has what each client was asked, ``held`` the architectures of students that clients
-    have beside their own, which grows. What passes is shown to ``watch``; ``outcome`` gets bytes,
-    measurements of the ``stage`` and who is left out.
+    have beside their own, which grows. ``transcoder`` decodes what they send. What passes is shown
+    to ``watch``; ``outcome`` gets bytes, measurements of the ``stage`` and who is left out.
     """
 
     experiment: Experiment
     contract: Contract
+    transcoder: Transcoder
     watch: Watch
     warn_once: Callable[[str, str], None]
     outcome: Outcome
@@ -91,6 +93,7 @@ class Intake:
             if not any(map(_failed, replies)):  # whose work is undone: nothing has left it
                 self.watch.enter(assignment, None, sent=bool(replies))
             self.watch.failed(client, unfit)
+            self.transcoder.lose(client)
             self.outcome.leave_out(client, self.stage, unfit)
             return None
         (reply,) = replies
@@ -98,8 +101,12 @@ class Intake:
         models = architectures(self.experiment, client, self.held.get(client, {}), assignment)
         if len(models) > 1:
             self.held[client] = {name: model for name, model in models.items() if name != "own"}
-        problem = self.contract.unfit(assignment, reply, models)
+        reply, undecodable = self.transcoder.received(assignment, reply)
+        problem: tuple[str, str] | None = ("Predict", undecodable)
+        if not undecodable:
+            problem = self.contract.unfit(assignment, reply, models)
         if problem is None:
+            self.transcoder.confirm(assignment, reply)
             self.outcome.account(reply)
             self._check_losses(assignment, reply)
             self.watch.enter(assignment, reply)
@@ -108,6 +115,7 @@ class Intake:
         step, reason = problem
         self.watch.enter(assignment, None)
         self.watch.failed(client, reason)
+        self.transcoder.lose(client)
         if exposures := self.contract.exposures(assignment, reply):
             self.watch.measured(assignment, replace(reply, values=exposures))
         self.outcome.leave_out(client, step or self.stage, reason)

@@ -27,9 +27,11 @@ from fedkd.random import global_draws, key
 from fedkd.replies import Contract
 from fedkd.rounds.outcome import Line, Outcome
 from fedkd.rounds.replies import Replies
+from fedkd.rounds.transcoder import Transcoder
 from fedkd.server import ServerStudents
-from fedkd.shapes import Shapes, Sizes, rows_of
+from fedkd.shapes import Shapes, Sizes
 from fedkd.steps import Checker
+from fedkd.training import item_counts, item_numbers
 from fedkd.work import Assignment, Parameters, Samples, Step
 
 GIVEN = {"experiment", "task", "options", "transfer", "public", "server"}
@@ -108,6 +110,7 @@ class Method(Strategy):
         )
         self._shapes, self._contract, self._checker = shapes, Contract(shapes), Checker(shapes)
         self._privacy = Watch(experiment, self.public, canaries, self.transfer, shapes)
+        self._transcoder = Transcoder(shapes, self.transfer)
         self._on_aggregates: OnAggregates | None = None
         self._label_counts = label_counts
         self._nodes: dict[int, int] = {}
@@ -210,6 +213,15 @@ class Method(Strategy):
         among = self.public.among
         return labels if among is None else over_classes(labels, among, self.task.classes)
 
+    def label_rows(self, index: torch.Tensor | None = None) -> torch.Tensor:
+        """Which rows of soft labels ``(M, C)`` are of samples ``index`` ``(K,)``: ``(R,)`` int64.
+
+        Of the transfer set; of all of its samples when not given. Of images they are the numbers
+        of the samples themselves, of text those of their tokens.
+        """
+        samples = torch.arange(len(self.transfer)) if index is None else index
+        return item_numbers(samples, item_counts(self.transfer))
+
     def initial_student(self, model: str = "", init: str = "") -> nn.Sequential:
         """The student that a global model begins as, the clients' first architecture unless named.
 
@@ -305,12 +317,14 @@ class Method(Strategy):
             self._keeping.check(vars(self), deeply=True)
         kept = {name: value for name, value in vars(self).items() if name not in self._fixed}
         kept["_privacy"] = self._privacy.state()
+        kept["_transcoder"] = self._transcoder.state()
         return kept | {"_server": self.server.state()}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take in what :meth:`state` gave."""
         state = dict(state)
         self._privacy.restore(state.pop("_privacy"))
+        self._transcoder.restore(state.pop("_transcoder"))
         self.server.restore(state.pop("_server"))
         vars(self).update(state)
         self._call("setup_server")
@@ -338,8 +352,9 @@ class Method(Strategy):
         """What can be told of the sizes from what every strategy is given."""
         rows, clients = {}, self.experiment.data.clients
         if len(self.transfer):
-            rows["transfer"] = [rows_of(Samples(self.transfer))] * clients
+            rows["transfer"] = [len(self.label_rows())] * clients
         if self.task.tokens:  # of which label_counts has tokens, and not samples
-            return Sizes(None, rows)
+            counts = item_counts(self.transfer)
+            return Sizes(None, rows, {} if counts is None else {"transfer": [counts] * clients})
         samples = label_counts.sum(1).tolist()
         return Sizes(samples, {"private": samples, **rows})

@@ -37,7 +37,7 @@ from fedkd.rounds.outcome import Line, Outcome
 from fedkd.rounds.replies import Replies
 from fedkd.shapes import architectures
 from fedkd.steps import TESTED_ON, check_keys
-from fedkd.work import Assignment, Expose, Fit, Reply, Step
+from fedkd.work import Assignment, Expose, Fit, Reply, Step, origin
 
 REASONS = 5
 """Clients whose reasons are told where all of them are left out."""
@@ -66,6 +66,7 @@ class Rounds(Method):
         if self.experiment.dropout:
             self._outcome.line["dropped_out"] = gone
         self._checker.begin()
+        self._transcoder.begin()
         assignments = []
         for client in staying:
             models: dict[str, str] = {}
@@ -114,6 +115,7 @@ class Rounds(Method):
         measuring, exposing = due(self.experiment, server_round), self._privacy.due(server_round)
         fused: dict[int, torch.Tensor] = {}
         self._checker.begin()
+        self._transcoder.begin()
         for client in range(self.experiment.data.clients):
             models: dict[str, str] = {}
             steps: tuple[Step, ...] = ()
@@ -261,7 +263,7 @@ class Rounds(Method):
     def _collect(self, messages: Iterable[Message], stage: str) -> list[Reply]:
         """The replies that are fit to be used; of the other clients nobody knows how they are."""
         intake = Intake(
-            *(self.experiment, self._contract, self._privacy, self.warn_once),
+            *(self.experiment, self._contract, self._transcoder, self._privacy, self.warn_once),
             *(self._outcome, stage, self._assigned, self._held),
         )
         kept = intake.collect(messages, self._nodes)
@@ -311,10 +313,10 @@ class Rounds(Method):
         for step in steps:
             if isinstance(step, Fit):
                 for on in (step.on, *(getattr(term, "on", None) for term in step.terms)):
-                    if isinstance(on, str) and on in TESTED_ON:
+                    if (name := origin(on)) in TESTED_ON:
                         self.warn_once(
-                            f"trained on {on}",
-                            f"{hook} trains students on {on!r}, the samples that they are tested "
+                            f"trained on {name}",
+                            f"{hook} trains students on {name!r}, the samples that they are tested "
                             "on: their accuracy there is not that on new samples",
                         )
 
@@ -329,6 +331,7 @@ class Rounds(Method):
         with blaming(self._where, phase, round, client):
             check_keys((*steps, *trial))
             steps = self._privacy.stamped(client, round, phase, steps)
+            steps = self._transcoder.sent(client, round, phase, steps)
         return Assignment(client, round, phase, steps, trial)
 
     def _fused_labels(

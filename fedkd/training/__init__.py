@@ -2,7 +2,14 @@
 
 from fedkd.training.batches import BatchOfOne
 from fedkd.training.inference import class_means, evaluate, predict, represent
-from fedkd.training.items import item_labels, items
+from fedkd.training.items import (
+    item_counts,
+    item_labels,
+    item_numbers,
+    items,
+    on_all_items,
+    some,
+)
 from fedkd.training.loop import Optimiser, fit
 from fedkd.training.losses import said
 from fedkd.training.student import learning_names, requiring, student_draws
@@ -13,12 +20,16 @@ __all__ = [
     "class_means",
     "evaluate",
     "fit",
+    "item_counts",
     "item_labels",
+    "item_numbers",
     "items",
     "learning_names",
+    "on_all_items",
     "predict",
     "represent",
     "requiring",
     "said",
+    "some",
     "student_draws",
 ]

@@ -16,9 +16,10 @@ from fedkd.experiment import TrainingTable
 from fedkd.privacy.dpsgd import DPSGD, copied, is_private, quietly
 from fedkd.random import key
 from fedkd.training.batches import Augment, Batch, Batches
+from fedkd.training.items import some
 from fedkd.training.losses import Loss, source_of
 from fedkd.training.student import check_learning, requiring, set_modes, student_draws
-from fedkd.work import Samples, Term
+from fedkd.work import Rows, Samples, Term
 
 
 class Optimiser(Protocol):
@@ -166,7 +167,7 @@ def _fit(
 def descend(
     losses: Sequence[Loss],
     batch: Batch,
-    drawn: Mapping[str, Batch],
+    drawn: Mapping[str | Rows, Batch],
     optimiser: Optimiser,
     zero: Tensor,
     dp: DPSGD | None = None,
@@ -219,7 +220,9 @@ def descend(
     return value.detach() + sum(piece.detach() for piece, _ in bounded)
 
 
-def _source(sources: Mapping[str, Callable[[], Samples]] | None, on: str) -> Samples:
+def _source(sources: Mapping[str, Callable[[], Samples]] | None, on: str | Rows) -> Samples:
+    if isinstance(on, Rows):
+        return some(_source(sources, on.source), on.index)
     if not sources or on not in sources:
         raise FedkdError(f"on = {on!r} is not known; known: {', '.join(sources or ())}")
     return sources[on]()

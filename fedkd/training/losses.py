@@ -13,7 +13,7 @@ from fedkd.errors import FedkdError
 from fedkd.students import cut_index, part_names
 from fedkd.training.batches import Batch
 from fedkd.training.items import at_items, items
-from fedkd.work import CrossEntropy, Parameters, Prototype, Proximal, Samples, Soft, Term
+from fedkd.work import CrossEntropy, Parameters, Prototype, Proximal, Rows, Samples, Soft, Term
 
 NO_LABEL = -1
 
@@ -64,10 +64,10 @@ class Loss:
                 )
             self.head = {name: value.to(state[name].dtype) for name, value in self.head.items()}
         if isinstance(term, Soft):
-            if isinstance(term.targets, str):
-                raise FedkdError(
-                    f"Soft: the student {term.targets!r} was not asked for its targets"
-                )
+            if not isinstance(term.targets, Tensor):
+                whose = f"the student {term.targets!r} was not asked for its targets"
+                encoded = "its targets were not decoded"
+                raise FedkdError(f"Soft: {whose if isinstance(term.targets, str) else encoded}")
             self.objective: Objective = registry.load("objectives", term.objective)
             # Logits are single precision, whatever a method has computed in.
             self.targets = term.targets.to(device, torch.float32)
@@ -221,7 +221,7 @@ def _labels(batch: Batch, term: str) -> Tensor:
     return batch.labels
 
 
-def source_of(term: Term) -> str | None:
+def source_of(term: Term) -> str | Rows | None:
     """Where a term draws its own mini-batches from; None: with the step."""
     return None if isinstance(term, Proximal) else term.on
 

@@ -11,7 +11,7 @@ from fedkd.distillation import objectives
 from fedkd.distillation.targets import entropy, soften
 
 ON_PROBABILITIES = ("forward_kl", "reverse_kl", "jensen_shannon", "cross_entropy")
-ALL = (*ON_PROBABILITIES, "mse_logits")
+ALL = (*ON_PROBABILITIES, "mse_logits", "mae_logits")
 DIVERGENCES = ON_PROBABILITIES[:3]
 TAUS = (0.5, 1.0, 3.0)
 
@@ -122,6 +122,7 @@ def test_one_hot_targets_give_hard_cross_entropy(name):
 def test_mse_is_the_mean_over_classes_whatever_the_temperature():
     logits, targets = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 4.0]])
     assert loss("mse_logits", logits, targets, 7.0).tolist() == [2.5]
+    assert loss("mae_logits", logits, targets, 7.0).tolist() == [1.5]
 
 
 @pytest.mark.parametrize("scale", [1.0, 1000.0])
@@ -171,6 +172,7 @@ def test_a_plain_function_expects_probabilities_and_tau_squared():
 
 def test_logit_matching_declares_itself():
     assert objectives.traits(objectives.mse_logits) == ("logits", False)
+    assert objectives.traits(objectives.mae_logits) == ("logits", False)
 
 
 @pytest.mark.parametrize("name", ALL)

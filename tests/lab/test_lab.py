@@ -38,8 +38,13 @@ ATTACKED = {
         ("fedbabu", "fedper", "fedrep", "lg-fedavg"), ("Share parameters", HEADLESS, None)
     ),
     **dict.fromkeys(
-        ("uniform", "dsfl", "knfu", "ktpfl", "comet", "selectivefd", "swing"),
+        ("uniform", "dsfl", "knfu", "ktpfl", "comet", "scarlet", "selectivefd", "swing"),
         ("Predict soft_labels", SOFT, "soft labels"),
+    ),
+    "cfd": (
+        "Predict soft_labels",
+        SOFT | {"label-only: agreement of the nearest"},
+        "soft labels",
     ),
     "fedmd": ("Predict logits", SOFT, "logits"),
     "feddistill": ("Predict class_logits", MEANS, "counts"),
@@ -69,7 +74,8 @@ def test_every_method_that_sends_something_is_attacked():
 
 
 @pytest.mark.parametrize(
-    "method", ["fedavg", "fedper", "uniform", "fedmd", "fedproto", "fedgkt", "fedd2s"]
+    "method",
+    ["fedavg", "fedper", "uniform", "cfd", "scarlet", "fedmd", "fedproto", "fedgkt", "fedd2s"],
 )
 def test_what_is_attacked_follows_from_what_is_sent(small, method):
     place, attacks, how = ATTACKED[method]

@@ -25,7 +25,7 @@ from fedkd.random import noise
 from fedkd.strategies.base import KnowledgeStrategy
 from fedkd.work import Fit, Predict, Samples
 
-LABELLING = ["dsfl", "fedmd", "knfu", "ktpfl", "swing", "uniform"]
+LABELLING = ["cfd", "dsfl", "fedmd", "knfu", "ktpfl", "swing", "uniform"]
 CENTRAL = ("release.trust=central", "release.mechanism=gaussian", "release.scale=0.05")
 MASKED = ("release.trust=secure-aggregation", *CENTRAL[1:])
 VOTES = ("release.trust=central", "release.mechanism=votes", "release.scale=3")

@@ -12,7 +12,7 @@ from fedkd.work import Fit
 
 ALL = registry.names("strategies")
 SEND_LABELS = ["dsfl", "fedmd", "knfu", "ktpfl", "uniform"]
-NEED_TRANSFER = [*SEND_LABELS, "comet", "feddf", "selectivefd"]
+NEED_TRANSFER = [*SEND_LABELS, "cfd", "comet", "feddf", "scarlet", "selectivefd"]
 AVERAGE_PARAMETERS = ["fedavg", "fedavg-ft", "fedbn", "feddf", "fedgkd", "fedprox"]
 ONE_ARCHITECTURE = [*AVERAGE_PARAMETERS, "ditto", "fedbabu", "fedper", "fedrep"]
 

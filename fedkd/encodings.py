@@ -1,0 +1,171 @@
+"""How arrays travel: quantised to some bits an entry, or by the rows that have changed.
+
+An encoded array is a dictionary of named arrays, as parameters are, so that it goes the way of all
+arrays and its bytes are those of what it holds. The receiver decodes it before anybody looks at it.
+
+==============================  ================================================================
+``Quantised(b)``                ``codes``, uint8: K x C numbers of b bits behind one another
+``Quantised(b, "range")``       beside them ``ends`` ``(K, 2)`` float32: least and largest of a row
+``Delta()``                     ``changed``, uint8: a bit a row; ``values`` ``(k, C)``, those rows
+``Delta(Quantised(...))``       ``changed``, and these rows quantised
+==============================  ================================================================
+
+What is sent of parameters (a factorisation of low rank, say) would be another class here, and a
+field of ``Share`` and ``Load``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fedkd.work import Delta, Encoding, Parameters, Quantised
+
+BYTE = 8
+
+
+class Undecodable(ValueError):
+    """What came is not what the encoding gives."""
+
+
+def encoded(values: Tensor, encoding: Encoding, known: Tensor | None = None) -> Parameters:
+    """The arrays that travel in the place of ``values`` ``(K, C)``.
+
+    Parameters
+    ----------
+    known : Tensor of shape (K, C), optional
+        What the receiver holds of these rows; NaN where it holds none.
+    """
+    values = values.detach().cpu().float()
+    if isinstance(encoding, Quantised):
+        return _quantised(values, encoding)
+    received = as_received(values, encoding)
+    changed = torch.ones(len(values), dtype=torch.bool)
+    if known is not None:
+        changed = (received != known).any(1)
+    rows = values[changed]
+    inner = {"values": rows} if encoding.rows is None else _quantised(rows, encoding.rows)
+    return {"changed": packed(changed.to(torch.uint8), 1), **inner}
+
+
+def decoded(
+    arrays: Parameters, encoding: Encoding, shape: tuple[int, int], known: Tensor | None = None
+) -> Tensor:
+    """The values ``(K, C)`` that the receiver sees, ``shape``, float32.
+
+    Raises
+    ------
+    Undecodable
+        The arrays are not what :func:`encoded` gives of values of this shape.
+    """
+    if isinstance(encoding, Quantised):
+        return _levels(_named(arrays, _names(encoding)), encoding, shape)
+    inner = {"values"} if encoding.rows is None else _names(encoding.rows)
+    given = _named(arrays, {"changed", *inner})
+    count, columns = shape
+    _like(given["changed"], "changed", (-(-count // BYTE),), torch.uint8)
+    changed = unpacked(given["changed"], 1, count).bool()
+    if known is None and not bool(changed.all()):
+        raise Undecodable("rows are missing, and nothing is held that they are the same as")
+    part = int(changed.sum()), columns
+    if encoding.rows is None:
+        _like(given["values"], "values", part, torch.float32)
+        rows = given["values"]
+    else:
+        rows = _levels(given, encoding.rows, part)
+    whole = torch.empty(shape) if known is None else known.clone()
+    whole[changed] = rows
+    return whole
+
+
+def as_received(values: Tensor, encoding: Encoding | None) -> Tensor:
+    """Values ``(K, C)`` as the receiver sees them once they have travelled."""
+    how = encoding.rows if isinstance(encoding, Delta) else encoding
+    if encoding is None:
+        return values
+    values = values.detach().cpu().float()
+    if how is None:
+        return values
+    return _levels(_quantised(values, how), how, (values.shape[0], values.shape[1]))
+
+
+# --- levels ---------------------------------------------------------------------------------
+
+
+def _names(how: Quantised) -> set[str]:
+    return {"codes"} if how.grid == "simplex" else {"codes", "ends"}
+
+
+def _quantised(values: Tensor, how: Quantised) -> Parameters:
+    top = 2**how.bits - 1
+    # A row that begins with NaN is none: all of its codes are 0, which no probabilities have.
+    there = ~values[:, :1].isnan()
+    exact = values.double()
+    if how.grid == "simplex":
+        codes = on_simplex(exact.where(there, 0.0), top) * there
+        return {"codes": packed(codes.to(torch.uint8).flatten(), how.bits)}
+    ends = torch.stack([values.amin(1), values.amax(1)], 1)
+    low, width = ends[:, :1].double(), (ends[:, 1:].double() - ends[:, :1].double())
+    share = ((exact - low) / width.where(width > 0, 1.0)).nan_to_num(0.0, 0.0, 0.0).clamp(0, 1)
+    codes = (share * top).round().to(torch.uint8)
+    return {"codes": packed(codes.flatten(), how.bits), "ends": ends}
+
+
+def on_simplex(probabilities: Tensor, top: int) -> Tensor:
+    """Whole numbers ``(K, C)`` that sum to ``top``, nearest in L1 to ``top`` times a row.
+
+    Rounded down, then one more for those with the largest remainders, of equal ones the first: CFD,
+    Sattler, Marban, Rischke & Samek 2021.
+    """
+    scaled = probabilities.double() * top
+    floor = scaled.floor()
+    order = (scaled - floor).argsort(stable=True, dim=1, descending=True)
+    missing = (top - floor.sum(1, keepdim=True)).clamp_min(0)
+    ranks = torch.empty_like(order).scatter_(
+        1, order, torch.arange(order.shape[1]).expand_as(order)
+    )
+    return floor + (ranks < missing)
+
+
+def _levels(arrays: Parameters, how: Quantised, shape: tuple[int, int]) -> Tensor:
+    (count, columns), top = shape, 2**how.bits - 1
+    length = -(-count * columns * how.bits // BYTE)
+    _like(arrays["codes"], "codes", (length,), torch.uint8)
+    codes = unpacked(arrays["codes"], how.bits, count * columns).view(count, columns).double()
+    if how.grid == "simplex":
+        values = (codes / top).float()
+        return values.masked_fill(~codes.bool().any(1, keepdim=True), torch.nan)
+    _like(arrays["ends"], "ends", (count, 2), torch.float32)
+    low, high = arrays["ends"].double().split(1, 1)
+    return (low + (high - low) * (codes / top)).float()
+
+
+def packed(codes: Tensor, bits: int) -> Tensor:
+    """Numbers ``(n,)`` uint8 below ``2**bits``, as ``ceil(n bits / 8)`` bytes."""
+    ones = (codes[:, None] >> torch.arange(bits, dtype=torch.uint8)) & 1
+    ones = torch.nn.functional.pad(ones.flatten(), (0, -ones.numel() % BYTE)).view(-1, BYTE)
+    return (ones << torch.arange(BYTE, dtype=torch.uint8)).sum(1).to(torch.uint8)
+
+
+def unpacked(packed: Tensor, bits: int, count: int) -> Tensor:
+    """The ``count`` numbers that :func:`packed` has packed, ``(count,)`` uint8."""
+    ones = (packed[:, None] >> torch.arange(BYTE, dtype=torch.uint8)) & 1
+    ones = ones.flatten()[: count * bits].view(count, bits)
+    return (ones << torch.arange(bits, dtype=torch.uint8)).sum(1).to(torch.uint8)
+
+
+# --- what comes -----------------------------------------------------------------------------
+
+
+def _named(arrays: object, names: set[str]) -> Parameters:
+    if not isinstance(arrays, dict) or arrays.keys() != names:
+        there = ", ".join(sorted(map(str, arrays))) if isinstance(arrays, dict) else "one array"
+        raise Undecodable(f"{', '.join(sorted(names))} are to come, and {there or 'nothing'} came")
+    return arrays
+
+
+def _like(array: Tensor, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    if tuple(array.shape) != shape or array.dtype != dtype:
+        raise Undecodable(
+            f"{name} is {tuple(array.shape)} of {array.dtype}, and is to be {shape} of {dtype}"
+        )
