@@ -25,6 +25,7 @@ from fedkd.work import (
     Head,
     Hold,
     Load,
+    Peer,
     Predict,
     Prototype,
     Proximal,
@@ -39,7 +40,7 @@ from fedkd.work import (
 KINDS: dict[str, type] = {
     kind.__name__: kind
     for kind in (
-        *(Samples, Head, CrossEntropy, Soft, Prototype, Proximal),
+        *(Samples, Head, CrossEntropy, Soft, Prototype, Proximal, Peer),
         *(Fit, Predict, Represent, Select, Hold, Load, Share, Evaluate, Expose),
     )
 }

@@ -23,6 +23,7 @@ from fedkd.work import (
     Head,
     Hold,
     Load,
+    Peer,
     Predict,
     Prototype,
     Proximal,
@@ -96,6 +97,14 @@ def kinds_of(kinds: tuple[type, ...]) -> str:
     return ", ".join(kind.__name__ for kind in kinds)
 
 
+def _terms(value: Any) -> bool:
+    return (
+        isinstance(value, tuple | list)
+        and len(value) > 0
+        and all(type(term) in TERMS for term in value)
+    )
+
+
 NUMBER = Allowed(_number, "a finite number")
 POSITIVE = Allowed(lambda value: _number(value) and value > 0, "a number above 0")
 SHARE = Allowed(lambda value: _number(value) and 0 <= value <= 1, "a number from 0 to 1")
@@ -121,6 +130,7 @@ TARGETS = Allowed(
     "a tensor of floats with two dimensions",
 )
 PER = _one_of("sample", "class")
+SOME_TERMS = Allowed(_terms, f"a tuple of terms ({kinds_of(TERMS)}), as in (CrossEntropy(),)")
 HEAD = _or_none(Allowed(lambda value: type(value) is Head, "Head(...)"))
 TEMPERATURE = Allowed(
     lambda value: (
@@ -180,20 +190,26 @@ FIELDS: dict[type, dict[str, Allowed]] = {
     Proximal: {"weight": NUMBER, "anchor": _or_none(PARAMETERS)},
     Fit: {
         "on": SOURCE,
-        "terms": Allowed(
-            lambda value: (
-                isinstance(value, tuple | list)
-                and len(value) > 0
-                and all(type(term) in TERMS for term in value)
-            ),
-            f"a tuple of terms ({kinds_of(TERMS)}), as in (CrossEntropy(),)",
-        ),
+        "terms": SOME_TERMS,
         "epochs": _or_none(EPOCHS),
         "min_steps": _or_none(STEPS_OF_A_FIT),
         "lr": _or_none(POSITIVE),
         "part": NAMES,
         "key": NAME,
         "student": NAME,
+        "together": Allowed(
+            lambda value: (
+                isinstance(value, tuple | list) and all(type(peer) is Peer for peer in value)
+            ),
+            "a tuple of Peer(...)",
+        ),
+    },
+    Peer: {
+        "student": NAME,
+        "terms": SOME_TERMS,
+        "key": NAME,
+        "lr": _or_none(POSITIVE),
+        "part": NAMES,
     },
     Predict: {
         "on": SOURCE,
@@ -235,7 +251,7 @@ FIELDS: dict[type, dict[str, Allowed]] = {
 """What each kind of step and term may hold, field by field."""
 
 
-def check_fields(thing: Step | Term | Samples | Head) -> None:
+def check_fields(thing: Step | Peer | Term | Samples | Head) -> None:
     """Refuse a step, term or other part of one with a field that holds what it may not.
 
     Raises

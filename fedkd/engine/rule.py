@@ -125,19 +125,20 @@ def cohort(facts: Facts, assignment: Assignment, step: Step) -> bool:
         private = experiment.training.dp.noise_multiplier and sees_private(step)
         if private:
             return False
-        if experiment.engine.remember and plain:
+        if experiment.engine.remember and plain and not step.together:
             return False
     if applies(step, experiment.release):
         return False
-    model = facts.architecture(assignment, step.student)
+    names = [peer.student for peer in step.peers] if isinstance(step, Fit) else [step.student]
+    models = {facts.architecture(assignment, name) for name in names}
     what = "fit" if isinstance(step, Fit) else "forward"
     if experiment.engine.cohort == "auto":
         rows = facts.rows(assignment.client, step.on)
         if isinstance(step, Fit):
             rows = min(rows, experiment.training.batch_size)
-        if rows > limit(facts, model, what):
+        if rows > min(limit(facts, model, what) for model in models):
             return False
-    return not getattr(facts.alone(model), what)
+    return not any(getattr(facts.alone(model), what) for model in models)
 
 
 def limit(facts: Facts, architecture: str, what: str) -> int:
@@ -213,7 +214,10 @@ def _alike(
     facts: Facts, assignment: Assignment, chosen: tuple[bool, ...], shapes: Mapping[int, Any]
 ) -> Any:
     """What assignments have in common that can be performed as one."""
-    names = {getattr(step, "student", "own") for step in (*assignment.steps, *assignment.trial)}
+    names = set()
+    for step in (*assignment.steps, *assignment.trial):
+        names |= {getattr(step, "student", "own")}
+        names |= {peer.student for peer in step.together} if isinstance(step, Fit) else set()
     models = tuple(facts.architecture(assignment, name) for name in sorted(names))
     steps = shapes[id(assignment.steps)], shapes[id(assignment.trial)]
     return models, chosen, assignment.round, assignment.phase, steps

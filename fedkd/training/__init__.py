@@ -3,16 +3,18 @@
 from fedkd.training.batches import BatchOfOne
 from fedkd.training.inference import class_means, evaluate, predict, represent
 from fedkd.training.items import item_labels, items
-from fedkd.training.loop import Optimiser, fit
+from fedkd.training.loop import Optimiser, Trainee, fit, fit_together
 from fedkd.training.losses import said
 from fedkd.training.student import learning_names, requiring, student_draws
 
 __all__ = [
     "BatchOfOne",
     "Optimiser",
+    "Trainee",
     "class_means",
     "evaluate",
     "fit",
+    "fit_together",
     "item_labels",
     "items",
     "learning_names",
