@@ -185,6 +185,7 @@ FIELDS: dict[type, dict[str, Allowed]] = {
         "through": HEAD,
         "among": _or_none(CANDIDATES),
         "row_weights": _or_none(WEIGHTS),
+        "adaptive": FLAG,
     },
     Prototype: {"targets": TARGETS, "cut": NAME, "weight": NUMBER, "on": _or_none(NAMED_SOURCE)},
     Proximal: {"weight": NUMBER, "anchor": _or_none(PARAMETERS)},

@@ -382,10 +382,16 @@ def _together(step: Fit, noise_multiplier: float) -> None:
     }
     for peer in step.peers:
         for term in peer.terms:
-            if not isinstance(term, Soft) or not isinstance(term.targets, str):
+            if not isinstance(term, Soft):
                 continue
-            live = term.targets in sources.keys() - {peer.student}
-            if live and term.on not in sources[term.targets]:
+            others = sources.keys() - {peer.student}
+            live = isinstance(term.targets, str) and term.targets in others
+            if term.adaptive and not live:
+                raise FedkdError(
+                    f"Soft: adaptive = True is not allowed with targets = {brief(term.targets)}; "
+                    f"allowed: a student that learns together ({', '.join(others) or 'none here'})"
+                )
+            if isinstance(term.targets, str) and live and term.on not in sources[term.targets]:
                 raise FedkdError(
                     f"Soft: targets = {term.targets!r} is not allowed with on = {term.on!r}: this "
                     "student learns in the same step, and not from there; give it a term with this "

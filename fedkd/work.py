@@ -85,7 +85,9 @@ class Soft:
     ``among`` ``(K, k)`` holds candidate classes, distinct in a row, -1 for none: the targets are
     then the probabilities ``(K, k + 1)`` of these and, last, of all other classes together, and
     the student's are put together in the same way. ``row_weights`` ``(K,)`` multiply the losses at
-    the rows of targets.
+    the rows of targets. ``adaptive``, for students that learn together, divides by the sum of both
+    students' cross-entropies with the labels of the batch, which has no gradient: who does not know
+    teaches little (FedKD: Wu et al. 2022, equations 1 and 2).
     """
 
     targets: torch.Tensor | str
@@ -99,6 +101,7 @@ class Soft:
     through: Head | None = None
     among: torch.Tensor | None = None
     row_weights: torch.Tensor | None = None
+    adaptive: bool = False
 
 
 @dataclass(frozen=True)

@@ -48,17 +48,7 @@ class FML(KnowledgeStrategy):
     def check(cls, experiment: Experiment) -> None:
         """Also refuse memes that could not be averaged."""
         super().check(experiment)
-        model, models = cls.read_options(experiment).shared_model, {*experiment.student.models}
-        known = registry.names("students")
-        if not model and len(models) > 1:
-            raise FedkdError(
-                f"strategy.shared_model = '' is not allowed with student.models = {sorted(models)}:"
-                f" all clients need the same one; allowed: {', '.join(known)}"
-            )
-        if model and model not in known:
-            raise FedkdError(
-                f"strategy.shared_model = {model!r} is not known; known: {', '.join(known)}"
-            )
+        check_shared_model(experiment, cls.read_options(experiment).shared_model)
 
     def learn(self, round: int, client: int) -> Sequence[Step]:
         """Learn from the labels and from each other, batch by batch; send the meme."""
@@ -74,3 +64,23 @@ class FML(KnowledgeStrategy):
     def fuse(self, round: int, replies: Replies) -> None:
         """Average the memes."""
         self.meme = average(replies.parameters(), replies.samples)
+
+
+def check_shared_model(experiment: Experiment, model: str) -> None:
+    """Refuse a ``strategy.shared_model`` that would not be the same for all clients.
+
+    Raises
+    ------
+    FedkdError
+        It is empty and clients have different architectures, or no student has its name.
+    """
+    models, known = {*experiment.student.models}, registry.names("students")
+    if not model and len(models) > 1:
+        raise FedkdError(
+            f"strategy.shared_model = '' is not allowed with student.models = {sorted(models)}:"
+            f" all clients need the same one; allowed: {', '.join(known)}"
+        )
+    if model and model not in known:
+        raise FedkdError(
+            f"strategy.shared_model = {model!r} is not known; known: {', '.join(known)}"
+        )

@@ -9,7 +9,7 @@ from test_work import same
 from torch import nn
 from torch.nn import functional as F
 
-from fedkd import students
+from fedkd import FedkdError, students
 from fedkd.codec import Codec, decode
 from fedkd.engine.worker import Worker
 from fedkd.privacy.dpsgd import DPSGD
@@ -171,6 +171,54 @@ def test_temperatures_candidates_and_weights_of_rows_are_those_of_the_batch(samp
     targets = torch.cat([among, 1 - among.sum(1, keepdim=True)], 1)
     other, *_ = trained({"own": (own, (Soft(targets, **rows),))}, samples)
     assert (flat(one[0]) - flat(other[0])).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("count", [16, 40])
+def test_adaptive_weights_are_one_over_what_both_do_not_know(count, samples):
+    """FedKD, equations 1 and 2: by the cross-entropies of the very batch."""
+    own, meme = made(seed=1), made(seed=2)
+    training = TrainingTable(optimiser="sgd", batch_size=count, local_epochs=2, lr=0.1)
+    pairs = {
+        "own": (own, (CrossEntropy(), Soft("meme", adaptive=True))),
+        "meme": (meme, (CrossEntropy(), Soft("own", adaptive=True))),
+    }
+    found, _ = trained(pairs, samples, training)
+    draw = torch.Generator().manual_seed(3)
+    optimisers = [torch.optim.SGD(student.parameters(), lr=0.1) for student in (own, meme)]
+    for _ in range(2):
+        for batch in torch.randperm(40, generator=draw).split(count):
+            said = [student(samples.inputs[batch]) for student in (own, meme)]
+            losses = [F.cross_entropy(logits, samples.labels[batch]) for logits in said]
+            both = (losses[0] + losses[1]).detach()
+            for place in (0, 1):
+                mine, its = said[place], said[1 - place].detach()
+                kl = (its.softmax(1) * (its.log_softmax(1) - mine.log_softmax(1))).sum(1).mean()
+                losses[place] = losses[place] + kl / both
+            for optimiser, loss in zip(optimisers, losses, strict=True):
+                optimiser.zero_grad()
+                loss.backward()
+            for optimiser in optimisers:
+                optimiser.step()
+    assert (flat(found[0]) - flat(own)).abs().max() < 1e-5
+    assert (flat(found[1]) - flat(meme)).abs().max() < 1e-5
+
+
+def test_adaptive_weights_are_refused_under_dp_sgd(samples):
+    """One sample would decide what the others' gradients are."""
+    pairs = {"own": (made(), (Soft("meme", adaptive=True),)), "meme": (made(), (CrossEntropy(),))}
+    with pytest.raises(FedkdError, match="does not work with an adaptive Soft term on private"):
+        private(pairs, samples, PrivateTraining(noise_multiplier=1))
+
+
+def test_nobody_else_has_adaptive_weights(samples):
+    with pytest.raises(FedkdError, match="adaptive is for students that learn together"):
+        fit(
+            made(),
+            samples,
+            [Soft(torch.full((40, 4), 0.25), adaptive=True)],
+            SGD,
+            torch.Generator(),
+        )
 
 
 # --- DP-SGD ---------------------------------------------------------------------------------

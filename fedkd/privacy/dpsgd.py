@@ -120,6 +120,8 @@ class DPSGD:
             return False
         if isinstance(term, Soft) and term.reach:
             self._refuse("a Soft term with reach on private samples")
+        if isinstance(term, Soft) and term.adaptive:
+            self._refuse("an adaptive Soft term on private samples, each weighed by all of a batch")
         if isinstance(term, Soft | CrossEntropy) and term.through is not None:
             self._refuse("a term through another head on private samples")
         if self.own and term.on is not None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedkd import registry
-from fedkd.distillation.objectives import Objective, traits
+from fedkd.distillation.objectives import SMALLEST, Objective, traits
 from fedkd.distillation.targets import among_logs
 from fedkd.errors import FedkdError
 from fedkd.students import cut_index, part_names
@@ -78,6 +78,8 @@ class Loss:
                     raise FedkdError(f"Soft: the student {targets!r} was not asked for its targets")
                 self.peer, columns = targets, 1 if term.among is None else term.among.shape[1] + 1
                 targets = torch.zeros(1, 1).expand(_rows(samples), columns)  # in the place of them
+            if term.adaptive and not self.peer:
+                raise FedkdError("Soft: adaptive is for students that learn together, by name")
             self.objective: Objective = registry.load("objectives", term.objective)
             # Logits are single precision, whatever a method has computed in.
             self.targets = targets.to(device, torch.float32)
@@ -135,12 +137,7 @@ class Loss:
             logits = self._through(batch.held[term.through.cut])
             logits = at_items(logits, batch.chosen).float()
         if isinstance(term, CrossEntropy):
-            labels = _labels(batch, "CrossEntropy")
-            if self.stacked:
-                return term.weight * batch.mean(F.cross_entropy(logits, labels, reduction="none"))
-            how = "sum" if batch.over else "mean"
-            loss = F.cross_entropy(logits, labels, ignore_index=NO_LABEL, reduction=how)
-            return term.weight * loss / (batch.over or 1)
+            return term.weight * _cross_entropy(batch, logits, "CrossEntropy")
         rows = batch.index if term.per == "sample" else self._by_class(batch, "Soft per class")
         targets, logits, rows, there = self._with_targets(rows, logits)
         if self.peer:
@@ -154,7 +151,9 @@ class Loss:
             pieces = self.objective(logs, targets, 1.0)
         if self.weights is not None:
             pieces = self.weights[rows] * pieces
-        scale = term.weight
+        scale: float | Tensor = term.weight
+        if term.adaptive:
+            scale = scale / self._hardness(batch)
         if self.squared and isinstance(tau, Tensor):
             pieces = tau[:, 0] ** 2 * pieces
         elif self.squared and isinstance(tau, float | int):
@@ -192,6 +191,12 @@ class Loss:
             return targets, given, rows, None
         there = ~targets[:, 0].isnan()
         return targets[there], given[there], rows[there], there
+
+    def _hardness(self, batch: Batch) -> Tensor:
+        """The sum of this student's cross-entropy and its peer's, ``()`` or ``(n,)``, above 0."""
+        both = (batch.logits.detach(), batch.peers[self.peer])
+        losses = [_cross_entropy(batch, logits, "adaptive") for logits in both]
+        return torch.stack(losses).sum(0).clamp_min(SMALLEST)
 
     def _at(self, rows: Tensor) -> Soft:
         """The term with the temperatures and candidates at some rows of the source."""
@@ -237,6 +242,16 @@ def _rows(samples: Samples) -> int:
     """Rows of targets that samples have: one each, of text one a token."""
     tokens = not samples.inputs.is_floating_point()
     return len(items(samples.inputs)) if tokens else len(samples.inputs)
+
+
+def _cross_entropy(batch: Batch, logits: Tensor, term: str) -> Tensor:
+    """Of logits ``(B, C)`` with the labels of a batch: ``()``, of a stack ``(n,)``."""
+    labels = _labels(batch, term)
+    if batch.owners is not None:
+        return batch.mean(F.cross_entropy(logits, labels, reduction="none"))
+    how = "sum" if batch.over else "mean"
+    loss = F.cross_entropy(logits, labels, ignore_index=NO_LABEL, reduction=how)
+    return loss / (batch.over or 1)
 
 
 def _labels(batch: Batch, term: str) -> Tensor:

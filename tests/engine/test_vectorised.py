@@ -306,6 +306,7 @@ def test_students_that_learn_together_do_so_in_a_cohort(models, optimiser):
         back = (
             Soft("own", row_weights=weights),
             Soft(per_sample(host, client), on="transfer"),
+            Soft("own", adaptive=True),
             Proximal(0.1),
         )
         together = (Peer("peer", back, "peer_loss", lr=0.01),)

@@ -363,6 +363,21 @@ STEPS = {
         [Hold("twin"), Fit(together=(Peer("twin", (soft(9, per="class"),), "twin_loss"),))],
         "9 targets for 10 classes",
     ),
+    "adaptive weights without a peer": (
+        [Hold("twin"), Fit(terms=(Soft("twin", adaptive=True),))],
+        "adaptive = True is not allowed with targets = 'twin'; allowed: a student .*none here",
+    ),
+    "adaptive weights without labels": (
+        [
+            Hold("twin"),
+            Fit(
+                "transfer",
+                terms=(Soft("twin", adaptive=True),),
+                together=(Peer("twin", (Soft("own"),), "twin_loss"),),
+            ),
+        ],
+        "Soft: the samples of 'transfer' have no labels",
+    ),
     "a peer that looks elsewhere": (
         [
             Hold("twin"),

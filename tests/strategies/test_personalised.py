@@ -17,7 +17,7 @@ from fedkd.strategies.base import Replies
 from fedkd.strategies.ktpfl import descend, objective, onto_simplex
 from fedkd.work import Assignment, Fit, Load, Predict, Reply
 
-ALL = ["fedavg-ft", "fedper", "fedrep", "ditto", "fml", "feddf", "ktpfl"]
+ALL = ["fedavg-ft", "fedper", "fedrep", "ditto", "fml", "fedkd-svd", "feddf", "ktpfl"]
 
 
 class Play:
@@ -273,6 +273,20 @@ def test_fml_needs_one_architecture_for_memes(small):
     check(small(*mixed, "strategy.shared_model=mlp"))
 
 
+# --- FedKD ----------------------------------------------------------------------------------
+
+
+def test_fedkd_mentors_and_mentee_teach_each_other_and_mentees_alone_are_averaged(play):
+    game = play("fedkd-svd", "strategy.shared_model=mlp", "student.models=['cnn2', 'mlp']")
+    before = dict(game.strategy.mentee)
+    replies = game.round()
+    assert {"train_loss", "mentee_loss"} < replies[0].metrics.keys()
+    mean = sum(reply.samples * reply.values["parameters"]["head.bias"] for reply in replies)
+    assert torch.allclose(game.strategy.mentee["head.bias"], mean / 240, atol=1e-6)
+    assert not same(before, game.strategy.mentee)
+    assert not same(game.student(1), game.student(3))
+
+
 # --- FedDF ----------------------------------------------------------------------------------
 
 
@@ -415,6 +429,7 @@ def test_only_the_coefficients_of_those_present_move(play, labels):
         ("fml", "strategy.alpha=0.2"),
         ("fml", "strategy.beta=0.2"),
         ("fml", "strategy.shared_model=cnn2"),
+        ("fedkd-svd", "strategy.shared_model=cnn2"),
         ("feddf", "strategy.server_epochs=1"),
         ("feddf", "strategy.server_lr=0.01"),
         ("feddf", "strategy.server_batch_size=16"),
@@ -453,9 +468,9 @@ def test_a_client_that_is_left_out_harms_nobody(name, small, tmp_path, monkeypat
     assert done.rounds[-1]["own_loss_mean"] < 10
 
 
-@pytest.mark.parametrize("name", ["fml", "ktpfl"])
+@pytest.mark.parametrize("name", ["fml", "fedkd-svd", "ktpfl"])
 def test_students_may_differ_where_parameters_of_the_own_are_not_averaged(name, small, tmp_path):
-    meme = ["strategy.shared_model=mlp"] if name == "fml" else []
+    meme = ["strategy.shared_model=mlp"] if name in ("fml", "fedkd-svd") else []
     mixed = ["student.models=['cnn2', 'mlp']", "rounds=1", "data.clients=2"]
     done = run(small(f"strategy.name={name}", *mixed, *meme), tmp_path / "run")
     assert done.rounds[-1]["left_out"] == []
