@@ -26,6 +26,7 @@ from fedkd.work import (
     Head,
     Hold,
     Load,
+    Peer,
     Predict,
     Prototype,
     Proximal,
@@ -42,7 +43,7 @@ from fedkd.work import (
 KINDS: dict[str, type] = {
     kind.__name__: kind
     for kind in (
-        *(Samples, Rows, Quantised, Delta, Head, CrossEntropy, Soft, Prototype, Proximal),
+        *(Samples, Rows, Quantised, Delta, Head, CrossEntropy, Soft, Prototype, Proximal, Peer),
         *(Fit, Predict, Represent, Select, Hold, Load, Share, Evaluate, Expose),
     )
 }

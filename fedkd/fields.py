@@ -25,6 +25,7 @@ from fedkd.work import (
     Head,
     Hold,
     Load,
+    Peer,
     Predict,
     Prototype,
     Proximal,
@@ -100,6 +101,14 @@ def kinds_of(kinds: tuple[type, ...]) -> str:
     return ", ".join(kind.__name__ for kind in kinds)
 
 
+def _terms(value: Any) -> bool:
+    return (
+        isinstance(value, tuple | list)
+        and len(value) > 0
+        and all(type(term) in TERMS for term in value)
+    )
+
+
 NUMBER = Allowed(_number, "a finite number")
 POSITIVE = Allowed(lambda value: _number(value) and value > 0, "a number above 0")
 SHARE = Allowed(lambda value: _number(value) and 0 <= value <= 1, "a number from 0 to 1")
@@ -128,6 +137,7 @@ TARGETS = Allowed(
     "a tensor of floats with two dimensions",
 )
 PER = _one_of("sample", "class")
+SOME_TERMS = Allowed(_terms, f"a tuple of terms ({kinds_of(TERMS)}), as in (CrossEntropy(),)")
 HEAD = _or_none(Allowed(lambda value: type(value) is Head, "Head(...)"))
 TEMPERATURE = Allowed(
     lambda value: (
@@ -206,25 +216,32 @@ FIELDS: dict[type, dict[str, Allowed]] = {
         "among": _or_none(CANDIDATES),
         "row_weights": _or_none(WEIGHTS),
         "encoding": ENCODING,
+        "adaptive": FLAG,
     },
     Prototype: {"targets": TARGETS, "cut": NAME, "weight": NUMBER, "on": _or_none(NAMED_SOURCE)},
     Proximal: {"weight": NUMBER, "anchor": _or_none(PARAMETERS)},
     Fit: {
         "on": SOURCE,
-        "terms": Allowed(
-            lambda value: (
-                isinstance(value, tuple | list)
-                and len(value) > 0
-                and all(type(term) in TERMS for term in value)
-            ),
-            f"a tuple of terms ({kinds_of(TERMS)}), as in (CrossEntropy(),)",
-        ),
+        "terms": SOME_TERMS,
         "epochs": _or_none(EPOCHS),
         "min_steps": _or_none(STEPS_OF_A_FIT),
         "lr": _or_none(POSITIVE),
         "part": NAMES,
         "key": NAME,
         "student": NAME,
+        "together": Allowed(
+            lambda value: (
+                isinstance(value, tuple | list) and all(type(peer) is Peer for peer in value)
+            ),
+            "a tuple of Peer(...)",
+        ),
+    },
+    Peer: {
+        "student": NAME,
+        "terms": SOME_TERMS,
+        "key": NAME,
+        "lr": _or_none(POSITIVE),
+        "part": NAMES,
     },
     Predict: {
         "on": SOURCE,
@@ -267,7 +284,7 @@ FIELDS: dict[type, dict[str, Allowed]] = {
 """What each kind of step and term may hold, field by field."""
 
 
-def check_fields(thing: Step | Term | Samples | Rows | Head | Encoding) -> None:
+def check_fields(thing: Step | Peer | Term | Samples | Rows | Head | Encoding) -> None:
     """Refuse a step, term or other part of one with a field that holds what it may not.
 
     Raises

@@ -112,13 +112,19 @@ class global_draws:
 
     Those of torch, on the CPU and on ``device``, of numpy and of Python; of torch alone, which
     takes a tenth of the time, with ``torch_only``. ``seed`` is 63 bits, as :func:`key` gives them.
+    With ``again`` it may be entered more than once, and goes on where it was left.
     """
 
     def __init__(
-        self, seed: int, device: torch.device | str = "cpu", torch_only: bool = False
+        self,
+        seed: int,
+        device: torch.device | str = "cpu",
+        torch_only: bool = False,
+        again: bool = False,
     ) -> None:
-        self._seed, self._device = seed, str(device)
-        self._others = None if torch_only else _python_draws(seed)
+        self._seed, self._device, self._again = seed, str(device), again
+        self._others = None if torch_only else _PythonDraws(seed, again)
+        self._left: list[torch.Tensor] = []
 
     def __enter__(self) -> None:
         import torch
@@ -130,36 +136,55 @@ class global_draws:
             index = torch.cuda.current_device() if index is None else index
             self._generators.append(torch.cuda.default_generators[index])
         self._before = [generator.get_state() for generator in self._generators]
-        for generator in self._generators:
-            generator.manual_seed(self._seed)
+        for place, generator in enumerate(self._generators):
+            if self._left:
+                generator.set_state(self._left[place])
+            else:
+                generator.manual_seed(self._seed)
         if self._others is not None:
             self._others.__enter__()
 
     def __exit__(self, *error: Any) -> None:
         if self._others is not None:
             self._others.__exit__(None, None, None)
+        if self._again:
+            self._left = [generator.get_state() for generator in self._generators]
         for generator, state in zip(self._generators, self._before, strict=True):
             generator.set_state(state)
 
 
-@contextmanager
-def _python_draws(seed: int) -> Iterator[None]:
-    """The part of :func:`global_draws` that numpy and Python take."""
-    import numpy as np
-    from numpy.random.mtrand import get_bit_generator, set_bit_generator
+class _PythonDraws:
+    """The part of :class:`global_draws` that numpy and Python take."""
 
-    own, pythons = get_bit_generator(), random.getstate()
-    # Ten times as fast as to copy 624 words there and back, or to seed a new generator.
-    ours = _SPARE.pop() if _SPARE else np.random.MT19937(0)
-    try:
-        set_bit_generator(ours)
-        np.random.seed(seed & 0xFFFFFFFF)
-        random.seed(seed)
-        yield
-    finally:
-        set_bit_generator(own)
-        random.setstate(pythons)
-        _SPARE.append(ours)
+    def __init__(self, seed: int, again: bool) -> None:
+        self._seed, self._again = seed, again
+        self._ours: np.random.MT19937 | None = None
+
+    def __enter__(self) -> None:
+        import numpy as np
+        from numpy.random.mtrand import get_bit_generator, set_bit_generator
+
+        self._own, self._pythons = get_bit_generator(), random.getstate()
+        if self._ours is not None:
+            set_bit_generator(self._ours)
+            random.setstate(self._left)
+            return
+        # Ten times as fast as to copy 624 words there and back, or to seed a new generator.
+        self._ours = _SPARE.pop() if _SPARE else np.random.MT19937(0)
+        set_bit_generator(self._ours)
+        np.random.seed(self._seed & 0xFFFFFFFF)
+        random.seed(self._seed)
+
+    def __exit__(self, *error: Any) -> None:
+        from numpy.random.mtrand import set_bit_generator
+
+        if self._again:
+            self._left = random.getstate()
+        set_bit_generator(self._own)
+        random.setstate(self._pythons)
+        if self._ours is not None and not self._again:
+            _SPARE.append(self._ours)
+            self._ours = None
 
 
 _SPARE: list[np.random.MT19937] = []

@@ -44,6 +44,7 @@ from fedkd.work import (
     Expose,
     Fit,
     Parameters,
+    Peer,
     Predict,
     Prototype,
     Proximal,
@@ -130,7 +131,8 @@ class Contract:
         for steps, trial in ((assignment.steps, False), (assignment.trial, True)):
             for step in steps:
                 if isinstance(step, Fit):
-                    reason = _loss(step, metrics, any_value=trial or self._claims)
+                    reasons = [_loss(peer, metrics, trial or self._claims) for peer in step.peers]
+                    reason = next(filter(None, reasons), None)
                 elif isinstance(step, Evaluate):
                     reason = self._quality(step, metrics, assignment.client)
                 elif isinstance(step, Select):
@@ -369,19 +371,19 @@ def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _loss(step: Fit, metrics: dict[str, float], any_value: bool) -> str | None:
-    if step.key not in metrics:
-        return f"{step.key} is missing"
-    loss = metrics.pop(step.key)
+def _loss(peer: Peer, metrics: dict[str, float], any_value: bool) -> str | None:
+    if peer.key not in metrics:
+        return f"{peer.key} is missing"
+    loss = metrics.pop(peer.key)
     if any_value:
         return None
     never_negative = all(
         isinstance(term, CrossEntropy | Prototype | Proximal) and term.weight >= 0
-        for term in step.terms
+        for term in peer.terms
     )
     if abs(loss) <= LARGEST and (loss >= 0 or not never_negative):
         return None
-    return f"{step.key} is {loss:g}"
+    return f"{peer.key} is {loss:g}"
 
 
 # --- reading --------------------------------------------------------------------------------

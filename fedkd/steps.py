@@ -19,6 +19,7 @@ from fedkd import registry, students
 from fedkd.distillation.objectives import traits
 from fedkd.errors import FedkdError, about, brief, nearest
 from fedkd.fields import check_fields, kinds_of, source_name
+from fedkd.privacy.dpsgd import is_private, sees_private
 from fedkd.privacy.release import applies
 from fedkd.replies import COHORT, DP, bounded
 from fedkd.shapes import Shapes, Student
@@ -32,6 +33,7 @@ from fedkd.work import (
     Fit,
     Hold,
     Load,
+    Peer,
     Predict,
     Proximal,
     Represent,
@@ -202,19 +204,15 @@ class Checker:
         if isinstance(step, Select):
             self._select(hook, step, client)
             return
-        if step.student not in models:
-            raise FedkdError(
-                f"{kind.__name__}: student {step.student!r} is not known"
-                f"{nearest(step.student, [*models])}; known: {', '.join(models)}"
-            )
+        _known(step, models)
         student = partial(self.shapes.student, models[step.student])
         if isinstance(step, Load):
             _load(step, student())
         elif isinstance(step, Share):
             student().part(tuple(step.part))
         elif isinstance(step, Fit):
-            self._fit(step, client, student, models)
-            for term in step.terms:
+            self._fit(hook, step, client, models)
+            for term in (term for peer in step.peers for term in peer.terms):
                 if isinstance(term, Soft) and term.encoding is not None:
                     on = step.on if term.on is None else term.on
                     takes = traits(registry.load("objectives", term.objective)).targets
@@ -228,15 +226,16 @@ class Checker:
         if hook in ("learn", "receive"):
             self._release(step)
 
-    def _key(self, hook: str, step: Step) -> None:
+    def _key(self, hook: str, step: Step | Peer) -> None:
         """Refuse a key that means something else, or nothing to whoever reads the reply."""
         key = getattr(step, "key", None)
         if key is None:
             return
-        said, metric = f"{type(step).__name__}: key = {key!r} is not allowed", isinstance(step, Fit)
+        said = f"{type(step).__name__}: key = {key!r} is not allowed"
+        metric = isinstance(step, Fit | Peer)
         if key in UNWRITABLE or (metric and (key in RESERVED or key.startswith(COHORT))):
             raise FedkdError(f"{said}: the name is the simulator's; give it another")
-        if isinstance(step, Fit | Evaluate) and f"{key}_".startswith(TESTS):
+        if (metric or isinstance(step, Evaluate)) and f"{key}_".startswith(TESTS):
             raise FedkdError(
                 f"{said}: names that begin with {', '.join(TESTS)} are those of the simulator's "
                 "own tests, in all rounds that are measured; give it another"
@@ -349,22 +348,26 @@ class Checker:
                 "samples have no labels (the transfer set never has)"
             )
 
-    def _fit(
-        self, step: Fit, client: int, student: Callable[[], Student], teachers: Collection[str]
-    ) -> None:
+    def _fit(self, hook: str, step: Fit, client: int, models: dict[str, str]) -> None:
         self._source(step, step.on, client)
-        for term in step.terms:
-            check_fields(term)
-            if not isinstance(term, Proximal) and term.on is not None:
-                self._source(step, term.on, client, type(term).__name__)
-        learner = Learner(
-            student,
-            self.shapes.classes,
-            lambda on: self.shapes.rows(on, client),
-            self.shapes.labelled,
-            teachers,
-        )
-        check_fit(step.on, step.terms, tuple(step.part), learner, self._seen)
+        for peer in step.together:
+            check_fields(peer)
+            self._key(hook, peer)
+            _known(peer, models)
+        for peer in step.peers:
+            for term in peer.terms:
+                check_fields(term)
+                if not isinstance(term, Proximal) and term.on is not None:
+                    self._source(step, term.on, client, type(term).__name__)
+            learner = Learner(
+                partial(self.shapes.student, models[peer.student]),
+                self.shapes.classes,
+                lambda on: self.shapes.rows(on, client),
+                self.shapes.labelled,
+                models,
+            )
+            check_fit(step.on, peer.terms, tuple(peer.part), learner, self._seen)
+        _together(step, self.shapes.experiment.training.dp.noise_multiplier)
 
     def _release(self, step: Step) -> None:
         """Refuse what leaves a client around ``[release]``."""
@@ -379,6 +382,51 @@ class Checker:
             "client unreleased; allowed: Predict a row a sample, on 'transfer', 'common' or on "
             "samples sent along"
         )
+
+
+def _known(step: Step | Peer, models: Collection[str]) -> None:
+    name = getattr(step, "student", "own")
+    if name not in models:
+        raise FedkdError(
+            f"{type(step).__name__}: student {name!r} is not known{nearest(name, [*models])}; "
+            f"known: {', '.join(models)}"
+        )
+
+
+def _together(step: Fit, noise_multiplier: float) -> None:
+    """Refuse students that cannot learn together."""
+    names = [peer.student for peer in step.peers]
+    if len({*names}) < len(names):
+        raise FedkdError(
+            f"Fit: together: the students that learn are {', '.join(names)}; each can learn once"
+        )
+    if step.together and noise_multiplier and sees_private(step) and not is_private(step.on):
+        raise FedkdError(
+            f"Fit: together: on = {source_name(step.on)} with terms that draw private samples is "
+            f"not allowed with training.dp.noise_multiplier = {noise_multiplier:g}; allowed: "
+            "on = 'private'"
+        )
+    sources = {
+        peer.student: {None, *(getattr(term, "on", None) for term in peer.terms)}
+        for peer in step.peers
+    }
+    for peer in step.peers:
+        for term in peer.terms:
+            if not isinstance(term, Soft):
+                continue
+            others = sources.keys() - {peer.student}
+            live = isinstance(term.targets, str) and term.targets in others
+            if term.adaptive and not live:
+                raise FedkdError(
+                    f"Soft: adaptive = True is not allowed with targets = {brief(term.targets)}; "
+                    f"allowed: a student that learns together ({', '.join(others) or 'none here'})"
+                )
+            if isinstance(term.targets, str) and live and term.on not in sources[term.targets]:
+                raise FedkdError(
+                    f"Soft: targets = {term.targets!r} is not allowed with on = {term.on!r}: this "
+                    "student learns in the same step, and not from there; give it a term with this "
+                    "on, or a step of its own"
+                )
 
 
 def _load(step: Load, student: Student) -> None:
@@ -434,7 +482,7 @@ def names_of(steps: Sequence[Step]) -> Iterator[tuple[str, str]]:
     """Of each step that replies: what with (``array`` or ``metric``), and under which name."""
     for step in steps:
         if isinstance(step, Fit):
-            yield "metric", step.key
+            yield from (("metric", peer.key) for peer in step.peers)
         elif isinstance(step, Evaluate):
             for name in ("accuracy", "loss", "ece", "perplexity"):
                 yield "metric", f"{step.key}_{name}"

@@ -86,7 +86,7 @@ def check_fit(
         source = on if term.on is None else term.on
         if isinstance(term, CrossEntropy | Soft) and term.through is not None:
             _through(term.through, learner.student())
-        by_label = not isinstance(term, Soft) or term.per == "class"
+        by_label = not isinstance(term, Soft) or term.per == "class" or term.adaptive
         if by_label and not learner.labelled(source):
             raise FedkdError(
                 f"{type(term).__name__}: the samples of {source_name(source)} have no labels (the "

@@ -150,16 +150,19 @@ class Soft:
     class ``(C, C)`` picked by the sample's label; a row that begins with NaN is no target and its
     samples are passed over. They are what the objective expects: probabilities, or logits for
     ``mse_logits``. The name of a student of the same client stands for what that student says, at
-    ``temperature``, when the step begins. ``temperature``, one number or ``(K,)``, one a row of
-    targets, divides the student's logits; ``tau_squared`` multiplies by its square, which keeps
-    gradients of the same size (Hinton, Vinyals & Dean 2015, section 2.1). ``reach`` names the
-    blocks that the term's gradient may touch; empty means all.
+    ``temperature``, when the step begins; that of another student that learns in the same step, for
+    what it says of the batch at hand (see :class:`Peer`). ``temperature``, one number or ``(K,)``,
+    one a row of targets, divides the student's logits; ``tau_squared`` multiplies by its square,
+    which keeps gradients of the same size (Hinton, Vinyals & Dean 2015, section 2.1). ``reach``
+    names the blocks that the term's gradient may touch; empty means all.
 
     ``among`` ``(K, k)`` holds candidate classes, distinct in a row, -1 for none: the targets are
     then the probabilities ``(K, k + 1)`` of these and, last, of all other classes together, and
     the student's are put together in the same way. ``row_weights`` ``(K,)`` multiply the losses at
     the rows of targets. ``encoding`` says how targets on the transfer set travel, and so what the
-    client learns from.
+    client learns from. ``adaptive``, for students that learn together, divides by the sum of both
+    students' cross-entropies with the labels of the batch, which has no gradient: who does not know
+    teaches little (FedKD: Wu et al. 2022, equations 1 and 2).
     """
 
     targets: torch.Tensor | str | Parameters
@@ -174,6 +177,7 @@ class Soft:
     among: torch.Tensor | None = None
     row_weights: torch.Tensor | None = None
     encoding: Encoding | None = None
+    adaptive: bool = False
 
 
 @dataclass(frozen=True)
@@ -208,12 +212,30 @@ Term = CrossEntropy | Soft | Prototype | Proximal
 
 
 @dataclass(frozen=True)
+class Peer:
+    """One more student of the client, which learns together with a :class:`Fit`'s own.
+
+    It learns from the same batches, by terms of its own. Where a term of one student has the name
+    of another one as its targets, these are what the other says of the batch at hand, as it trains,
+    before either has learned from it (deep mutual learning: Zhang et al. 2018, arXiv 1706.00384).
+    No gradient goes through them. Replies with the metric ``key``, as the fit does.
+    """
+
+    student: str
+    terms: tuple[Term, ...]
+    key: str
+    lr: float | None = None
+    part: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Fit:
     """Minimise a weighted sum of terms over a source: the one training loop.
 
     ``epochs`` passes over the source (fractions allowed), at least ``min_steps`` steps. ``part``
     names the blocks that learn; empty means all. What is not given comes from ``[training]``.
-    Replies with the metric ``key``: the mean loss over the steps of the last pass.
+    Replies with the metric ``key``: the mean loss over the steps of the last pass. ``together`` has
+    further students learn from the same batches, each by its own optimiser.
     """
 
     on: Source = "private"
@@ -224,6 +246,12 @@ class Fit:
     part: tuple[str, ...] = ()
     key: str = "train_loss"
     student: str = "own"
+    together: tuple[Peer, ...] = ()
+
+    @property
+    def peers(self) -> tuple[Peer, ...]:
+        """All students that learn: the fit's own first."""
+        return (Peer(self.student, self.terms, self.key, self.lr, self.part), *self.together)
 
 
 @dataclass(frozen=True)

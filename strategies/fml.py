@@ -4,21 +4,18 @@ A client's private student, of any architecture, and a small shared one, the *me
 other; only memes are averaged::
 
     client n   meme = the averaged one
-               minimise alpha CE(own)  + (1 - alpha) KL(meme || own)     over own
-               minimise beta  CE(meme) + (1 - beta)  KL(own || meme)     over meme;  meme, sent
+               for each batch, both at once (deep mutual learning):
+                 own learns by  alpha CE(own)  + (1 - alpha) KL(meme || own)
+                 meme learns by beta  CE(meme) + (1 - beta)  KL(own || meme);  meme, sent
     server     meme = sum_n samples_n / samples * meme_n
 
-Departure: the paper updates both students on every batch, each against the other's current soft
-labels. Here they take turns: the private student learns from the meme as it is when its turn
-begins, then the meme from the private student. ``turns`` splits the epochs of a round into that
-many pieces, which comes closer; each turn begins with a fresh optimiser.
+The soft labels that each learns from are the other's of the same batch, before either has learned
+from it; no gradient goes through them.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 from pydantic import Field
 
@@ -27,7 +24,7 @@ from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
 from fedkd.strategies.base import KnowledgeStrategy, Replies, StrategyOptions
 from fedkd.strategies.fedavg import average
-from fedkd.work import CrossEntropy, Fit, Hold, Load, Share, Soft, Step
+from fedkd.work import CrossEntropy, Fit, Hold, Load, Peer, Share, Soft, Step
 
 
 class FML(KnowledgeStrategy):
@@ -42,8 +39,6 @@ class FML(KnowledgeStrategy):
         """Weight of hard labels for the meme; 1 is FedAvg of memes."""
         shared_model: str = ""
         """The meme's architecture, a name of ``fedkd list students``; empty: the clients' own."""
-        turns: int = Field(1, ge=1, le=1_000)
-        """Turns that each student takes in a round."""
 
     def setup(self) -> None:
         """The meme, freshly initialised; the same weights that clients hold at first."""
@@ -53,38 +48,39 @@ class FML(KnowledgeStrategy):
     def check(cls, experiment: Experiment) -> None:
         """Also refuse memes that could not be averaged."""
         super().check(experiment)
-        model, models = cls.read_options(experiment).shared_model, {*experiment.student.models}
-        known = registry.names("students")
-        if not model and len(models) > 1:
-            raise FedkdError(
-                f"strategy.shared_model = '' is not allowed with student.models = {sorted(models)}:"
-                f" all clients need the same one; allowed: {', '.join(known)}"
-            )
-        if model and model not in known:
-            raise FedkdError(
-                f"strategy.shared_model = {model!r} is not known; known: {', '.join(known)}"
-            )
+        check_shared_model(experiment, cls.read_options(experiment).shared_model)
 
     def learn(self, round: int, client: int) -> Sequence[Step]:
-        """Take turns in learning from the labels and from each other; send the meme."""
-        alpha, beta, turns = self.options.alpha, self.options.beta, self.options.turns
-        training = self.experiment.training
-        pace = {
-            "epochs": training.local_epochs / turns,
-            "min_steps": math.ceil(training.min_steps / turns),
-        }
-        own = Fit(terms=(CrossEntropy(alpha), Soft("meme", weight=1 - alpha)), **pace)
-        terms = (CrossEntropy(beta), Soft("own", weight=1 - beta))
-        meme = Fit(terms=terms, key="meme_loss", student="meme", **pace)
-        # The losses of the last turn have the usual names.
-        names = [f"_turn{turn}" for turn in range(1, turns)] + [""]
+        """Learn from the labels and from each other, batch by batch; send the meme."""
+        alpha, beta = self.options.alpha, self.options.beta
+        meme = Peer("meme", (CrossEntropy(beta), Soft("own", weight=1 - beta)), key="meme_loss")
         return [
             Hold("meme", model=self.options.shared_model),
             Load(self.meme, student="meme"),
-            *(replace(fit, key=f"{fit.key}{name}") for name in names for fit in (own, meme)),
+            Fit(terms=(CrossEntropy(alpha), Soft("meme", weight=1 - alpha)), together=(meme,)),
             Share(student="meme"),
         ]
 
     def fuse(self, round: int, replies: Replies) -> None:
         """Average the memes."""
         self.meme = average(replies.parameters(), replies.samples)
+
+
+def check_shared_model(experiment: Experiment, model: str) -> None:
+    """Refuse a ``strategy.shared_model`` that would not be the same for all clients.
+
+    Raises
+    ------
+    FedkdError
+        It is empty and clients have different architectures, or no student has its name.
+    """
+    models, known = {*experiment.student.models}, registry.names("students")
+    if not model and len(models) > 1:
+        raise FedkdError(
+            f"strategy.shared_model = '' is not allowed with student.models = {sorted(models)}:"
+            f" all clients need the same one; allowed: {', '.join(known)}"
+        )
+    if model and model not in known:
+        raise FedkdError(
+            f"strategy.shared_model = {model!r} is not known; known: {', '.join(known)}"
+        )

@@ -181,25 +181,38 @@ class Cohort:
         clients, first = self.clients, steps[0]
         training = clients.experiment.training_on(first.on, self.sessions[0].assignment.round)
         sources = self._sources([step.on for step in steps])
+        names = [peer.student for peer in first.peers]
         draws = [
-            generator(clients.experiment.seed, "fit", *session.draw(step, phase))
+            generator(clients.experiment.seed, "fit", *session.draws(step, phase)[0])
             for session, step in zip(self.sessions, steps, strict=True)
         ]
-        terms = []
-        for session, step, samples in zip(self.sessions, steps, sources, strict=True):
-            terms.append([session.resolved(term, samples, step.on) for term in step.terms])
+        terms = [
+            [
+                [
+                    session.resolved(term, samples, step.on, {*names} - {name})
+                    for term in step.peers[place].terms
+                ]
+                for session, step, samples in zip(self.sessions, steps, sources, strict=True)
+            ]
+            for place, name in enumerate(names)
+        ]
         others = {
             on: self._sources([source_of(term) for term in column])
-            for column in zip(*terms, strict=True)
+            for of_peer in terms
+            for column in zip(*of_peer, strict=True)
             if (on := source_of(column[0])) is not None
         }
-        stack = self.stack(first.student)
-        stack.own()
-        first = replace(first, part=first.part or training.part)
-        lost = fit(stack, sources, terms, training, draws, first, others, clients.augment)
-        for session, loss in zip(self.sessions, lost, strict=True):
-            session.changed.add(first.student)
-            session.metrics[first.key] = loss
+        stacks = [self.stack(name) for name in names]
+        for stack in stacks:
+            stack.own()
+        part = training.part
+        together = tuple(replace(peer, part=peer.part or part) for peer in first.together)
+        first = replace(first, part=first.part or part, together=together)
+        lost = fit(stacks, sources, terms, training, draws, first, others, clients.augment)
+        for peer, losses in zip(first.peers, lost, strict=True):
+            for session, loss in zip(self.sessions, losses, strict=True):
+                session.changed.add(peer.student)
+                session.metrics[peer.key] = loss
 
 
 class _Member(Session):

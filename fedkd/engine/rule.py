@@ -127,22 +127,24 @@ def cohort(facts: Facts, assignment: Assignment, step: Step) -> bool:
         private = experiment.training.dp.noise_multiplier and sees_private(step)
         if private:
             return False
-        if experiment.engine.remember and plain:
+        if experiment.engine.remember and plain and not step.together:
             return False
         # Who shares mini-batches between terms, and who does not, may differ by client.
-        if sum(isinstance(getattr(term, "on", None), Rows) for term in step.terms) > 1:
+        terms = [term for peer in step.peers for term in peer.terms]
+        if sum(isinstance(getattr(term, "on", None), Rows) for term in terms) > 1:
             return False
     if applies(step, experiment.release):
         return False
-    model = facts.architecture(assignment, step.student)
+    names = [peer.student for peer in step.peers] if isinstance(step, Fit) else [step.student]
+    models = {facts.architecture(assignment, name) for name in names}
     what = "fit" if isinstance(step, Fit) else "forward"
     if experiment.engine.cohort == "auto":
         rows = facts.rows(assignment.client, step.on)
         if isinstance(step, Fit):
             rows = min(rows, experiment.training_on(step.on).batch_size)
-        if rows > limit(facts, model, what):
+        if rows > min(limit(facts, model, what) for model in models):
             return False
-    return not getattr(facts.alone(model), what)
+    return not any(getattr(facts.alone(model), what) for model in models)
 
 
 def limit(facts: Facts, architecture: str, what: str) -> int:
@@ -218,7 +220,10 @@ def _alike(
     facts: Facts, assignment: Assignment, chosen: tuple[bool, ...], shapes: Mapping[int, Any]
 ) -> Any:
     """What assignments have in common that can be performed as one."""
-    names = {getattr(step, "student", "own") for step in (*assignment.steps, *assignment.trial)}
+    names = set()
+    for step in (*assignment.steps, *assignment.trial):
+        names |= {getattr(step, "student", "own")}
+        names |= {peer.student for peer in step.together} if isinstance(step, Fit) else set()
     models = tuple(facts.architecture(assignment, name) for name in sorted(names))
     steps = shapes[id(assignment.steps)], shapes[id(assignment.trial)]
     return models, chosen, assignment.round, assignment.phase, steps

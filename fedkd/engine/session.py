@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, cast
@@ -26,9 +26,10 @@ from fedkd.privacy.release import applies, known_of, release
 from fedkd.random import generator, key, privacy_noise
 from fedkd.training import (
     BatchOfOne,
+    Trainee,
     class_means,
     evaluate,
-    fit,
+    fit_together,
     item_labels,
     predict,
     represent,
@@ -45,6 +46,7 @@ from fedkd.work import (
     Hold,
     Load,
     Parameters,
+    Peer,
     Predict,
     Represent,
     Samples,
@@ -80,10 +82,11 @@ class Session:
         if isinstance(step, Select):
             self.select(step)
             return
-        student = self.student(step.student)
         if isinstance(step, Fit):
-            self.fit(step, student, phase)
-        elif isinstance(step, Predict):
+            self.fit(step, phase)
+            return
+        student = self.student(step.student)
+        if isinstance(step, Predict):
             seed = self.seed(step, step.on, step.student)
             self.predicted(step, predict(student, self.samples(step.on).inputs, seed).clone())
         elif isinstance(step, Represent):
@@ -124,12 +127,17 @@ class Session:
         """The samples that ``on`` means for the client."""
         return self.clients.samples(self.assignment.client, on)
 
-    def draw(self, step: Fit, phase: str) -> tuple[int, int, str]:
-        """What the next fit of this kind draws its numbers by, besides the seed."""
-        on = origin(step.on)
-        purpose = f"{phase} {on} {self._fits[phase, on, step.student]}"
-        self._fits[phase, on, step.student] += 1
-        return self.assignment.client, self.assignment.round, purpose
+    def draws(self, step: Fit, phase: str) -> list[tuple[int, int, str]]:
+        """What the next fit of this kind draws its numbers by, besides the seed: for each student.
+
+        By the first, batches are drawn.
+        """
+        on, found = origin(step.on), []
+        for peer in step.peers:
+            purpose = f"{phase} {on} {self._fits[phase, on, peer.student]}"
+            self._fits[phase, on, peer.student] += 1
+            found.append((self.assignment.client, self.assignment.round, purpose))
+        return found
 
     def seed(self, step: Step | Soft, on: Source | None, student: str) -> int:
         """Key of what a student draws by itself in its next answer of this kind."""
@@ -140,57 +148,75 @@ class Session:
         whose = self.assignment.client, self.assignment.round
         return key(self.clients.experiment.seed, "answer", *whose, purpose)
 
-    def fit(self, step: Fit, student: nn.Sequential, phase: str) -> None:
-        """Train the student, in place."""
+    def fit(self, step: Fit, phase: str) -> None:
+        """Train the student, and those that learn together with it, in place."""
         experiment, samples = self.clients.experiment, self.samples(step.on)
         training = experiment.training_on(step.on, self.assignment.round)
-        table, draw = experiment.training.dp, self.draw(step, phase)
-        dp = None
-        if table.noise_multiplier and sees_private(step):
-            self._check_private(step)
-            # Two students trained alike must not get the same noise.
-            purpose = (*draw, step.student, *self.clients.world)
-            secure = experiment.release.secure
-            dp = DPSGD(table, step.on, experiment.seed, *purpose, secure=secure)
+        draws = self.draws(step, phase)
+        private = bool(experiment.training.dp.noise_multiplier) and sees_private(step)
+        trainees = [
+            self._trainee(step, peer, draw, private)
+            for peer, draw in zip(step.peers, draws, strict=True)
+        ]
+        fits = [trainee.dp for trainee in trainees if trainee.dp is not None]
 
         def train() -> cache.Arrays:
             try:
-                loss = fit(
-                    student,
+                losses = fit_together(
+                    trainees,
                     samples,
-                    [self.resolved(term, samples, step.on) for term in step.terms],
                     training,
-                    generator(experiment.seed, "fit", *draw),
+                    generator(experiment.seed, "fit", *draws[0]),
                     epochs=step.epochs,
                     min_steps=step.min_steps,
-                    lr=step.lr,
-                    part=step.part or experiment.training.part,
                     sources={name: partial(self.samples, name) for name in SOURCES},
                     augment=self.clients.augment,
-                    dp=dp,
-                    seed=key(experiment.seed, "student", *draw, step.student),
                 )
             except BatchOfOne as error:
                 raise FedkdError(f"client {self.assignment.client}: {error}") from error
-            spent = (0.0, 0.0) if dp is None else (dp.sample_rate, float(dp.steps))
-            return {LEARNT: np.array([loss, *spent])}
+            # Students that learn together take the same steps, which are counted once.
+            rate = max((dp.sample_rate for dp in fits), default=0.0)
+            return {LEARNT: np.array([*losses, rate, max((dp.steps for dp in fits), default=0)])}
 
         plain = all(term == CrossEntropy(term.weight) for term in step.terms)
-        again = dp is None or not experiment.release.secure
-        if experiment.engine.remember and plain and again:
-            what = (repr(step), draw, training.lr, *self.clients.world)
-            learnt = self.clients.remembered.fit(student, samples, what, train)
+        again = not (fits and experiment.release.secure)
+        if experiment.engine.remember and plain and again and not step.together:
+            what = (repr(step), draws[0], training.lr, *self.clients.world)
+            learnt = self.clients.remembered.fit(trainees[0].student, samples, what, train)
         else:
             learnt = train()[LEARNT]
-        self.wrote(step.student)
-        self.metrics[step.key], rate, steps = map(float, learnt)
-        if dp is not None and not self.trying:
+        *losses, rate, steps = map(float, learnt)
+        for peer, loss in zip(step.peers, losses, strict=True):
+            self.wrote(peer.student)
+            self.metrics[peer.key] = loss
+        if fits and not self.trying:
             self.metrics["dp_sample_rate"] = max(self.metrics.get("dp_sample_rate", 0.0), rate)
             self.metrics["dp_steps"] = self.metrics.get("dp_steps", 0.0) + steps
 
-    def _check_private(self, step: Fit) -> None:
+    def _trainee(self, step: Fit, peer: Peer, draw: tuple[int, int, str], private: bool) -> Trainee:
+        """One of the students of ``step``, under DP-SGD if it is ``private``."""
+        experiment, dp = self.clients.experiment, None
+        student = self.student(peer.student)
+        if private:
+            self._check_private(peer)
+            # Two students trained alike must not get the same noise.
+            purpose = (*draw, peer.student, *self.clients.world)
+            table, secure = experiment.training.dp, experiment.release.secure
+            dp = DPSGD(table, step.on, experiment.seed, *purpose, secure=secure)
+        names = {other.student for other in step.peers} - {peer.student}
+        return Trainee(
+            student,
+            [self.resolved(term, self.samples(step.on), step.on, names) for term in peer.terms],
+            key(experiment.seed, "student", *draw, peer.student),
+            peer.student,
+            peer.lr,
+            peer.part or experiment.training.part,
+            dp,
+        )
+
+    def _check_private(self, peer: Peer) -> None:
         """Refuse DP-SGD where a sample has its say other than by its gradient."""
-        model = self.architecture(step.student)
+        model = self.architecture(peer.student)
         traits, reason = self.clients.probe(model).training, ""
         if traits.mixes or traits.varies:
             reason = (
@@ -206,14 +232,17 @@ class Session:
                 f"{noise_multiplier:g}: {reason}"
             )
 
-    def resolved(self, term: Term, samples: Samples, on: Source) -> Term:
+    def resolved(
+        self, term: Term, samples: Samples, on: Source, peers: Collection[str] = ()
+    ) -> Term:
         """``term`` of a step on ``on``, its targets at hand.
 
-        They are what another student says in the place of that student's name, or decoded.
+        They are what another student says in the place of that student's name, or decoded. Not of
+        ``peers``, which learn together: what they say comes with each batch.
         """
         if isinstance(term, Soft) and isinstance(term.targets, dict):
             return self._decoded(term, on if term.on is None else term.on)
-        if not isinstance(term, Soft) or not isinstance(term.targets, str):
+        if not isinstance(term, Soft) or not isinstance(term.targets, str) or term.targets in peers:
             return term
         source = samples if term.on is None else self.samples(term.on)
         seed = self.seed(term, term.on, term.targets)

@@ -22,36 +22,40 @@ from fedkd.training.items import take
 from fedkd.training.loop import Optimiser, descend
 from fedkd.training.losses import Loss, source_of
 from fedkd.training.student import check_learning, learning_names, set_modes
-from fedkd.work import Fit, Head, Parameters, Proximal, Rows, Samples, Term
+from fedkd.work import Fit, Head, Parameters, Peer, Proximal, Rows, Samples, Term
 
 
 def fit(
-    stack: Stack,
+    stacks: Sequence[Stack],
     sources: Sequence[Samples],
-    terms: Sequence[Sequence[Term]],
+    terms: Sequence[Sequence[Sequence[Term]]],
     training: TrainingTable,
     generators: Sequence[torch.Generator],
     step: Fit,
     others: Mapping[str | Rows, list[Samples]],
     augment: Any = None,
-) -> list[float]:
-    """What :func:`fedkd.training.fit` does with each of the stack's students, done together.
+) -> list[list[float]]:
+    """What :func:`fedkd.training.fit_together` does with each client's students, done as one.
 
     Parameters
     ----------
-    sources, terms, generators
-        Of each student.
+    stacks
+        One for each of the students that learn together, of all clients.
+    sources, generators
+        Of each client.
+    terms
+        Of each stack, of each client.
     step
-        Its ``epochs``, ``min_steps``, ``lr`` and ``part``, the same for all.
+        Its ``epochs``, ``min_steps`` and ``peers``, the same for all but for their terms.
     others
-        For each source that a term draws from by itself: every student's samples.
+        For each source that a term draws from by itself: every client's samples.
 
     Returns
     -------
-    list of float
-        Of each student: the mean loss over the steps of its last pass.
+    list of list of float
+        Of each stack, of each client: the mean loss over the steps of its last pass.
     """
-    module, count = stack.module, len(sources)
+    count = len(sources)
     batches = [
         Batches(samples, training.batch_size, draw, augment)
         for samples, draw in zip(sources, generators, strict=True)
@@ -63,9 +67,8 @@ def fit(
         max(math.ceil(epochs * each - 1e-9), least) if any_ else 0
         for each, any_ in zip(passes, there, strict=True)
     ]
-    total = [0.0] * count
     if not any(steps):
-        return total
+        return [[0.0] * count for _ in stacks]
     drawn_from = {
         on: [
             Batches(samples, training.batch_size, draw, augment)
@@ -74,66 +77,119 @@ def fit(
         for on, held in others.items()
     }
     device = sources[0].inputs.device
-    # A gradient that comes once a step, and through layers alone, need not be there as a whole.
-    simple = not others and not any(
-        isinstance(term, Proximal) or getattr(term, "reach", ()) for term in terms[0]
-    )
-    live = _Live(stack, step, training, count, simple)
     joints: dict[str | Rows | None, _Joint] = {None: _Joint(batches, device)} | {
         on: _Joint(held, device) for on, held in drawn_from.items()
     }
-    losses = []
-    for column in zip(*terms, strict=True):
-        on = source_of(column[0])
-        joined = _joined(column)
-        losses.append(Loss(module, joined, joints[on].all, live.learning, stacked=count))
-    live.losses = losses
-    cuts = {loss.cut for loss in losses if loss.cut}
-    check_learning(module, list(live.learning), step.part)
-    set_modes(module, live.learning)
-    sums = torch.zeros(count, device=device)
+    lives = [
+        _Live(stack, peer, of_stack, training, joints, step)
+        for stack, peer, of_stack in zip(stacks, step.peers, terms, strict=True)
+    ]
+    for live in lives:
+        check_learning(live.stack.module, list(live.learning), live.part)
+        set_modes(live.stack.module, live.learning)
     last = torch.tensor(
         [many - each for many, each in zip(steps, passes, strict=True)], device=device
     )
     for now in range(max(steps)):
-        live.leave([place for place in live.who if steps[place] <= now])
-        batch = joints[None].draw(live, cuts)
-        drawn = {on: joint.draw(live, cuts) for on, joint in joints.items() if on is not None}
-        zero = sums.new_zeros(len(live.who))
-        value = descend(losses, batch, drawn, live.optimiser, zero)
-        places = live.places
-        sums.index_add_(0, places, torch.where(last[places] <= now, value, zero))
-    live.leave(list(live.who))
-    found = sums.tolist()
+        for live in lives:
+            live.leave([place for place in live.who if steps[place] <= now])
+        drawn = {on: joint.draw(lives[0]) for on, joint in joints.items()}
+        seen = [
+            {on: live.seen(*drawn[on], alone=len(lives) == 1) for on in live.sources}
+            for live in lives
+        ]
+        if len(lives) > 1:
+            seen = [
+                {on: replace(batch, peers=_peers(lives, seen, on)) for on, batch in each.items()}
+                for each in seen
+            ]
+        for live, each in zip(lives, seen, strict=True):
+            named = {on: batch for on, batch in each.items() if on is not None}
+            zero = live.sums.new_zeros(len(live.who))
+            value = descend(live.losses, each[None], named, live.optimiser, zero)
+            counts = last[live.places] <= now
+            live.sums.index_add_(0, live.places, torch.where(counts, value, zero))
+    for live in lives:
+        live.leave(list(live.who))
     return [
-        loss / max(1, min(many, each))
-        for loss, many, each in zip(found, steps, passes, strict=True)
+        [
+            loss / max(1, min(many, each))
+            for loss, many, each in zip(live.sums.tolist(), steps, passes, strict=True)
+        ]
+        for live in lives
     ]
+
+
+def _peers(
+    lives: Sequence[_Live], seen: Sequence[dict[str | Rows | None, Batch]], on: str | Rows | None
+) -> dict[str, Tensor]:
+    """What each that looks at source ``on`` says of its batch, by name."""
+    return {
+        live.name: each[on].logits.detach()
+        for live, each in zip(lives, seen, strict=True)
+        if on in each
+    }
 
 
 class _Live:
     """The students of a stack that still learn: ``who`` of them, and the parameters that change.
 
-    With ``simple``, plain gradient descent of a fully connected student is done by its layers, at
-    the rate ``direct``.
+    Plain gradient descent of a fully connected student, where a gradient comes once a step and
+    through layers alone, is done by its layers, at the rate ``direct``.
     """
 
     def __init__(
-        self, stack: Stack, step: Fit, training: TrainingTable, count: int, simple: bool
+        self,
+        stack: Stack,
+        peer: Peer,
+        terms: Sequence[Sequence[Term]],
+        training: TrainingTable,
+        joints: Mapping[str | Rows | None, _Joint],
+        step: Fit,
     ) -> None:
-        self.stack, self.who = stack, list(range(count))
-        self.losses: list[Loss] = []
-        self._training, self._lr = training, step.lr or training.lr
+        count = len(terms)
+        self.stack, self.name, self.part, self.who = stack, peer.student, peer.part, [*range(count)]
+        self.sources = list(dict.fromkeys([None, *map(source_of, terms[0])]))
+        self._training, self._lr = training, peer.lr or training.lr
         plain = training.optimiser == "sgd" and not (training.momentum or training.weight_decay)
         device = next(iter(stack.tensors.values())).device
         plain = plain and not torch.is_autocast_enabled(device.type)
+        simple = len(self.sources) == 1 and not any(
+            isinstance(term, Proximal) or getattr(term, "reach", ()) for term in terms[0]
+        )
         self.direct = self._lr if simple and plain and stack.dense else 0.0
-        names = learning_names(stack.module, step.part)
+        names = learning_names(stack.module, peer.part)
         self.places = torch.arange(count, device=device)
         self._whole = True  # the parameters that learn are still the stack's own memory
         self.learning = {name: nn.Parameter(stack.tensors[name]) for name in names}
         self.tensors = {**stack.tensors, **self.learning}
         self.optimiser: Optimiser = self._optimiser()
+        self.sums = torch.zeros(count, device=device)
+        others = {other.student for other in step.peers} - {peer.student}
+        self.losses = [
+            Loss(
+                stack.module,
+                _joined(column),
+                joints[source_of(column[0])].all,
+                self.learning,
+                stacked=count,
+                peers=others,
+            )
+            for column in zip(*terms, strict=True)
+        ]
+        self._cuts = {loss.cut for loss in self.losses if loss.cut}
+
+    def seen(self, inputs: Tensor, drawn: Batch, alone: bool) -> Batch:
+        """A batch that was drawn, and what the students make of ``inputs`` ``(n, b, ...)``.
+
+        Others look at the inputs, too, if these are not there for this stack ``alone``.
+        """
+        inputs = inputs if alone else inputs.clone()  # a layer may write into them
+        held, logits = self.stack.forward(self.tensors, inputs, self._cuts, self.direct)
+        logits = logits.flatten(0, 1).float()
+        if drawn.chosen is not None and len(drawn.chosen) < len(logits):
+            logits = logits.index_select(0, drawn.chosen)
+        return replace(drawn, logits=logits, held=held)
 
     def _optimiser(self) -> Any:
         if self.direct:
@@ -205,8 +261,8 @@ class _Joint:
         # Losses look at how many rows there are, and of what kind.
         self.all = Samples(self.inputs.new_empty(1).expand(sum(counts)), joined)
 
-    def draw(self, live: _Live, cuts: set[str]) -> Batch:
-        """The next batch of those that still learn."""
+    def draw(self, live: _Live) -> tuple[Tensor, Batch]:
+        """The next batch of those that still learn: inputs, and what no student has to say."""
         indices = [self.batches[place].index() for place in live.who]
         sizes = [len(index) for index in indices]
         most, count, device = max(sizes), len(sizes), self.device
@@ -236,18 +292,13 @@ class _Joint:
             )
             owners, index = owners[chosen], index[chosen]
             shares = (1 / lengths)[owners]
-        held, logits = live.stack.forward(live.tensors, inputs, cuts, live.direct)
-        labels = None if self.all.labels is None else self.all.labels[index]
-        logits = logits.flatten(0, 1).float()
         if chosen is None:
             chosen = torch.arange(len(index), device=device)
-        else:
-            logits = logits.index_select(0, chosen)
-        return Batch(
+        batch = Batch(
             index,
-            labels,
-            logits,
-            held,
+            None if self.all.labels is None else self.all.labels[index],
+            inputs,
+            {},
             chosen,
             drawn=len(index),
             owners=owners,
@@ -255,6 +306,7 @@ class _Joint:
             places=live.places[owners],
             students=count,
         )
+        return inputs, batch
 
 
 def filled_up(rows: Tensor, count: int) -> Tensor:

@@ -19,6 +19,7 @@ simulator; no epsilon covers them, and a method that acts on one has that in the
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -43,7 +44,8 @@ def is_private(on: Source | None) -> bool:
 
 def sees_private(step: Fit) -> bool:
     """Whether a step, or a term of it, draws from what is a client's own."""
-    of_terms = [term.on for term in step.terms if not isinstance(term, Proximal)]
+    terms = [term for peer in step.peers for term in peer.terms]
+    of_terms = [term.on for term in terms if not isinstance(term, Proximal)]
     return any(is_private(on) for on in (step.on, *of_terms))
 
 
@@ -82,6 +84,10 @@ class DPSGD:
         The chance q of a sample to be drawn in a step; 0 before the fit.
     steps : int
         Noisy steps that were taken.
+    together : int
+        Students that learn from the same batches, each under its own DP-SGD. Their gradients of a
+        sample are bounded by C each, and by sqrt(together) C as a whole: with noise of this many
+        times sigma C on each, a step of them all is one step of what accounting knows.
     """
 
     def __init__(
@@ -93,10 +99,14 @@ class DPSGD:
         secure: bool = False,
     ) -> None:
         self.table, self.own = table, is_private(on)
-        self.sample_rate, self.steps = 0.0, 0
+        self.sample_rate, self.steps, self.together = 0.0, 0, 1
         self._seed, self._purpose = seed, ("dp", *purpose)
         self._system = SystemNoise() if secure else None
         self._unchecked = True
+
+    @property
+    def _noise_multiplier(self) -> float:
+        return self.table.noise_multiplier * math.sqrt(self.together)
 
     def covers(self, term: Term) -> bool:
         """Whether a term sees private samples.
@@ -110,6 +120,8 @@ class DPSGD:
             return False
         if isinstance(term, Soft) and term.reach:
             self._refuse("a Soft term with reach on private samples")
+        if isinstance(term, Soft) and term.adaptive:
+            self._refuse("an adaptive Soft term on private samples, each weighed by all of a batch")
         if isinstance(term, Soft | CrossEntropy) and term.through is not None:
             self._refuse("a term through another head on private samples")
         if self.own and term.on is not None:
@@ -165,7 +177,7 @@ class DPSGD:
         device = str(self._parameters[0].device)
         private = DPOptimizer(
             optimiser,
-            noise_multiplier=0.0 if self._system else self.table.noise_multiplier,
+            noise_multiplier=0.0 if self._system else self._noise_multiplier,
             max_grad_norm=self.table.max_grad_norm,
             expected_batch_size=self._expected,
             generator=noise_generator(self._seed, *self._purpose, "noise", device=device),
@@ -228,7 +240,7 @@ class DPSGD:
     def _complete(self, optimiser: torch.optim.Optimizer) -> None:
         """Add noise that is not Opacus' own, and the gradients of terms without private samples."""
         if self._system is not None:
-            deviation = self.table.noise_multiplier * self.table.max_grad_norm / self._expected
+            deviation = self._noise_multiplier * self.table.max_grad_norm / self._expected
             for parameter in self._parameters:
                 drawn = deviation * self._system.standard_normal(tuple(parameter.shape))
                 assert parameter.grad is not None

@@ -160,7 +160,7 @@ class Ledger:
                 if table.cache and not table.secure:
                     name = of_student.setdefault(asked, name)
                 step = replace(step, answer=name)
-            elif (student := changed(step, self.experiment.training)) is not None:
+            for student in changed(step, self.experiment.training):
                 known.pop(student, None)
             stamped.append(step)
         return tuple(stamped)
@@ -230,7 +230,8 @@ class Ledger:
     def _planned(self, step: Fit, client: int) -> tuple[float, int]:
         """Sample rate and steps of a fit that was asked for."""
         training, on = self.experiment.training_on(step.on), [step.on]
-        on += [term.on for term in step.terms if not isinstance(term, Proximal) and term.on]
+        terms = [term for peer in step.peers for term in peer.terms]
+        on += [term.on for term in terms if not isinstance(term, Proximal) and term.on]
         passes = [-(-max(1, self._items(source, client)) // training.batch_size) for source in on]
         epochs, least = training.length(step.epochs, step.min_steps)
         rate = max(1 / each for source, each in zip(on, passes, strict=True) if is_private(source))
@@ -386,14 +387,14 @@ def _place(line: Line) -> tuple[int, str, str]:
     return -1 if line["client"] is None else line["client"], line["step"], line["key"]
 
 
-def changed(step: Step, training: TrainingTable) -> str | None:
-    """The student that a step may change, as far as everybody knows; None if it changes none."""
+def changed(step: Step, training: TrainingTable) -> list[str]:
+    """The students that a step may change, as far as everybody knows."""
     if isinstance(step, Load | Hold):
-        return step.student
+        return [step.student]
     if isinstance(step, Fit):
         epochs, least = training.length(step.epochs, step.min_steps)
-        return step.student if epochs or least else None
-    return None
+        return [peer.student for peer in step.peers] if epochs or least else []
+    return []
 
 
 def _exact(step: Predict) -> Predict:

@@ -124,12 +124,13 @@ class Intake:
     def _check_losses(self, assignment: Assignment, reply: Reply) -> None:
         """Warn of a loss that would leave a client out, were no epsilon claimed."""
         for step in assignment.steps:
-            if isinstance(step, Fit) and not math.isfinite(loss := reply.metrics[step.key]):
-                self.warn_once(
-                    f"loss of {reply.client}",
-                    f"client {reply.client}: {step.key} is {loss}; the client stays, as leaving it "
-                    "out would tell of its data past the noise",
-                )
+            for key in [peer.key for peer in step.peers] if isinstance(step, Fit) else ():
+                if not math.isfinite(loss := reply.metrics[key]):
+                    self.warn_once(
+                        f"loss of {reply.client}",
+                        f"client {reply.client}: {key} is {loss}; the client stays, as leaving it "
+                        "out would tell of its data past the noise",
+                    )
 
 
 def _unlike_one_reply(client: int, replies: Sequence[Reply | Unreadable]) -> str:

@@ -312,7 +312,8 @@ class Rounds(Method):
         """Warn of training on what students are tested on."""
         for step in steps:
             if isinstance(step, Fit):
-                for on in (step.on, *(getattr(term, "on", None) for term in step.terms)):
+                terms = [term for peer in step.peers for term in peer.terms]
+                for on in (step.on, *(getattr(term, "on", None) for term in terms)):
                     if (name := origin(on)) in TESTED_ON:
                         self.warn_once(
                             f"trained on {name}",

@@ -10,16 +10,18 @@ from fedkd.training.items import (
     on_all_items,
     some,
 )
-from fedkd.training.loop import Optimiser, fit
+from fedkd.training.loop import Optimiser, Trainee, fit, fit_together
 from fedkd.training.losses import said
 from fedkd.training.student import learning_names, requiring, student_draws
 
 __all__ = [
     "BatchOfOne",
     "Optimiser",
+    "Trainee",
     "class_means",
     "evaluate",
     "fit",
+    "fit_together",
     "item_counts",
     "item_labels",
     "item_numbers",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Set
+from collections.abc import Callable, Mapping, Set
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -25,13 +25,25 @@ class BatchOfOne(FedkdError):
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """Samples of a batch, as :class:`Batch` has them, and their inputs ``(b, ...)``."""
+
+    inputs: Tensor
+    index: Tensor
+    labels: Tensor | None
+    chosen: Tensor | None
+    count: int
+
+
+@dataclass(frozen=True)
 class Batch:
     """``index`` (B,) into the source, ``labels`` (B,) where there are, ``logits`` (B, C).
 
     ``held`` has the representations at the cuts that a term asks for. Of text, B is the number of
     tokens, ``index`` counts the tokens of the source, and ``chosen`` (B,) is their places in what
     the blocks give, as in ``held``; a label may be -1. ``drawn`` is the number of samples, and
-    ``over`` what sums of losses are divided by if that may not depend on them.
+    ``over`` what sums of losses are divided by if that may not depend on them. ``peers`` has the
+    logits (B, C) of each student that learns together with this one, by name, without a graph.
 
     Of a stack of n students, B counts the samples of all of them, ``index`` goes into their targets
     behind one another, ``held`` is ``(n, b, ...)``, and ``owners`` (B,) says whose a sample is,
@@ -50,6 +62,7 @@ class Batch:
     shares: Tensor | None = None
     places: Tensor | None = None
     students: int = 1
+    peers: Mapping[str, Tensor] = field(default_factory=dict)
 
     def mean(self, losses: Tensor, there: Tensor | None = None) -> Tensor:
         """The mean of losses ``(B,)``: ``()``, or of a stack ``(n,)``, one of each owner's.
@@ -108,27 +121,37 @@ class Batches:
             inputs = self.augment(inputs, self.generator)
         return inputs
 
-    def draw(self, student: nn.Sequential, cuts: Set[str]) -> Batch:
-        """The next batch, and what ``student`` makes of it."""
+    def draw(self) -> Drawn:
+        """The next batch."""
         index = self.index()
-        inputs = self.inputs(index)
-        drawn, tokens = len(index), 1 if inputs.is_floating_point() else inputs.shape[1]
-        over = None if self.dp is None else drawn * tokens
+        inputs, count = self.inputs(index), len(index)
         labels = None if self.samples.labels is None else self.samples.labels[index]
         chosen = None
         if self._numbers is not None:
             chosen = items(inputs)
             index = self._numbers[index].flatten()[chosen]
             labels = None if labels is None else labels.flatten()[chosen]
+        return Drawn(inputs, index, labels, chosen, count)
+
+    def seen(
+        self, drawn: Drawn, student: nn.Sequential, cuts: Set[str], dp: DPSGD | None = None
+    ) -> Batch:
+        """A batch, and what ``student`` makes of it: it may write into its inputs.
+
+        ``dp`` covers this student's samples from here.
+        """
+        inputs, count, chosen = drawn.inputs, drawn.count, drawn.chosen
+        tokens = 1 if inputs.is_floating_point() else inputs.shape[1]
+        over = None if self.dp is None else count * tokens
         held = {}
-        with nullcontext() if self.dp is None else self.dp.recording():
-            for name, block in named_blocks(student) if drawn else ():
-                inputs = self._forward(block, inputs, drawn)
+        with nullcontext() if dp is None else dp.recording():
+            for name, block in named_blocks(student) if count else ():
+                inputs = self._forward(block, inputs, count)
                 if name in cuts:
                     # The next block may write into what it is given.
                     held[name], inputs = inputs, inputs.clone()
-            logits = (at_items(inputs, chosen) if drawn else inputs).float()
-        return Batch(index, labels, logits, held, chosen, drawn, over)
+            logits = (at_items(inputs, chosen) if count else inputs).float()
+        return Batch(drawn.index, drawn.labels, logits, held, chosen, count, over)
 
     def _forward(self, block: nn.Module, inputs: Tensor, drawn: int) -> Tensor:
         try:

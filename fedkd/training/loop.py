@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -15,7 +16,7 @@ from fedkd.errors import FedkdError
 from fedkd.experiment import TrainingTable
 from fedkd.privacy.dpsgd import DPSGD, copied, is_private, quietly
 from fedkd.random import key
-from fedkd.training.batches import Augment, Batch, Batches
+from fedkd.training.batches import Augment, Batch, Batches, Drawn
 from fedkd.training.items import some
 from fedkd.training.losses import Loss, source_of
 from fedkd.training.student import check_learning, requiring, set_modes, student_draws
@@ -30,6 +31,23 @@ class Optimiser(Protocol):
 
     def step(self) -> Any:
         """Change the parameters by their gradients."""
+
+
+@dataclass(frozen=True)
+class Trainee:
+    """A student of a fit, changed in place, and what of the fit is its alone.
+
+    ``name`` is what terms of others that have it as their targets call it; ``seed`` the key of what
+    it draws by itself. The rest is as in :func:`fit`.
+    """
+
+    student: nn.Sequential
+    terms: Sequence[Term]
+    seed: int
+    name: str = "own"
+    lr: float | None = None
+    part: tuple[str, ...] = ()
+    dp: DPSGD | None = None
 
 
 def fit(
@@ -83,85 +101,192 @@ def fit(
         the student learns; a batch is too small for its normalisation; or what ``dp`` cannot do is
         asked for.
     """
-    if not len(samples.inputs):
-        return 0.0
     if seed is None:
         seed = key(generator.initial_seed(), "student")
+    trainee = Trainee(student, terms, seed, lr=lr, part=part, dp=dp)
+    (loss,) = fit_together(
+        [trainee],
+        samples,
+        training,
+        generator,
+        epochs=epochs,
+        min_steps=min_steps,
+        sources=sources,
+        augment=augment,
+    )
+    return loss
+
+
+def fit_together(
+    trainees: Sequence[Trainee],
+    samples: Samples,
+    training: TrainingTable,
+    generator: torch.Generator,
+    *,
+    epochs: float | None = None,
+    min_steps: int | None = None,
+    sources: Mapping[str, Callable[[], Samples]] | None = None,
+    augment: Augment | None = None,
+) -> list[float]:
+    """What :func:`fit` does, with several students that learn from the same batches.
+
+    Each learns by its own terms and optimiser, in its own mode, and draws by its own key. In a
+    step, all look at the batch before any of them learns from it.
+
+    Returns
+    -------
+    list of float
+        Of each student, what :func:`fit` returns of one.
+    """
+    if not len(samples.inputs):
+        return [0.0] * len(trainees)
     epochs, min_steps = training.length(epochs, min_steps)
-    with student_draws(student, seed, samples.inputs.device), requiring(student, part) as names:
+    together = len(trainees) > 1
+    with ExitStack() as stack:
+        learners = []
+        for trainee in trainees:
+            student = trainee.student
+            draws = student_draws(student, trainee.seed, samples.inputs.device, again=together)
+            if not together:
+                stack.enter_context(draws)
+            names = stack.enter_context(requiring(student, trainee.part))
+            learners.append(_Learner(trainee, names, draws if together else nullcontext()))
         return _fit(
-            student,
-            names,
-            part,
+            learners,
             samples,
-            terms,
             training,
             generator,
             epochs=epochs,
             min_steps=min_steps,
-            lr=lr or training.lr,
             sources=sources,
             augment=augment,
-            dp=dp,
         )
 
 
 def _fit(
-    student: nn.Sequential,
-    names: Sequence[str],
-    part: tuple[str, ...],
+    learners: Sequence[_Learner],
     samples: Samples,
-    terms: Sequence[Term],
     training: TrainingTable,
     generator: torch.Generator,
     *,
     epochs: float,
     min_steps: int,
-    lr: float,
     sources: Mapping[str, Callable[[], Samples]] | None,
     augment: Augment | None,
-    dp: DPSGD | None,
-) -> float:
-    """What :func:`fit` does, where ``names`` are those of the parameters that learn."""
-    covered = [dp is not None and dp.covers(term) for term in terms]
-    dp = dp if any(covered) else None
-    kept, student = student, student if dp is None else copied(student)
-    own = dp if dp is not None and dp.own else None
-    batches = Batches(samples, training.batch_size, generator, augment, own)
+) -> list[float]:
+    """The steps of :func:`fit_together`."""
+    size, private = training.batch_size, [each.dp for each in learners if each.dp is not None]
+    own = next((dp for dp in private if dp.own), None)
+    batches = Batches(samples, size, generator, augment, own)
+    for dp in private:
+        dp.together = len(private)
+        if dp is not own and dp.own:
+            dp.batches(len(samples.inputs), size)  # which own draws
     steps = max(math.ceil(epochs * batches.per_epoch - 1e-9), min_steps)
     if steps:
-        check_learning(student, names, part)
-    learning = {name: p for name, p in student.named_parameters() if name in {*names}}
+        for each in learners:
+            check_learning(each.student, each.names, each.part)
     others = {
         on: Batches(
-            *(_source(sources, on), training.batch_size, generator, augment),
-            dp if is_private(on) else None,
+            *(_source(sources, on), size, generator, augment),
+            next(iter(private), None) if is_private(on) else None,
         )
-        for term in terms
-        if (on := source_of(term)) is not None
+        for each in learners
+        for on in each.sources
+        if on is not None
     }
-    losses = [
-        Loss(student, term, samples if on is None else others[on].samples, learning)
-        for term in terms
-        for on in [source_of(term)]
-    ]
-    cuts = {loss.cut for loss in losses if loss.cut}
-    if not learning:
-        return 0.0
-    optimiser = optimisers.optimiser(list(learning.values()), training, lr)
-    if dp is not None:
-        optimiser = dp.attach(student, optimiser)
-    total = torch.zeros((), device=samples.inputs.device)
-    set_modes(student, learning)
+    looks = {None: batches} | others
+    for each in learners:
+        each.prepare({on: looks[on].samples for on in each.sources}, [one.name for one in learners])
+    if not all(each.learning for each in learners):
+        return [0.0] * len(learners)
+    for each in learners:
+        each.begin(training, samples.inputs.device)
     for step in range(steps):
-        batch = batches.draw(student, cuts)
-        drawn = {on: source.draw(student, cuts) for on, source in others.items()}
-        value = descend(losses, batch, drawn, optimiser, total, dp, covered)
-        if step >= steps - batches.per_epoch:
-            total += value
-    if dp is not None:
-        dp.finish(kept, learning)
-    return float(total) / max(1, min(steps, batches.per_epoch))
+        drawn = {on: source.draw() for on, source in looks.items()}
+        for each in learners:
+            each.look(looks, drawn, alone=len(learners) == 1)
+        if len(learners) > 1:
+            for each in learners:
+                each.listen(learners)
+        for each in learners:
+            each.descend(counts=step >= steps - batches.per_epoch)
+    return [each.end() / max(1, min(steps, batches.per_epoch)) for each in learners]
+
+
+class _Learner:
+    """A trainee at work: its losses, its optimiser, and what it makes of the batches of a step."""
+
+    def __init__(
+        self, trainee: Trainee, names: Sequence[str], draws: AbstractContextManager[None]
+    ) -> None:
+        """``names`` are those of the parameters that learn; in ``draws`` the student draws."""
+        self.name, self.part, self.names = trainee.name, trainee.part, names
+        self._trainee, self._draws = trainee, draws
+        self._covered = [trainee.dp is not None and trainee.dp.covers(t) for t in trainee.terms]
+        self.dp = trainee.dp if any(self._covered) else None
+        self.student = trainee.student if self.dp is None else copied(trainee.student)
+        self.sources = list(dict.fromkeys([None, *map(source_of, trainee.terms)]))
+        self.batches: dict[str | Rows | None, Batch] = {}
+
+    def prepare(self, samples: Mapping[str | Rows | None, Samples], names: Sequence[str]) -> None:
+        """Make the losses ready: on the samples of its sources, among learners of these names."""
+        parameters, wanted = self.student.named_parameters(), {*self.names}
+        self.learning = {name: p for name, p in parameters if name in wanted}
+        peers = [name for name in names if name != self.name]
+        self._losses = [
+            Loss(self.student, term, samples[source_of(term)], self.learning, peers=peers)
+            for term in self._trainee.terms
+        ]
+        self._cuts = {loss.cut for loss in self._losses if loss.cut}
+
+    def begin(self, training: TrainingTable, device: torch.device) -> None:
+        """Make the optimiser ready, and the student's mode."""
+        lr = self._trainee.lr or training.lr
+        self._optimiser = optimisers.optimiser(list(self.learning.values()), training, lr)
+        if self.dp is not None:
+            self._optimiser = self.dp.attach(self.student, self._optimiser)
+        self._total = torch.zeros((), device=device)
+        set_modes(self.student, self.learning)
+
+    def look(
+        self,
+        looks: Mapping[str | Rows | None, Batches],
+        drawn: Mapping[str | Rows | None, Drawn],
+        alone: bool,
+    ) -> None:
+        """See the batches that were drawn; others may see them, too, if not ``alone``."""
+        with self._draws:
+            for on in self.sources:
+                one, dp = drawn[on], None if looks[on].dp is None else self.dp
+                if not alone:
+                    one = replace(one, inputs=one.inputs.clone())
+                self.batches[on] = looks[on].seen(one, self.student, self._cuts, dp)
+
+    def listen(self, learners: Sequence[_Learner]) -> None:
+        """Take in what the others say of the same batches."""
+        for on, batch in self.batches.items():
+            peers = {
+                other.name: other.batches[on].logits.detach()
+                for other in learners
+                if other is not self and on in other.batches
+            }
+            self.batches[on] = replace(batch, peers=peers)
+
+    def descend(self, counts: bool) -> None:
+        """Learn from what it has seen; whether the loss ``counts`` for the mean."""
+        batch, optimiser, zero = self.batches[None], self._optimiser, torch.zeros_like(self._total)
+        drawn = {on: batch for on, batch in self.batches.items() if on is not None}
+        with self._draws:
+            value = descend(self._losses, batch, drawn, optimiser, zero, self.dp, self._covered)
+        if counts:
+            self._total += value
+
+    def end(self) -> float:
+        """Give the student what was learned; the sum of the losses that count."""
+        if self.dp is not None:
+            self.dp.finish(self._trainee.student, self.learning)
+        return float(self._total)
 
 
 def descend(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import replace
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedkd import registry
-from fedkd.distillation.objectives import Objective, traits
+from fedkd.distillation.objectives import SMALLEST, Objective, traits
 from fedkd.distillation.targets import among_logs
 from fedkd.errors import FedkdError
 from fedkd.students import cut_index, part_names
@@ -30,6 +34,8 @@ class Loss:
     stacked
         Students of a stack, 0 if it is of one alone: a head's and an anchor's parameters are then
         ``(n, ...)``, and targets are those of all students behind one another.
+    peers
+        Students that learn together with this one: what they say comes with each batch.
     """
 
     def __init__(
@@ -39,8 +45,10 @@ class Loss:
         samples: Samples,
         learning: dict[str, nn.Parameter],
         stacked: int = 0,
+        peers: Collection[str] = (),
     ) -> None:
         self.term = term
+        self.peer = ""
         self.on = source_of(term)
         self.stacked = stacked
         self.learning = learning
@@ -64,13 +72,19 @@ class Loss:
                 )
             self.head = {name: value.to(state[name].dtype) for name, value in self.head.items()}
         if isinstance(term, Soft):
-            if not isinstance(term.targets, Tensor):
-                whose = f"the student {term.targets!r} was not asked for its targets"
-                encoded = "its targets were not decoded"
-                raise FedkdError(f"Soft: {whose if isinstance(term.targets, str) else encoded}")
+            targets = term.targets
+            if isinstance(targets, dict):
+                raise FedkdError("Soft: its targets were not decoded")
+            if isinstance(targets, str):
+                if targets not in peers:
+                    raise FedkdError(f"Soft: the student {targets!r} was not asked for its targets")
+                self.peer, columns = targets, 1 if term.among is None else term.among.shape[1] + 1
+                targets = torch.zeros(1, 1).expand(_rows(samples), columns)  # in the place of them
+            if term.adaptive and not self.peer:
+                raise FedkdError("Soft: adaptive is for students that learn together, by name")
             self.objective: Objective = registry.load("objectives", term.objective)
             # Logits are single precision, whatever a method has computed in.
-            self.targets = term.targets.to(device, torch.float32)
+            self.targets = targets.to(device, torch.float32)
             self._check(term, samples)
             self.tau: float | Tensor = term.temperature
             if isinstance(self.tau, Tensor):
@@ -125,14 +139,12 @@ class Loss:
             logits = self._through(batch.held[term.through.cut])
             logits = at_items(logits, batch.chosen).float()
         if isinstance(term, CrossEntropy):
-            labels = _labels(batch, "CrossEntropy")
-            if self.stacked:
-                return term.weight * batch.mean(F.cross_entropy(logits, labels, reduction="none"))
-            how = "sum" if batch.over else "mean"
-            loss = F.cross_entropy(logits, labels, ignore_index=NO_LABEL, reduction=how)
-            return term.weight * loss / (batch.over or 1)
+            return term.weight * _cross_entropy(batch, logits, "CrossEntropy")
         rows = batch.index if term.per == "sample" else self._by_class(batch, "Soft per class")
         targets, logits, rows, there = self._with_targets(rows, logits)
+        if self.peer:
+            peers = batch.peers[self.peer]
+            targets = said(self._at(rows), peers if there is None else peers[there])
         tau = self.tau[rows] if isinstance(self.tau, Tensor) else self.tau
         if self.among is None:
             pieces = self.objective(logits, targets, tau)
@@ -141,7 +153,9 @@ class Loss:
             pieces = self.objective(logs, targets, 1.0)
         if self.weights is not None:
             pieces = self.weights[rows] * pieces
-        scale = term.weight
+        scale: float | Tensor = term.weight
+        if term.adaptive:
+            scale = scale / self._hardness(batch)
         if self.squared and isinstance(tau, Tensor):
             pieces = tau[:, 0] ** 2 * pieces
         elif self.squared and isinstance(tau, float | int):
@@ -180,10 +194,21 @@ class Loss:
         there = ~targets[:, 0].isnan()
         return targets[there], given[there], rows[there], there
 
+    def _hardness(self, batch: Batch) -> Tensor:
+        """The sum of this student's cross-entropy and its peer's, ``()`` or ``(n,)``, above 0."""
+        both = (batch.logits.detach(), batch.peers[self.peer])
+        losses = [_cross_entropy(batch, logits, "adaptive") for logits in both]
+        return torch.stack(losses).sum(0).clamp_min(SMALLEST)
+
+    def _at(self, rows: Tensor) -> Soft:
+        """The term with the temperatures and candidates at some rows of the source."""
+        tau = self.tau[rows, 0] if isinstance(self.tau, Tensor) else self.tau
+        among = None if self.among is None else self.among[rows]
+        return replace(cast(Soft, self.term), temperature=tau, among=among)
+
     def _check(self, term: Soft, samples: Samples) -> None:
         """Refuse targets, temperatures and candidates that do not fit together."""
-        tokens = not samples.inputs.is_floating_point()
-        count = len(items(samples.inputs)) if tokens else len(samples.inputs)
+        tokens, count = not samples.inputs.is_floating_point(), _rows(samples)
         targets = self.targets
         if term.per == "sample" and len(targets) != count:
             one = "token of the inputs" if tokens else "sample"
@@ -213,6 +238,22 @@ class Loss:
         ordered = among.sort(1).values
         if bool(((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any()):
             raise FedkdError("Soft: a row of candidates names a class twice; each once is needed")
+
+
+def _rows(samples: Samples) -> int:
+    """Rows of targets that samples have: one each, of text one a token."""
+    tokens = not samples.inputs.is_floating_point()
+    return len(items(samples.inputs)) if tokens else len(samples.inputs)
+
+
+def _cross_entropy(batch: Batch, logits: Tensor, term: str) -> Tensor:
+    """Of logits ``(B, C)`` with the labels of a batch: ``()``, of a stack ``(n,)``."""
+    labels = _labels(batch, term)
+    if batch.owners is not None:
+        return batch.mean(F.cross_entropy(logits, labels, reduction="none"))
+    how = "sum" if batch.over else "mean"
+    loss = F.cross_entropy(logits, labels, ignore_index=NO_LABEL, reduction=how)
+    return loss / (batch.over or 1)
 
 
 def _labels(batch: Batch, term: str) -> Tensor:

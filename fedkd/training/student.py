@@ -72,7 +72,10 @@ def set_modes(student: nn.Sequential, learning: Iterable[str]) -> None:
 
 
 def student_draws(
-    student: nn.Module, seed: int, device: torch.device
+    student: nn.Module, seed: int, device: torch.device, again: bool = False
 ) -> AbstractContextManager[None]:
-    """While a student is at work: what it draws by itself comes from ``seed``."""
-    return global_draws(seed, device, torch_only=vars(student).get(TORCH_ONLY, False))
+    """While a student is at work: what it draws by itself comes from ``seed``.
+
+    With ``again`` it may be at work more than once, and goes on drawing where it was.
+    """
+    return global_draws(seed, device, vars(student).get(TORCH_ONLY, False), again)

@@ -17,6 +17,7 @@ from fedkd.work import (
     Head,
     Hold,
     Load,
+    Peer,
     Predict,
     Prototype,
     Proximal,
@@ -289,6 +290,33 @@ def test_students_of_ones_own_teach_one_another():
     ]
     _, states = agree(lambda *_: steps)
     assert set(states[0]) == {"own", "peer"}
+
+
+@pytest.mark.parametrize(
+    ("models", "optimiser"), [(("mlp", "mlp"), "sgd"), (("mlp", "cnn2"), "adam")]
+)
+def test_students_that_learn_together_do_so_in_a_cohort(models, optimiser):
+    """Of unequal numbers of batches, and on a second source."""
+    own, peer = models
+
+    def steps(host, client):
+        draw = torch.Generator().manual_seed(client)
+        weights = torch.rand(host.rows(client, "private"), generator=draw)
+        terms = (CrossEntropy(0.5), Soft("peer", temperature=2.0, weight=0.5))
+        back = (
+            Soft("own", row_weights=weights),
+            Soft(per_sample(host, client), on="transfer"),
+            Soft("own", adaptive=True),
+            Proximal(0.1),
+        )
+        together = (Peer("peer", back, "peer_loss", lr=0.01),)
+        return [
+            Hold("peer", peer),
+            Fit(terms=terms, together=together),
+            Fit(student="peer", key="x"),
+        ]
+
+    agree(steps, f"student.models=['{own}']", OPTIMISERS[optimiser])
 
 
 @pytest.mark.parametrize("cut", ["conv1", "fc1"])

@@ -31,7 +31,7 @@ ROWS = {"nearest row (members are the rows)"}
 HEADLESS = {"confidence under the server's own head"}
 ATTACKED = {
     **dict.fromkeys(
-        ("fedavg", "fedavg-ft", "fedprox", "fedgkd", "fedbn", "ditto", "feddf", "fml"),
+        ("fedavg", "fedavg-ft", "fedprox", "fedgkd", "fedbn", "ditto", "feddf", "fml", "fedkd-svd"),
         ("Share parameters", WHOLE, "parameters"),
     ),
     **dict.fromkeys(

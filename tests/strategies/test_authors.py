@@ -22,6 +22,7 @@ from fedkd.work import (
     Head,
     Hold,
     Load,
+    Peer,
     Predict,
     Prototype,
     Proximal,
@@ -340,6 +341,53 @@ STEPS = {
     "a shared block nobody knows": ([Share(("fc9",))], "'fc9' is not a block"),
     "a cut nobody knows": ([Represent("fc9")], "cut 'fc9' is not a cut"),
     "a student nobody knows": ([Fit(student="twin")], "student 'twin' is not known.*known: own"),
+    "a peer nobody knows": (
+        [Fit(together=(Peer("twin", (CrossEntropy(),), "twin_loss"),))],
+        "Peer: student 'twin' is not known",
+    ),
+    "a peer that is the student itself": (
+        [Fit(together=(Peer("own", (CrossEntropy(),), "twin_loss"),))],
+        "Fit: together: the students that learn are own, own; each can learn once",
+    ),
+    "a peer without terms": ([Fit(together=(Peer("own", (), "loss"),))], "Peer: terms = a tuple"),
+    "a peer that is a fit": ([Fit(together=(Fit(),))], "together = .* a tuple of Peer"),
+    "a peer under the fit's key": (
+        [Hold("twin"), Fit(together=(Peer("twin", (CrossEntropy(),), "train_loss"),))],
+        "two steps reply with the metric 'train_loss'",
+    ),
+    "a peer under a key of the simulator": (
+        [Hold("twin"), Fit(together=(Peer("twin", (CrossEntropy(),), "own_loss"),))],
+        "Peer: key = 'own_loss' is not allowed",
+    ),
+    "a peer's target too few": (
+        [Hold("twin"), Fit(together=(Peer("twin", (soft(9, per="class"),), "twin_loss"),))],
+        "9 targets for 10 classes",
+    ),
+    "adaptive weights without a peer": (
+        [Hold("twin"), Fit(terms=(Soft("twin", adaptive=True),))],
+        "adaptive = True is not allowed with targets = 'twin'; allowed: a student .*none here",
+    ),
+    "adaptive weights without labels": (
+        [
+            Hold("twin"),
+            Fit(
+                "transfer",
+                terms=(Soft("twin", adaptive=True),),
+                together=(Peer("twin", (Soft("own"),), "twin_loss"),),
+            ),
+        ],
+        "Soft: the samples of 'transfer' have no labels",
+    ),
+    "a peer that looks elsewhere": (
+        [
+            Hold("twin"),
+            Fit(
+                terms=(CrossEntropy(), Soft("twin", on="transfer")),
+                together=(Peer("twin", (CrossEntropy(),), "twin_loss"),),
+            ),
+        ],
+        "Soft: targets = 'twin' is not allowed with on = 'transfer': this student learns in the sa",
+    ),
     "a teacher nobody knows": (on_transfer(Soft("twin")), "student 'twin' is not known; known: o"),
     "a student held too late": (
         [Fit(student="twin"), Hold("twin")],

@@ -1,21 +1,24 @@
 """Known answers and laws of the methods with personal students, and of FedDF and KT-pFL."""
 
+import copy
+
 import pytest
 import torch
 from lines import Killed, KilledAfter, measured
-from torch.nn import functional
+from torch.nn import functional as F
 
 from fedkd import FedkdError, check, run, students
 from fedkd.data.federated import load
 from fedkd.distillation.targets import mix
 from fedkd.engine.worker import Worker
+from fedkd.random import generator
 from fedkd.registry import load as find
 from fedkd.strategies.base import Replies
 from fedkd.strategies.fedavg import average
 from fedkd.strategies.ktpfl import descend, objective, official, onto_simplex
-from fedkd.work import Assignment, Fit, Load, Reply, Share
+from fedkd.work import Assignment, Fit, Load, Predict, Reply, Share
 
-ALL = ["fedavg-ft", "fedper", "fedrep", "ditto", "fml", "feddf", "ktpfl"]
+ALL = ["fedavg-ft", "fedper", "fedrep", "ditto", "fml", "fedkd-svd", "feddf", "ktpfl"]
 
 
 class Play:
@@ -212,16 +215,54 @@ def test_fml_clients_begin_with_the_meme_that_the_server_has(play):
     assert same(game.student(0, "meme"), game.strategy.meme)
 
 
-def test_fml_students_draw_near_each_other(play):
-    """Learning from soft labels alone, the private student comes to say what the meme says."""
+def test_fml_students_without_labels_draw_near_each_other(play):
+    soft = ("strategy.alpha=0", "strategy.beta=0", "training.local_epochs=10")
+    game = play("fml", *soft, "student.init=own")
+    steps = game.strategy.learn(1, 0)
 
-    def disagreement(alpha):
-        game = play("fml", f"strategy.alpha={alpha}", "training.local_epochs=10")
-        take, own = game.strategy.learn(1, 0)[1:3]
-        hold = game.strategy.learn(1, 0)[0]
-        return game.do(0, [hold, take, own]).metrics["train_loss"]
+    def disagreement(*steps):
+        said = [Predict("private", key=name, student=name) for name in ("own", "meme")]
+        own, meme = game.do(0, [*steps, *said]).values.values()
+        return (own - meme).abs().mean()
 
-    assert disagreement(0) < 0.01 < disagreement(1)
+    assert disagreement(*steps[:2]) > 3 * disagreement(steps[2])
+
+
+@pytest.mark.parametrize("shared", ["", "cnn2"])
+def test_fml_is_what_a_loop_of_ones_own_does(shared, play):
+    """Both look at a batch, then both learn from it: equations 4 and 5 of the paper."""
+    game = play("fml", "strategy.alpha=0.3", "strategy.beta=0.6", f"strategy.shared_model={shared}")
+    training, data = game.worker.experiment.training, game.worker.samples(0, "private")
+    game.do(0, game.strategy.learn(1, 0)[:2])
+    pair = [copy.deepcopy(game.worker.module(0, name)) for name in ("own", "meme")]
+    game.do(0, game.strategy.learn(1, 0))
+    optimisers = [torch.optim.Adam(student.parameters(), lr=training.lr) for student in pair]
+    draw = generator(0, "fit", 0, 1, "learn private 0")
+    for _ in range(int(training.local_epochs)):
+        for batch in torch.randperm(len(data.labels), generator=draw).split(training.batch_size):
+            own, meme = (student.train()(data.inputs[batch]) for student in pair)
+            losses = [
+                weight * F.cross_entropy(mine, data.labels[batch])
+                + (1 - weight)
+                * F.kl_div(mine.log_softmax(1), its.detach().softmax(1), reduction="batchmean")
+                for weight, mine, its in ((0.3, own, meme), (0.6, meme, own))
+            ]
+            for optimiser, loss in zip(optimisers, losses, strict=True):
+                optimiser.zero_grad()
+                loss.backward()
+            for optimiser in optimisers:
+                optimiser.step()
+    for student, name in zip(pair, ("own", "meme"), strict=True):
+        assert distance(student.state_dict(), game.student(0, name)) < 1e-4
+
+
+def test_fml_with_hard_labels_alone_is_fedavg_of_memes_to_the_bit(play):
+    hard = ("strategy.alpha=1", "strategy.beta=1")
+    memes, plain = play("fml", *hard), play("fedavg")
+    for round in (1, 2):
+        memes.round(round)
+        plain.round(round)
+    assert same(memes.strategy.meme, plain.strategy.parameters)
 
 
 def test_fml_needs_one_architecture_for_memes(small):
@@ -231,6 +272,20 @@ def test_fml_needs_one_architecture_for_memes(small):
     with pytest.raises(FedkdError, match=r"strategy\.shared_model = 'mlpp' is not known"):
         check(small(*mixed, "strategy.shared_model=mlpp"))
     check(small(*mixed, "strategy.shared_model=mlp"))
+
+
+# --- FedKD ----------------------------------------------------------------------------------
+
+
+def test_fedkd_mentors_and_mentee_teach_each_other_and_mentees_alone_are_averaged(play):
+    game = play("fedkd-svd", "strategy.shared_model=mlp", "student.models=['cnn2', 'mlp']")
+    before = dict(game.strategy.mentee)
+    replies = game.round()
+    assert {"train_loss", "mentee_loss"} < replies[0].metrics.keys()
+    mean = sum(reply.samples * reply.values["parameters"]["head.bias"] for reply in replies)
+    assert torch.allclose(game.strategy.mentee["head.bias"], mean / 240, atol=1e-6)
+    assert not same(before, game.strategy.mentee)
+    assert not same(game.student(1), game.student(3))
 
 
 # --- FedDF ----------------------------------------------------------------------------------
@@ -370,7 +425,7 @@ def test_the_official_rule_is_that_of_the_authors_code(labels):
     for row, own in zip(start, labels.double(), strict=True):
         moving = row.clone().requires_grad_()
         mixed = torch.einsum("m,mxc->xc", moving, labels.double())
-        (functional.mse_loss(own, mixed) + rho * (moving - 0.2).square().mean()).backward()
+        (F.mse_loss(own, mixed) + rho * (moving - 0.2).square().mean()).backward()
         mean, rate = float(moving.grad.abs().mean()), 1.0
         for _ in range(5):
             if mean > 0.01:
@@ -425,7 +480,7 @@ def test_only_the_coefficients_of_those_present_move(play, labels):
         ("fml", "strategy.alpha=0.2"),
         ("fml", "strategy.beta=0.2"),
         ("fml", "strategy.shared_model=cnn2"),
-        ("fml", "strategy.turns=2"),
+        ("fedkd-svd", "strategy.shared_model=cnn2"),
         ("feddf", "strategy.server_epochs=1"),
         ("feddf", "strategy.server_lr=0.01"),
         ("feddf", "strategy.server_batch_size=16"),
@@ -485,9 +540,9 @@ def test_a_client_that_is_left_out_harms_nobody(name, small, tmp_path, monkeypat
     assert done.rounds[-1]["own_loss_mean"] < 10
 
 
-@pytest.mark.parametrize("name", ["fml", "ktpfl"])
+@pytest.mark.parametrize("name", ["fml", "fedkd-svd", "ktpfl"])
 def test_students_may_differ_where_parameters_of_the_own_are_not_averaged(name, small, tmp_path):
-    meme = ["strategy.shared_model=mlp"] if name == "fml" else []
+    meme = ["strategy.shared_model=mlp"] if name in ("fml", "fedkd-svd") else []
     mixed = ["student.models=['cnn2', 'mlp']", "rounds=1", "data.clients=2"]
     done = run(small(f"strategy.name={name}", *mixed, *meme), tmp_path / "run")
     assert done.rounds[-1]["left_out"] == []
