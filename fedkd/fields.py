@@ -79,6 +79,13 @@ def _arrays(value: Any) -> bool:
     )
 
 
+def _options(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        type(name) is str and (type(option) in (str, bool) or _number(option))
+        for name, option in value.items()
+    )
+
+
 def _one_of(*values: str) -> Allowed:
     return Allowed(
         lambda value: type(value) is str and value in values, " or ".join(map(repr, values))
@@ -121,6 +128,10 @@ TARGETS = Allowed(
     "a tensor of floats with two dimensions",
 )
 PER = _one_of("sample", "class")
+OBJECTIVE = Allowed(
+    lambda value: NAME.test(value) or _options(value),
+    'a name, or a dictionary of a name and options, as in {"name": "dkd", "beta": 4.0}',
+)
 HEAD = _or_none(Allowed(lambda value: type(value) is Head, "Head(...)"))
 TEMPERATURE = Allowed(
     lambda value: (
@@ -165,7 +176,7 @@ FIELDS: dict[type, dict[str, Allowed]] = {
             lambda value: type(value) is str or TARGETS.test(value),
             f"{TARGETS.description}, or the name of a student",
         ),
-        "objective": NAME,
+        "objective": OBJECTIVE,
         "temperature": TEMPERATURE,
         "weight": NUMBER,
         "tau_squared": FLAG,

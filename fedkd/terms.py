@@ -12,10 +12,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fedkd import registry
-from fedkd.distillation.objectives import traits
+from fedkd.distillation.objectives import made, name_of, traits
 from fedkd.distillation.targets import check_probabilities
-from fedkd.errors import FedkdError
+from fedkd.errors import FedkdError, about
 from fedkd.fields import check_fields, source_name
 from fedkd.replies import bounded
 from fedkd.shapes import Student, rows_of
@@ -143,7 +142,15 @@ def check_server_fit(step: Fit, student: nn.Sequential, samples: Samples, public
 def _soft(term: Soft, on: Source, learner: Learner, seen: Seen) -> None:
     if term.reach:
         learner.student().part(tuple(term.reach))
-    takes = traits(registry.load("objectives", term.objective)).targets
+    with about("Soft"):
+        expects = traits(made(term.objective))
+    name, takes = name_of(term.objective), expects.targets
+    if "labels" in expects.needs and not learner.labelled(on):
+        raise FedkdError(
+            f"Soft: objective = {name!r} needs labels, and the samples of {source_name(on)} have "
+            "none (the transfer set never has); use it on 'private', or take an objective that "
+            "needs none: fedkd list objectives"
+        )
     classes, among = learner.classes, term.among
     rows = classes if term.per == "class" else learner.rows(on)
     if isinstance(term.targets, str):
@@ -159,7 +166,7 @@ def _soft(term: Soft, on: Source, learner: Learner, seen: Seen) -> None:
         rows = _rows(term.targets, rows, on, term.per)
         _columns(term.targets, classes if among is None else among.shape[1] + 1, among)
         if seen.add(term.targets, takes) and (reason := _no_targets(term.targets, takes)):
-            raise FedkdError(f"Soft: {reason}; objective = {term.objective!r} takes {takes}")
+            raise FedkdError(f"Soft: {reason}; objective = {name!r} takes {takes}")
     for what, given in (("temperature", term.temperature), ("row_weights", term.row_weights)):
         if isinstance(given, Tensor) and rows is not None and given.shape != (rows,):
             raise FedkdError(
@@ -170,8 +177,8 @@ def _soft(term: Soft, on: Source, learner: Learner, seen: Seen) -> None:
         return
     if takes != "probabilities":
         raise FedkdError(
-            f"Soft: objective = {term.objective!r} is not allowed with candidates: it takes "
-            "logits, and all other classes together have none"
+            f"Soft: objective = {name!r} is not allowed with candidates: it takes logits, and all "
+            "other classes together have none"
         )
     if rows is not None and len(among) != rows:
         raise FedkdError(

@@ -7,6 +7,7 @@ these steps, a new engine performs them. How they travel is in :mod:`fedkd.codec
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -74,7 +75,8 @@ class Soft:
 
     ``targets`` holds one row a sample of the source ``(K, C)``, or with ``per="class"`` one row a
     class ``(C, C)`` picked by the sample's label; a row that begins with NaN is no target and its
-    samples are passed over. They are what the objective expects: probabilities, or logits for
+    samples are passed over. ``objective`` is a name, or a name with options, as in
+    ``{"name": "dkd", "beta": 4.0}``. Targets are what it expects: probabilities, or logits for
     ``mse_logits``. The name of a student of the same client stands for what that student says, at
     ``temperature``, when the step begins. ``temperature``, one number or ``(K,)``, one a row of
     targets, divides the student's logits; ``tau_squared`` multiplies by its square, which keeps
@@ -88,7 +90,7 @@ class Soft:
     """
 
     targets: torch.Tensor | str
-    objective: str = "forward_kl"
+    objective: str | Mapping[str, Any] = "forward_kl"
     temperature: float | torch.Tensor = 1.0
     weight: float = 1.0
     tau_squared: bool = True

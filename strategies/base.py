@@ -28,9 +28,8 @@ from typing import ClassVar
 
 import torch
 
-from fedkd import registry
 from fedkd.caveats import LOCAL_TRAINING
-from fedkd.distillation.objectives import traits
+from fedkd.distillation.objectives import made, traits
 from fedkd.options import Epochs, Table
 from fedkd.privacy.average import Averaging
 from fedkd.random import generator
@@ -162,7 +161,7 @@ class KnowledgeStrategy(Rounds, base=True):
         for step in steps:
             for term in step.terms if isinstance(step, Fit) and step.on == "transfer" else ():
                 if isinstance(term, Soft) and isinstance(term.targets, torch.Tensor):
-                    logits = traits(registry.load("objectives", term.objective)).targets == "logits"
+                    logits = traits(made(term.objective)).targets == "logits"
                     return term.targets.softmax(1) if logits else term.targets
         return None
 

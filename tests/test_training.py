@@ -249,6 +249,10 @@ def test_the_proximal_gradient_is_weight_times_distance(samples):
         ([Soft(torch.rand(3, 4))], "3 targets for 5 samples"),
         ([Soft(torch.rand(4, 4), per="class")], "no labels"),
         ([Soft(torch.rand(5, 4), objective="kl")], "objective = 'kl' is not known"),
+        (
+            [Soft(torch.rand(5, 4), "not_true")],
+            "objective = 'not_true': the samples have no labels",
+        ),
         ([Soft(torch.rand(5, 4), reach=("conv1",))], "'conv1' is not a block"),
         ([CrossEntropy(on="privat")], "'privat' is not known"),
     ],

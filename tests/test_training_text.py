@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fedkd.data.language import PAD, pack, samples
+from fedkd.distillation.objectives import not_true
 from fedkd.distillation.targets import among_logs
 from fedkd.errors import FedkdError
 from fedkd.sections import StudentTable, TrainingTable
@@ -257,6 +258,36 @@ def test_among_all_classes_nothing_is_left_and_nothing_breaks(objective, text):
     given = torch.cat([targets.gather(1, among), torch.zeros(len(among), 1)], 1)
     expected, loss = trained(text, Soft(targets, objective))
     after, found = trained(text, Soft(given, objective, among=among))
+    assert found == pytest.approx(loss, rel=1e-4)
+    assert alike(after, expected, atol=1e-5)
+
+
+def test_an_objective_that_needs_labels_passes_over_tokens_that_have_none(text):
+    """What their targets are does not matter, and they count as tokens."""
+    labels = item_labels(text)
+    there = labels >= 0
+    assert not there.all()
+    targets = soft_targets(text)
+    other = torch.where(there[:, None], targets, targets.flip(1))
+    expected, loss = trained(text, Soft(targets, "not_true", temperature=3.0))
+    after, found = trained(text, Soft(other, "not_true", temperature=3.0))
+    assert alike(after, expected, atol=0)
+    assert found == loss
+    logits = predict(student(), text.inputs).clone()[there]
+    pieces = not_true(logits, targets[there], 3.0, labels=labels[there])
+    assert loss == pytest.approx(float(pieces.sum()) / len(labels), rel=1e-4)
+
+
+@pytest.mark.parametrize("objective", ["not_true", {"name": "dkd", "beta": 2.0}])
+def test_among_all_classes_but_one_labels_pick_what_they_pick_among_all(objective, text):
+    """The class that is no candidate is the last column, all others together."""
+    targets, among = soft_targets(text), candidates(text, VOCABULARY - 1)
+    rest = 1 - targets.gather(1, among).sum(1, keepdim=True)
+    given = torch.cat([targets.gather(1, among), rest], 1)
+    labels = item_labels(text)
+    assert not (among == labels[:, None]).any(1)[labels >= 0].all()
+    expected, loss = trained(text, Soft(targets, objective, 2.0))
+    after, found = trained(text, Soft(given, objective, 2.0, among=among))
     assert found == pytest.approx(loss, rel=1e-4)
     assert alike(after, expected, atol=1e-5)
 

@@ -53,6 +53,8 @@ ASSIGNMENT = Assignment(
                     among=torch.tensor([[0, 1], [2, -1], [1, 2], [5, 0]]),
                     row_weights=torch.rand(4),
                 ),
+                Soft("own", {"name": "dkd", "alpha": 1, "beta": 0.5}),
+                Soft("own", {"name": "dkd", "beta": 2.0}),
                 Proximal(0.1, PARAMETERS),
                 Proximal(0.1),
             ),

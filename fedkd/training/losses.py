@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedkd import registry
-from fedkd.distillation.objectives import Objective, traits
+from fedkd.distillation.objectives import made, name_of, traits
 from fedkd.distillation.targets import among_logs
 from fedkd.errors import FedkdError
 from fedkd.students import cut_index, part_names
@@ -68,7 +67,8 @@ class Loss:
                 raise FedkdError(
                     f"Soft: the student {term.targets!r} was not asked for its targets"
                 )
-            self.objective: Objective = registry.load("objectives", term.objective)
+            self.objective = made(term.objective)
+            self.needs = traits(self.objective).needs
             # Logits are single precision, whatever a method has computed in.
             self.targets = term.targets.to(device, torch.float32)
             self._check(term, samples)
@@ -92,9 +92,7 @@ class Loss:
         if isinstance(term, Soft | Prototype):
             self.classes = len(self.targets) // (stacked or 1)
             self.partial = bool(self.targets[:, 0].isnan().any())
-            # Labels of text may be -1; those of images never are.
-            by_class = isinstance(term, Prototype) or term.per == "class"
-            self.by_label = by_class and not samples.inputs.is_floating_point()
+            self.tokens = not samples.inputs.is_floating_point()
 
     @property
     def reach(self) -> list[nn.Parameter] | None:
@@ -117,9 +115,12 @@ class Loss:
             return term.weight / 2 * sum((square.sum() for square in squares), torch.zeros(()))
         if isinstance(term, Prototype):
             given = at_items(batch.held[term.cut], batch.chosen).flatten(1)
-            rows = self._by_class(batch, "Prototype")
-            targets, given, _, there = self._with_targets(rows, given)
-            return term.weight * batch.mean((given - targets).square().mean(1), there)
+            labels = _labels(batch, "Prototype")
+            rows = self._by_class(batch, labels)
+            there = self._there(rows, labels)
+            if there is not None:
+                rows, given = rows[there], given[there]
+            return term.weight * batch.mean((given - self.targets[rows]).square().mean(1), there)
         logits = batch.logits
         if term.through is not None:
             logits = self._through(batch.held[term.through.cut])
@@ -131,14 +132,30 @@ class Loss:
             how = "sum" if batch.over else "mean"
             loss = F.cross_entropy(logits, labels, ignore_index=NO_LABEL, reduction=how)
             return term.weight * loss / (batch.over or 1)
-        rows = batch.index if term.per == "sample" else self._by_class(batch, "Soft per class")
-        targets, logits, rows, there = self._with_targets(rows, logits)
+        return self._soft(term, batch, logits)
+
+    def _soft(self, term: Soft, batch: Batch, logits: Tensor) -> Tensor:
+        """The value of a term of soft targets, where a student has ``logits`` ``(B, C)``."""
+        rows, labels = batch.index, None
+        if term.per == "class":
+            labels = _labels(batch, "Soft per class")
+            rows = self._by_class(batch, labels)
+        elif self.needs:
+            labels = _labels(batch, f"objective = {name_of(term.objective)!r}")
+        there = self._there(rows, labels)
+        if there is not None:
+            rows, logits = rows[there], logits[there]
+            labels = None if labels is None else labels[there]
+        targets = self.targets[rows]
         tau = self.tau[rows] if isinstance(self.tau, Tensor) else self.tau
-        if self.among is None:
-            pieces = self.objective(logits, targets, tau)
+        among = None if self.among is None else self.among[rows]
+        needed = {"labels": labels if among is None else _column(labels, among)}
+        needed = {name: needed[name] for name in self.needs}
+        if among is None:
+            pieces = self.objective(logits, targets, tau, **needed)
         else:
-            logs = among_logs(F.log_softmax(logits / tau, 1), self.among[rows])
-            pieces = self.objective(logs, targets, 1.0)
+            logs = among_logs(F.log_softmax(logits / tau, 1), among)
+            pieces = self.objective(logs, targets, 1.0, **needed)
         if self.weights is not None:
             pieces = self.weights[rows] * pieces
         scale = term.weight
@@ -157,28 +174,24 @@ class Loss:
 
         return torch.vmap(above)(self.head, held) if self.stacked else above(self.head, held)
 
-    def _by_class(self, batch: Batch, term: str) -> Tensor:
+    def _by_class(self, batch: Batch, labels: Tensor) -> Tensor:
         """Rows of the targets that labels pick; those of a stack's students follow one another."""
-        labels = _labels(batch, term)
         if batch.owners is None or batch.places is None:
             return labels
         return labels + batch.places * self.classes
 
-    def _with_targets(
-        self, rows: Tensor, given: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Targets at ``rows``, and what is given, but only where there is a target, and where.
+    def _there(self, rows: Tensor, labels: Tensor | None) -> Tensor | None:
+        """Which samples have a target at ``rows``, and a label if one is needed; None: all.
 
-        Samples without one count as samples without a loss.
+        The others count as samples without a loss.
         """
-        if self.by_label:
-            there = rows >= 0
-            rows, given = rows[there], given[there]
-        targets = self.targets[rows]
-        if not self.partial:
-            return targets, given, rows, None
-        there = ~targets[:, 0].isnan()
-        return targets[there], given[there], rows[there], there
+        there = None
+        if labels is not None and self.tokens:  # those of images are never -1
+            there = labels >= 0
+        if self.partial:
+            targeted = ~self.targets[rows, 0].isnan()
+            there = targeted if there is None else there & targeted
+        return there
 
     def _check(self, term: Soft, samples: Samples) -> None:
         """Refuse targets, temperatures and candidates that do not fit together."""
@@ -202,8 +215,8 @@ class Loss:
             return
         if traits(self.objective).targets != "probabilities":
             raise FedkdError(
-                f"Soft: objective = {term.objective!r} is not allowed with candidates: it takes "
-                "logits, and all other classes together have none"
+                f"Soft: objective = {name_of(term.objective)!r} is not allowed with candidates: it "
+                "takes logits, and all other classes together have none"
             )
         if among.shape != (len(targets), targets.shape[1] - 1):
             raise FedkdError(
@@ -221,6 +234,14 @@ def _labels(batch: Batch, term: str) -> Tensor:
     return batch.labels
 
 
+def _column(labels: Tensor | None, among: Tensor) -> Tensor | None:
+    """Where the classes ``labels`` are among candidates ``(B, k)``: k for one that is none."""
+    if labels is None:
+        return None
+    same = among == labels[:, None]
+    return torch.where(same.any(1), same.int().argmax(1), among.shape[1])
+
+
 def source_of(term: Term) -> str | None:
     """Where a term draws its own mini-batches from; None: with the step."""
     return None if isinstance(term, Proximal) else term.on
@@ -228,7 +249,7 @@ def source_of(term: Term) -> str | None:
 
 def said(term: Soft, logits: Tensor) -> Tensor:
     """Targets of ``term`` that a student with ``logits`` ``(K, C)`` gives in its place."""
-    if traits(registry.load("objectives", term.objective)).targets == "logits":
+    if traits(made(term.objective)).targets == "logits":
         return logits
     tau = term.temperature
     logits = logits / (tau.to(logits)[:, None] if isinstance(tau, Tensor) else tau)

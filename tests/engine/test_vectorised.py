@@ -172,6 +172,24 @@ TERMS = {
     "a target a class": lambda h, c: Fit(
         "private", (CrossEntropy(), Soft(targets(h, c, 10), per="class"))
     ),
+    "an objective that needs labels": lambda h, c: Fit(
+        "private",
+        (
+            CrossEntropy(),
+            Soft(
+                torch.where(
+                    torch.arange(h.rows(c, "private"))[:, None] % 5 == 0,
+                    torch.nan,
+                    targets(h, c, h.rows(c, "private")),
+                ),
+                "not_true",
+                temperature=3.0,
+            ),
+        ),
+    ),
+    "an objective with options": lambda h, c: Fit(
+        "private", (Soft(targets(h, c, 10), {"name": "dkd", "beta": 2.0}, 2.0, per="class"),)
+    ),
     "a class without one": lambda h, c: Fit(
         "private",
         (

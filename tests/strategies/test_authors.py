@@ -295,6 +295,26 @@ STEPS = {
         r"objective = 'forward' is not known \(did you mean 'forward_kl'\?\)",
     ),
     "an objective that is a function": (on_transfer(soft(objective=max)), "Soft: objective = the"),
+    "an objective's option nobody knows": (
+        on_transfer(soft(objective={"name": "dkd", "gamma": 1})),
+        "Soft: objective.gamma is not a known key; known here: alpha, beta",
+    ),
+    "an option out of its range": (
+        on_transfer(soft(objective={"name": "dkd", "beta": -1})),
+        "Soft: objective.beta = -1 is not allowed: input should be greater than or equal to 0",
+    ),
+    "an option that is a tensor": (
+        on_transfer(soft(objective={"name": "dkd", "beta": torch.ones(1)})),
+        "Soft: objective = a dict of 2 is not allowed; allowed: a name, or a dictionary",
+    ),
+    "an objective without a name": (
+        on_transfer(soft(objective={"beta": 1.0})),
+        "Soft: objective.name = None is not allowed; known: cross_entropy, dkd",
+    ),
+    "an objective that needs labels": (
+        on_transfer(soft(objective="not_true")),
+        "Soft: objective = 'not_true' needs labels, and the samples of 'transfer' have none .*'p",
+    ),
     "per nothing": (on_transfer(soft(per="token")), "Soft: per = 'token' .*'sample' or 'class'"),
     "epochs below 0": ([Fit(epochs=-1)], "Fit: epochs = -1 is not allowed"),
     "endless epochs": ([Fit(epochs=float("inf"))], "Fit: epochs = inf is not allowed"),
