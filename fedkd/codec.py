@@ -24,6 +24,7 @@ from fedkd.work import (
     Fit,
     Head,
     Hold,
+    Linear,
     Load,
     Predict,
     Prototype,
@@ -39,7 +40,7 @@ from fedkd.work import (
 KINDS: dict[str, type] = {
     kind.__name__: kind
     for kind in (
-        *(Samples, Head, CrossEntropy, Soft, Prototype, Proximal),
+        *(Samples, Head, CrossEntropy, Soft, Prototype, Proximal, Linear),
         *(Fit, Predict, Represent, Select, Hold, Load, Share, Evaluate, Expose),
     )
 }

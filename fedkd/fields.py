@@ -22,6 +22,7 @@ from fedkd.work import (
     Fit,
     Head,
     Hold,
+    Linear,
     Load,
     Predict,
     Prototype,
@@ -37,7 +38,7 @@ from fedkd.work import (
 )
 
 STEPS = (Fit, Predict, Represent, Select, Hold, Load, Share, Evaluate, Expose)
-TERMS = (CrossEntropy, Soft, Prototype, Proximal)
+TERMS = (CrossEntropy, Soft, Prototype, Proximal, Linear)
 DTYPES = {
     *(torch.float16, torch.float32, torch.float64, torch.bool),
     *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
@@ -189,6 +190,7 @@ FIELDS: dict[type, dict[str, Allowed]] = {
     },
     Prototype: {"targets": TARGETS, "cut": NAME, "weight": NUMBER, "on": _or_none(NAMED_SOURCE)},
     Proximal: {"weight": NUMBER, "anchor": _or_none(PARAMETERS)},
+    Linear: {"given": PARAMETERS, "weight": NUMBER},
     Fit: {
         "on": SOURCE,
         "terms": Allowed(

@@ -29,8 +29,8 @@ from fedkd.work import (
     Fit,
     Hold,
     Load,
+    Penalty,
     Predict,
-    Proximal,
     Represent,
     Samples,
     Select,
@@ -324,7 +324,7 @@ class Checker:
         self._source(step, step.on, client)
         for term in step.terms:
             check_fields(term)
-            if not isinstance(term, Proximal) and term.on is not None:
+            if not isinstance(term, Penalty) and term.on is not None:
                 self._source(step, term.on, client, type(term).__name__)
         learner = Learner(
             student,

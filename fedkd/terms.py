@@ -23,8 +23,9 @@ from fedkd.work import (
     CrossEntropy,
     Fit,
     Head,
+    Linear,
+    Penalty,
     Prototype,
-    Proximal,
     Samples,
     Soft,
     Source,
@@ -77,9 +78,10 @@ def check_fit(
     if part:
         learner.student().part(part)
     for term in terms:
-        if isinstance(term, Proximal):
-            if term.anchor is not None:
-                _anchor(term.anchor, part, learner.student())
+        if isinstance(term, Penalty):
+            named = term.given if isinstance(term, Linear) else term.anchor
+            if named is not None:
+                _of_learning(term, named, part, learner.student())
             continue
         source = on if term.on is None else term.on
         if isinstance(term, CrossEntropy | Soft) and term.through is not None:
@@ -114,7 +116,7 @@ def check_server_fit(step: Fit, student: nn.Sequential, samples: Samples, public
     sources = {"public": public}
     for term in step.terms:
         check_fields(term)
-        if not isinstance(term, Proximal) and term.on not in (None, *sources):
+        if not isinstance(term, Penalty) and term.on not in (None, *sources):
             raise FedkdError(
                 f"{type(term).__name__}: on = {term.on!r} is not known; known: {', '.join(sources)}"
             )
@@ -255,14 +257,18 @@ def _through(head: Head, student: Student) -> None:
             )
 
 
-def _anchor(anchor: dict[str, Tensor], part: tuple[str, ...], student: Student) -> None:
+def _of_learning(
+    term: Penalty, named: dict[str, Tensor], part: tuple[str, ...], student: Student
+) -> None:
+    """Refuse named arrays that are not as the parameters that learn."""
+    field = f"{type(term).__name__}: {'given' if isinstance(term, Linear) else 'anchor'}"
     for name in student.learning(part):
-        given, shape = anchor.get(name), student.state[name][0]
+        given, shape = named.get(name), student.state[name][0]
         if given is None or given.shape != shape:
             found = "has none" if given is None else f"has one of shape {tuple(given.shape)}"
             raise FedkdError(
-                f"Proximal: anchor {found} for {name} of shape {tuple(shape)}; one is needed for "
-                "every parameter that learns"
+                f"{field} {found} for {name} of shape {tuple(shape)}; one is needed for every "
+                "parameter that learns"
             )
-    if other := anchor.keys() - student.state.keys():
-        raise FedkdError(f"Proximal: anchor has {min(other)}, which the student has not")
+    if other := named.keys() - student.state.keys():
+        raise FedkdError(f"{field} has {min(other)}, which the student has not")

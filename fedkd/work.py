@@ -128,7 +128,22 @@ class Proximal:
     anchor: Parameters | None = None
 
 
-Term = CrossEntropy | Soft | Prototype | Proximal
+@dataclass(frozen=True)
+class Linear:
+    """``weight`` times the inner product of the parameters with ``given``: ``sum <w, given>``.
+
+    Its gradient is ``weight * given``, whatever the parameters are: a correction of each step of
+    descent (SCAFFOLD: Karimireddy et al. 2020; FedDyn: Acar et al. 2021). ``given`` has an array
+    for each parameter that learns.
+    """
+
+    given: Parameters
+    weight: float = 1.0
+
+
+Penalty = Proximal | Linear
+"""Terms of the parameters alone, which see no samples."""
+Term = CrossEntropy | Soft | Prototype | Proximal | Linear
 
 # --- the steps ------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from fedkd.training.items import take
 from fedkd.training.loop import Optimiser, descend
 from fedkd.training.losses import Loss, source_of
 from fedkd.training.student import check_learning, learning_names, set_modes
-from fedkd.work import Fit, Head, Parameters, Proximal, Samples, Term
+from fedkd.work import Fit, Head, Parameters, Penalty, Samples, Term
 
 
 def fit(
@@ -77,7 +77,7 @@ def fit(
     device = sources[0].inputs.device
     # A gradient that comes once a step, and through layers alone, need not be there as a whole.
     simple = not others and not any(
-        isinstance(term, Proximal) or getattr(term, "reach", ()) for term in terms[0]
+        isinstance(term, Penalty) or getattr(term, "reach", ()) for term in terms[0]
     )
     live = _Live(stack, step, training, count, simple)
     joints = {None: _Joint(batches, device)} | {
@@ -276,7 +276,7 @@ def _joined(terms: Sequence[Term]) -> Term:
         elif isinstance(values[0], Head):
             heads = [cast(Head, value).parameters for value in values]
             changes[part.name] = replace(values[0], parameters=_stacked(heads))
-        elif isinstance(first, Proximal) and values[0] is not None and part.name == "anchor":
+        elif isinstance(first, Penalty) and isinstance(values[0], dict):
             changes[part.name] = _stacked(values)
     return replace(first, **changes)
 

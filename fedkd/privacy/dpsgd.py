@@ -7,8 +7,8 @@ was drawn, and adds noise to their sum::
 
 with C = ``max_grad_norm`` and sigma = ``noise_multiplier``; a gradient that is not finite counts as
 0. K is public: what is hidden is whether a sample is there or counts as 0. The loop is that of
-:mod:`fedkd.training`; here is what Opacus adds to it. Terms that draw from elsewhere, and a
-proximal term, see no private sample: their gradients are added to g as they are.
+:mod:`fedkd.training`; here is what Opacus adds to it. Terms that draw from elsewhere, and those of
+the parameters alone, see no private sample: their gradients are added to g as they are.
 
 What is private is the student, and all that is made of it without another look at the samples, as
 soft labels on the transfer set are. Representations of private samples and means over their classes
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from fedkd.errors import FedkdError
 from fedkd.random import SystemNoise, noise_generator
 from fedkd.sections import PrivateTraining, StudentTable
-from fedkd.work import CrossEntropy, Fit, Proximal, Soft, Source, Term
+from fedkd.work import CrossEntropy, Fit, Penalty, Soft, Source, Term
 
 PRIVATE = ("private", "own", "validation")
 """Sources that are a client's own."""
@@ -43,7 +43,7 @@ def is_private(on: Source | None) -> bool:
 
 def sees_private(step: Fit) -> bool:
     """Whether a step, or a term of it, draws from what is a client's own."""
-    of_terms = [term.on for term in step.terms if not isinstance(term, Proximal)]
+    of_terms = [term.on for term in step.terms if not isinstance(term, Penalty)]
     return any(is_private(on) for on in (step.on, *of_terms))
 
 
@@ -106,7 +106,7 @@ class DPSGD:
         FedkdError
             It does, and in a way that has no gradient for each sample.
         """
-        if isinstance(term, Proximal) or not (self.own if term.on is None else is_private(term.on)):
+        if isinstance(term, Penalty) or not (self.own if term.on is None else is_private(term.on)):
             return False
         if isinstance(term, Soft) and term.reach:
             self._refuse("a Soft term with reach on private samples")

@@ -37,8 +37,8 @@ from fedkd.work import (
     Hold,
     Load,
     Parameters,
+    Penalty,
     Predict,
-    Proximal,
     Reply,
     Represent,
     Select,
@@ -227,7 +227,7 @@ class Ledger:
     def _planned(self, step: Fit, client: int) -> tuple[float, int]:
         """Sample rate and steps of a fit that was asked for."""
         training, on = self.experiment.training, [step.on]
-        on += [term.on for term in step.terms if not isinstance(term, Proximal) and term.on]
+        on += [term.on for term in step.terms if not isinstance(term, Penalty) and term.on]
         passes = [-(-max(1, self._items(source, client)) // training.batch_size) for source in on]
         epochs = training.local_epochs if step.epochs is None else step.epochs
         least = training.min_steps if step.min_steps is None else step.min_steps

@@ -12,7 +12,17 @@ from fedkd.errors import FedkdError
 from fedkd.students import cut_index, part_names
 from fedkd.training.batches import Batch
 from fedkd.training.items import at_items, items
-from fedkd.work import CrossEntropy, Parameters, Prototype, Proximal, Samples, Soft, Term
+from fedkd.work import (
+    CrossEntropy,
+    Linear,
+    Parameters,
+    Penalty,
+    Prototype,
+    Proximal,
+    Samples,
+    Soft,
+    Term,
+)
 
 NO_LABEL = -1
 
@@ -27,7 +37,7 @@ class Loss:
     learning
         The parameters that learn, by name; of a stack ``(n, ...)``, replaced as it gets smaller.
     stacked
-        Students of a stack, 0 if it is of one alone: a head's and an anchor's parameters are then
+        Students of a stack, 0 if it is of one alone: a head's and other named arrays are then
         ``(n, ...)``, and targets are those of all students behind one another.
     """
 
@@ -83,9 +93,11 @@ class Loss:
                 self._reach = [n for n in part_names(student, term.reach) if n in learning]
         elif isinstance(term, Prototype):
             self.targets = term.targets.to(device, torch.float32)
+        elif isinstance(term, Linear):
+            self.named = {n: term.given[n].to(device, p.dtype) for n, p in learning.items()}
         elif isinstance(term, Proximal):
             anchor = term.anchor or {}
-            self.anchor = {
+            self.named = {
                 name: anchor.get(name, parameter).detach().to(device, parameter.dtype, copy=True)
                 for name, parameter in learning.items()
             }
@@ -101,18 +113,14 @@ class Loss:
 
     def keep(self, students: Tensor) -> None:
         """Go on with some students of a stack alone: their places ``(k,)`` in it."""
-        for tensors in (getattr(self, "head", {}), getattr(self, "anchor", {})):
+        for tensors in (getattr(self, "head", {}), getattr(self, "named", {})):
             tensors |= {name: tensor[students] for name, tensor in tensors.items()}
 
     def __call__(self, batch: Batch) -> Tensor:
         """The term's value on a batch: ``()``, of a stack ``(n,)``."""
         term = self.term
-        if isinstance(term, Proximal):
-            squares = [(p - self.anchor[name]).square() for name, p in self.learning.items()]
-            if self.stacked:
-                each = torch.stack([square.flatten(1).sum(1) for square in squares])
-                return term.weight / 2 * each.sum(0)
-            return term.weight / 2 * sum((square.sum() for square in squares), torch.zeros(()))
+        if isinstance(term, Penalty):
+            return self._penalty(term)
         if isinstance(term, Prototype):
             given = at_items(batch.held[term.cut], batch.chosen).flatten(1)
             labels = _labels(batch, "Prototype")
@@ -164,6 +172,17 @@ class Loss:
         elif self.squared and isinstance(tau, float | int):
             scale *= tau**2
         return scale * batch.mean(pieces, there)
+
+    def _penalty(self, term: Penalty) -> Tensor:
+        """The value of a term of the parameters alone."""
+        if isinstance(term, Linear):
+            pieces, weight = [p * self.named[n] for n, p in self.learning.items()], term.weight
+        else:
+            pieces = [(p - self.named[n]).square() for n, p in self.learning.items()]
+            weight = term.weight / 2
+        if self.stacked:
+            return weight * torch.stack([piece.flatten(1).sum(1) for piece in pieces]).sum(0)
+        return weight * sum((piece.sum() for piece in pieces), torch.zeros(()))
 
     def _through(self, held: Tensor) -> Tensor:
         """Logits of the term's head."""
@@ -244,7 +263,7 @@ def _column(labels: Tensor | None, among: Tensor) -> Tensor | None:
 
 def source_of(term: Term) -> str | None:
     """Where a term draws its own mini-batches from; None: with the step."""
-    return None if isinstance(term, Proximal) else term.on
+    return None if isinstance(term, Penalty) else term.on
 
 
 def said(term: Soft, logits: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from fedkd.work import (
     Fit,
     Head,
     Hold,
+    Linear,
     Load,
     Predict,
     Prototype,
@@ -211,6 +212,10 @@ TERMS = {
             Proximal(0.5, {k: t + 0.1 * c for k, t in h.state(c)["own"].items()}),
         ),
     ),
+    "an inner product": lambda h, c: Fit(
+        "private",
+        (CrossEntropy(), Linear({k: 0.1 * (c + 1) * t for k, t in h.state(c)["own"].items()}, 0.3)),
+    ),
     "reach": lambda h, c: Fit(
         "transfer", (Soft(per_sample(h, c), reach=("fc1",)), Soft(per_sample(h, c), weight=0.2))
     ),
@@ -262,7 +267,13 @@ def in_double(thing):
     return thing
 
 
-IN_DOUBLE = ["reach", "prototypes", "near an anchor", "through a head of one's own"]
+IN_DOUBLE = [
+    "reach",
+    "prototypes",
+    "near an anchor",
+    "an inner product",
+    "through a head of one's own",
+]
 
 
 @pytest.mark.parametrize("what", IN_DOUBLE)

@@ -21,6 +21,7 @@ from fedkd.work import (
     Fit,
     Head,
     Hold,
+    Linear,
     Load,
     Predict,
     Prototype,
@@ -443,6 +444,14 @@ STEPS = {
     "an anchor that lacks something": (
         [Fit(terms=(CrossEntropy(), Proximal(1.0, {"head.bias": torch.ones(10)})))],
         "Proximal: anchor has none for fc1",
+    ),
+    "an inner product with some parameters": (
+        [Fit(terms=(CrossEntropy(), Linear({"head.bias": torch.ones(10)})))],
+        "Linear: given has none for fc1",
+    ),
+    "an inner product with nothing": (
+        [Fit(terms=(Linear(None),))],
+        "Linear: given = None is not allowed; allowed: a dictionary of tensors by name",
     ),
     # keys
     "two steps with one key": (
