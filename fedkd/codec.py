@@ -18,6 +18,7 @@ from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from fedkd.arrays import Array
 from fedkd.work import (
     Assignment,
+    Contrast,
     CrossEntropy,
     Evaluate,
     Expose,
@@ -40,7 +41,7 @@ from fedkd.work import (
 KINDS: dict[str, type] = {
     kind.__name__: kind
     for kind in (
-        *(Samples, Head, CrossEntropy, Soft, Prototype, Proximal, Linear),
+        *(Samples, Head, CrossEntropy, Soft, Prototype, Contrast, Proximal, Linear),
         *(Fit, Predict, Represent, Select, Hold, Load, Share, Evaluate, Expose),
     )
 }

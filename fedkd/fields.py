@@ -16,6 +16,7 @@ from fedkd.errors import FedkdError, brief
 from fedkd.options import MOST_EPOCHS
 from fedkd.work import (
     SOURCES,
+    Contrast,
     CrossEntropy,
     Evaluate,
     Expose,
@@ -38,7 +39,7 @@ from fedkd.work import (
 )
 
 STEPS = (Fit, Predict, Represent, Select, Hold, Load, Share, Evaluate, Expose)
-TERMS = (CrossEntropy, Soft, Prototype, Proximal, Linear)
+TERMS = (CrossEntropy, Soft, Prototype, Contrast, Proximal, Linear)
 DTYPES = {
     *(torch.float16, torch.float32, torch.float64, torch.bool),
     *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
@@ -128,6 +129,10 @@ TARGETS = Allowed(
     lambda value: _array(value) and value.is_floating_point() and value.dim() == 2,
     "a tensor of floats with two dimensions",
 )
+TARGETS_OR_STUDENT = Allowed(
+    lambda value: type(value) is str or TARGETS.test(value),
+    f"{TARGETS.description}, or the name of a student",
+)
 PER = _one_of("sample", "class")
 OBJECTIVE = Allowed(
     lambda value: NAME.test(value) or _options(value),
@@ -173,10 +178,7 @@ FIELDS: dict[type, dict[str, Allowed]] = {
     Head: {"cut": NAME, "parameters": PARAMETERS},
     CrossEntropy: {"weight": NUMBER, "on": _or_none(NAMED_SOURCE), "through": HEAD},
     Soft: {
-        "targets": Allowed(
-            lambda value: type(value) is str or TARGETS.test(value),
-            f"{TARGETS.description}, or the name of a student",
-        ),
+        "targets": TARGETS_OR_STUDENT,
         "objective": OBJECTIVE,
         "temperature": TEMPERATURE,
         "weight": NUMBER,
@@ -189,6 +191,14 @@ FIELDS: dict[type, dict[str, Allowed]] = {
         "row_weights": _or_none(WEIGHTS),
     },
     Prototype: {"targets": TARGETS, "cut": NAME, "weight": NUMBER, "on": _or_none(NAMED_SOURCE)},
+    Contrast: {
+        "positive": TARGETS_OR_STUDENT,
+        "negative": TARGETS_OR_STUDENT,
+        "cut": NAME,
+        "temperature": POSITIVE,
+        "weight": NUMBER,
+        "on": _or_none(NAMED_SOURCE),
+    },
     Proximal: {"weight": NUMBER, "anchor": _or_none(PARAMETERS)},
     Linear: {"given": PARAMETERS, "weight": NUMBER},
     Fit: {
@@ -235,8 +245,8 @@ FIELDS: dict[type, dict[str, Allowed]] = {
     },
     Load: {
         "parameters": Allowed(
-            lambda value: _arrays(value) and len(value) > 0,
-            f"{PARAMETERS.description}, with one at least",
+            lambda value: type(value) is str or (_arrays(value) and len(value) > 0),
+            f"{PARAMETERS.description}, with one at least, or the name of a student",
         ),
         "part": NAMES,
         "student": NAME,

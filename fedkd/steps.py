@@ -7,7 +7,7 @@ blocks, cuts and students, keys. So a mistake is told where it is made.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from functools import partial
 from typing import Any
@@ -29,6 +29,7 @@ from fedkd.work import (
     Fit,
     Hold,
     Load,
+    Parameters,
     Penalty,
     Predict,
     Represent,
@@ -174,7 +175,7 @@ class Checker:
     def _hash(self, hook: str, step: Step, *of: Any) -> int | None:
         """What steps that are checked alike have in common; None of a step that has no hash."""
         try:
-            if type(step) is Load:
+            if type(step) is Load and isinstance(step.parameters, dict):
                 self._seen.add(step.parameters, "parameters")
                 return hash((hook, id(step.parameters), step.part, step.student, *of))
             # Steps that differ in an array have other hashes: an array's is its id.
@@ -203,7 +204,11 @@ class Checker:
             )
         student = partial(self.shapes.student, models[step.student])
         if isinstance(step, Load):
-            _load(step, student())
+            student().part(tuple(step.part))
+            if isinstance(step.parameters, str):
+                _copy(step, step.parameters, models)
+            else:
+                _load(step, step.parameters, student())
         elif isinstance(step, Share):
             student().part(tuple(step.part))
         elif isinstance(step, Fit):
@@ -319,7 +324,7 @@ class Checker:
             )
 
     def _fit(
-        self, step: Fit, client: int, student: Callable[[], Student], teachers: Collection[str]
+        self, step: Fit, client: int, student: Callable[[], Student], models: dict[str, str]
     ) -> None:
         self._source(step, step.on, client)
         for term in step.terms:
@@ -331,7 +336,7 @@ class Checker:
             self.shapes.classes,
             lambda on: self.shapes.rows(on, client),
             self.shapes.labelled,
-            teachers,
+            {name: partial(self.shapes.student, model) for name, model in models.items()},
         )
         check_fit(step.on, step.terms, tuple(step.part), learner, self._seen)
 
@@ -350,9 +355,23 @@ class Checker:
         )
 
 
-def _load(step: Load, student: Student) -> None:
+def _copy(step: Load, of: str, models: Mapping[str, str]) -> None:
+    """Refuse the parameters of a student that is not there, or that is of another architecture."""
+    if of not in models:
+        raise FedkdError(
+            f"Load: parameters: student {of!r} is not known{nearest(of, [*models])}; known: "
+            f"{', '.join(models)}"
+        )
+    if models[of] != models[step.student]:
+        raise FedkdError(
+            f"Load: parameters = {of!r} is not allowed with student = {step.student!r}: they are "
+            f"of other architectures, {models[of]!r} and {models[step.student]!r}"
+        )
+
+
+def _load(step: Load, parameters: Parameters, student: Student) -> None:
     asked = student.part(tuple(step.part))
-    for name, value in step.parameters.items():
+    for name, value in parameters.items():
         shape, dtype = student.state.get(name, (None, None))
         if dtype is None or value.shape != shape or _is_real(value.dtype) != _is_real(dtype):
             has = f"{tuple(shape or ())} of {dtype}" if dtype else "none of that name"
@@ -360,10 +379,10 @@ def _load(step: Load, student: Student) -> None:
                 f"Load: parameters: student {step.student!r} has no {name} of shape "
                 f"{tuple(value.shape)}, {value.dtype}; it has {has}"
             )
-    if not any(name in asked for name in step.parameters):
+    if not any(name in asked for name in parameters):
         raise FedkdError(
             f"Load: part = {tuple(step.part)} has none of the parameters, which are "
-            f"{_some(step.parameters)}"
+            f"{_some(parameters)}"
         )
 
 

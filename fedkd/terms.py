@@ -6,8 +6,8 @@ shapes of the student and of the samples, and targets are what their objective t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from fedkd.replies import bounded
 from fedkd.shapes import Student, rows_of
 from fedkd.training import predict
 from fedkd.work import (
+    Contrast,
     CrossEntropy,
     Fit,
     Head,
@@ -38,14 +39,15 @@ class Learner:
     """What the terms of a fit are checked against.
 
     ``rows`` and ``labelled`` tell of a source how many rows it has (None where that is not known)
-    and whether these have labels; ``teachers`` are the students that may take the place of targets.
+    and whether these have labels; ``teachers`` are the students that may take the place of targets,
+    by name.
     """
 
     student: Callable[[], Student]
     classes: int
     rows: Callable[[Source], int | None]
     labelled: Callable[[Source], bool]
-    teachers: Collection[str] = ()
+    teachers: Mapping[str, Callable[[], Student]] = field(default_factory=dict)
 
 
 class Seen:
@@ -86,6 +88,9 @@ def check_fit(
         source = on if term.on is None else term.on
         if isinstance(term, CrossEntropy | Soft) and term.through is not None:
             _through(term.through, learner.student())
+        if isinstance(term, Contrast):
+            _contrast(term, source, learner, seen)
+            continue
         by_label = not isinstance(term, Soft) or term.per == "class"
         if by_label and not learner.labelled(source):
             raise FedkdError(
@@ -156,9 +161,7 @@ def _soft(term: Soft, on: Source, learner: Learner, seen: Seen) -> None:
     classes, among = learner.classes, term.among
     rows = classes if term.per == "class" else learner.rows(on)
     if isinstance(term.targets, str):
-        if term.targets not in learner.teachers:
-            known = ", ".join(learner.teachers) or "none"
-            raise FedkdError(f"Soft: student {term.targets!r} is not known; known: {known}")
+        _teacher("Soft", term.targets, learner)
         if term.per == "class":
             raise FedkdError(
                 "Soft: per = 'class' is not allowed with the name of a student, which says a row a "
@@ -189,6 +192,36 @@ def _soft(term: Soft, on: Source, learner: Learner, seen: Seen) -> None:
         )
     if seen.add(among, "candidates") and (reason := _no_candidates(among, classes)):
         raise FedkdError(f"Soft: {reason}")
+
+
+def _teacher(term: str, name: str, learner: Learner) -> Student:
+    """The student called ``name`` of those that may take the place of targets."""
+    if name not in learner.teachers:
+        known = ", ".join(learner.teachers) or "none"
+        raise FedkdError(f"{term}: student {name!r} is not known; known: {known}")
+    return learner.teachers[name]()
+
+
+def _contrast(term: Contrast, on: Source, learner: Learner, seen: Seen) -> None:
+    size, rows = learner.student().representation(term.cut).numel(), learner.rows(on)
+    for side, given in (("positive", term.positive), ("negative", term.negative)):
+        if isinstance(given, str):
+            width = _teacher("Contrast", given, learner).representation(term.cut).numel()
+            if width != size:
+                raise FedkdError(
+                    f"Contrast: {side} = {given!r} is not allowed: its representation at "
+                    f"{term.cut!r} has {width} numbers, and the student's {size}"
+                )
+            continue
+        wanted = len(given) if rows is None else rows, size
+        if given.shape != wanted:
+            raise FedkdError(
+                f"Contrast: {side} of shape {tuple(given.shape)} is not allowed; allowed: "
+                f"{wanted}, a row for each of {source_name(on)}, as wide as the representation at "
+                f"{term.cut!r}"
+            )
+        if seen.add(given, "representations") and (reason := bounded(given, side)):
+            raise FedkdError(f"Contrast: {reason}")
 
 
 def _rows(targets: Tensor, wanted: int | None, on: Source, per: str) -> int:

@@ -118,6 +118,28 @@ class Prototype:
 
 
 @dataclass(frozen=True)
+class Contrast:
+    """Representations like one student's and unlike another's (MOON: Li, He & Song 2021).
+
+    With z a sample's representation at ``cut``, flattened, z+ and z- its ``positive`` and
+    ``negative``, and cos the cosine of the angle between two::
+
+        weight * mean -log( exp(cos(z, z+) / temperature)
+                            / (exp(cos(z, z+) / temperature) + exp(cos(z, z-) / temperature)) )
+
+    ``positive`` and ``negative`` are ``(K, d)``, a row a sample of the source; or the name of a
+    student of the same client, for its representations at ``cut`` when the step begins.
+    """
+
+    positive: torch.Tensor | str
+    negative: torch.Tensor | str
+    cut: str
+    temperature: float = 0.5
+    weight: float = 1.0
+    on: str | None = None
+
+
+@dataclass(frozen=True)
 class Proximal:
     """``weight / 2`` times the squared distance to ``anchor`` (FedProx: Li et al. 2020).
 
@@ -143,7 +165,7 @@ class Linear:
 
 Penalty = Proximal | Linear
 """Terms of the parameters alone, which see no samples."""
-Term = CrossEntropy | Soft | Prototype | Proximal | Linear
+Term = CrossEntropy | Soft | Prototype | Contrast | Proximal | Linear
 
 # --- the steps ------------------------------------------------------------------------------
 
@@ -236,9 +258,12 @@ class Hold:
 
 @dataclass(frozen=True)
 class Load:
-    """Take in parameters; ``part`` names the blocks to take, empty means all that are given."""
+    """Take in parameters; ``part`` names the blocks to take, empty means all that are given.
 
-    parameters: Parameters
+    The name of a student of the same client stands for that student's, as they are by then.
+    """
+
+    parameters: Parameters | str
     part: tuple[str, ...] = ()
     student: str = "own"
 

@@ -14,7 +14,7 @@ from fedkd.errors import FedkdError
 from fedkd.sections import StudentTable, TrainingTable
 from fedkd.students import build
 from fedkd.training import class_means, evaluate, fit, item_labels, items, predict, represent, said
-from fedkd.work import CrossEntropy, Prototype, Proximal, Samples, Soft
+from fedkd.work import Contrast, CrossEntropy, Prototype, Proximal, Samples, Soft
 
 VOCABULARY, CONTEXT = 20, 8
 ONE = TrainingTable(optimiser="sgd", lr=0.5, batch_size=64, local_epochs=1)
@@ -290,6 +290,19 @@ def test_among_all_classes_but_one_labels_pick_what_they_pick_among_all(objectiv
     after, found = trained(text, Soft(given, objective, 2.0, among=among))
     assert found == pytest.approx(loss, rel=1e-4)
     assert alike(after, expected, atol=1e-5)
+
+
+def test_a_contrast_is_of_tokens(text):
+    """Whatever the order of rows: each token finds its own sides, and padding has none."""
+    positive, negative = (represent(student(n), text.inputs, "lstm1")[0].clone() for n in (3, 4))
+    _, loss = trained(text, Contrast(positive, negative, "lstm1", 0.2))
+    held, _ = represent(student(), text.inputs, "lstm1")
+    cosines = torch.stack([torch.cosine_similarity(held, s) for s in (positive, negative)], 1)
+    expected = F.cross_entropy(cosines / 0.2, torch.zeros(len(held), dtype=torch.long))
+    assert loss == pytest.approx(float(expected), rel=1e-4)
+    training = SGD.model_copy(update={"lr": 1e-9})
+    _, batched = trained(text, Contrast(positive, negative, "lstm1", 0.2), training=training)
+    assert batched == pytest.approx(loss, rel=0.05)
 
 
 def test_candidates_that_are_none_change_nothing(text):

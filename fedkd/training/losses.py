@@ -13,6 +13,7 @@ from fedkd.students import cut_index, part_names
 from fedkd.training.batches import Batch
 from fedkd.training.items import at_items, items
 from fedkd.work import (
+    Contrast,
     CrossEntropy,
     Linear,
     Parameters,
@@ -54,7 +55,7 @@ class Loss:
         self.stacked = stacked
         self.learning = learning
         self._reach: list[str] | None = None
-        self.cut = term.cut if isinstance(term, Prototype) else None
+        self.cut = term.cut if isinstance(term, Prototype | Contrast) else None
         device = samples.inputs.device
         if isinstance(term, CrossEntropy | Soft) and term.through is not None:
             self.cut = term.through.cut
@@ -93,6 +94,11 @@ class Loss:
                 self._reach = [n for n in part_names(student, term.reach) if n in learning]
         elif isinstance(term, Prototype):
             self.targets = term.targets.to(device, torch.float32)
+        elif isinstance(term, Contrast):
+            self.sides = [
+                _unit(_present(side).to(device, torch.float32))
+                for side in (term.positive, term.negative)
+            ]
         elif isinstance(term, Linear):
             self.named = {n: term.given[n].to(device, p.dtype) for n, p in learning.items()}
         elif isinstance(term, Proximal):
@@ -129,6 +135,10 @@ class Loss:
             if there is not None:
                 rows, given = rows[there], given[there]
             return term.weight * batch.mean((given - self.targets[rows]).square().mean(1), there)
+        if isinstance(term, Contrast):
+            given = _unit(at_items(batch.held[term.cut], batch.chosen).flatten(1).float())
+            like, unlike = ((given * side[batch.index]).sum(1) for side in self.sides)
+            return term.weight * batch.mean(F.softplus((unlike - like) / term.temperature))
         logits = batch.logits
         if term.through is not None:
             logits = self._through(batch.held[term.through.cut])
@@ -259,6 +269,17 @@ def _column(labels: Tensor | None, among: Tensor) -> Tensor | None:
         return None
     same = among == labels[:, None]
     return torch.where(same.any(1), same.int().argmax(1), among.shape[1])
+
+
+def _present(given: Tensor | str) -> Tensor:
+    if isinstance(given, str):
+        raise FedkdError(f"Contrast: the student {given!r} was not asked for its representations")
+    return given
+
+
+def _unit(rows: Tensor) -> Tensor:
+    """Rows ``(K, d)`` of length 1."""
+    return F.normalize(rows, dim=1, eps=1e-8)
 
 
 def source_of(term: Term) -> str | None:

@@ -11,6 +11,7 @@ from fedkd.engine import rule
 from fedkd.engine.worker import Worker
 from fedkd.work import (
     Assignment,
+    Contrast,
     CrossEntropy,
     Evaluate,
     Fit,
@@ -204,6 +205,10 @@ TERMS = {
     "prototypes": lambda h, c: Fit(
         "private", (CrossEntropy(), Prototype(targets(h, c, 10, 50), "fc2", 0.7))
     ),
+    "unlike another student": lambda h, c: Fit(
+        "private",
+        (CrossEntropy(), Contrast("own", targets(h, c, h.rows(c, "private"), 50), "fc2", 0.5, 3.0)),
+    ),
     "near where it began": lambda h, c: Fit("private", (CrossEntropy(), Proximal(0.5))),
     "near an anchor": lambda h, c: Fit(
         "private",
@@ -271,6 +276,7 @@ IN_DOUBLE = [
     "reach",
     "prototypes",
     "near an anchor",
+    "unlike another student",
     "an inner product",
     "through a head of one's own",
 ]

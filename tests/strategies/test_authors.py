@@ -15,6 +15,7 @@ from fedkd.engine.worker import Worker
 from fedkd.shapes import Sizes
 from fedkd.strategies.base import KnowledgeStrategy, StrategyOptions
 from fedkd.work import (
+    Contrast,
     CrossEntropy,
     Evaluate,
     Expose,
@@ -444,6 +445,31 @@ STEPS = {
     "an anchor that lacks something": (
         [Fit(terms=(CrossEntropy(), Proximal(1.0, {"head.bias": torch.ones(10)})))],
         "Proximal: anchor has none for fc1",
+    ),
+    "a contrast with too few rows": (
+        [Fit("transfer", (Contrast("own", torch.ones(3, 20), "fc1"),))],
+        r"Contrast: negative of shape \(3, 20\) is not allowed; allowed: \(80, 20\)",
+    ),
+    "a contrast with nobody": (
+        [Fit(terms=(Contrast("own", "twin", "fc1"),))],
+        "Contrast: student 'twin' is not known; known: own",
+    ),
+    "a contrast of unlike widths": (
+        [Hold("twin", "cnn2"), Fit(terms=(Contrast("own", "twin", "fc1"),))],
+        "Contrast: negative = 'twin' is not allowed: its representation at 'fc1' has",
+    ),
+    "a contrast at no cut": (
+        [Fit(terms=(Contrast("own", "own", "fc9"),))],
+        "cut 'fc9' is not a cut",
+    ),
+    "a contrast at temperature 0": (
+        [Fit(terms=(Contrast("own", "own", "fc1", 0),))],
+        "Contrast: temperature = 0 is not allowed; allowed: a number above 0",
+    ),
+    "parameters of nobody": ([Load("twin")], "Load: parameters: student 'twin' is not known"),
+    "parameters of another architecture": (
+        [Hold("twin", "cnn2"), Load("own", student="twin")],
+        "Load: parameters = 'own' is not allowed with student = 'twin': .* 'mlp' and 'cnn2'",
     ),
     "an inner product with some parameters": (
         [Fit(terms=(CrossEntropy(), Linear({"head.bias": torch.ones(10)})))],
