@@ -5,7 +5,6 @@ A batch is filled up with rows that count nowhere, and who has done its steps le
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import fields, replace
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from fedkd import optimisers
 from fedkd.engine.stack import Stack
 from fedkd.experiment import TrainingTable
-from fedkd.training.batches import Batch, Batches
+from fedkd.training.batches import Batch, Batches, steps_of
 from fedkd.training.items import take
 from fedkd.training.loop import Optimiser, descend
 from fedkd.training.losses import Loss, source_of
@@ -61,7 +60,7 @@ def fit(
     there = [len(samples.inputs) > 0 for samples in sources]
     passes = [source.per_epoch for source in batches]
     steps = [
-        max(math.ceil(epochs * each - 1e-9), least) if any_ else 0
+        steps_of(epochs, each, least) if any_ else 0
         for each, any_ in zip(passes, there, strict=True)
     ]
     total = [0.0] * count

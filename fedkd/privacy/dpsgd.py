@@ -47,6 +47,11 @@ def sees_private(step: Fit) -> bool:
     return any(is_private(on) for on in (step.on, *of_terms))
 
 
+def steps_a_pass(count: int, size: int) -> int:
+    """Steps of a pass over ``count`` samples: each draws ``size`` of them at most on average."""
+    return -(-count // size)
+
+
 def check_norm(student: StudentTable, table: PrivateTraining) -> None:
     """Refuse batch normalisation where there is noise.
 
@@ -124,7 +129,7 @@ class DPSGD:
         """
         from opacus.utils.uniform_sampler import UniformWithReplacementSampler
 
-        steps = -(-count // size)
+        steps = steps_a_pass(count, size)
         self.sample_rate, self._expected = 1 / steps, count / steps
         if self._system is not None:
             return steps, map(self._drawn, repeat(count))

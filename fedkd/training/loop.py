@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, Protocol
@@ -15,7 +14,7 @@ from fedkd.errors import FedkdError
 from fedkd.experiment import TrainingTable
 from fedkd.privacy.dpsgd import DPSGD, copied, is_private, quietly
 from fedkd.random import key
-from fedkd.training.batches import Augment, Batch, Batches
+from fedkd.training.batches import Augment, Batch, Batches, steps_of
 from fedkd.training.losses import Loss, source_of
 from fedkd.training.student import check_learning, requiring, set_modes, student_draws
 from fedkd.work import Samples, Term
@@ -126,7 +125,7 @@ def _fit(
     kept, student = student, student if dp is None else copied(student)
     own = dp if dp is not None and dp.own else None
     batches = Batches(samples, training.batch_size, generator, augment, own)
-    steps = max(math.ceil(epochs * batches.per_epoch - 1e-9), min_steps)
+    steps = steps_of(epochs, batches.per_epoch, min_steps)
     if steps:
         check_learning(student, names, part)
     learning = {name: p for name, p in student.named_parameters() if name in {*names}}

@@ -31,7 +31,10 @@ ROWS = {"nearest row (members are the rows)"}
 HEADLESS = {"confidence under the server's own head"}
 ATTACKED = {
     **dict.fromkeys(
-        ("fedavg", "fedavg-ft", "fedprox", "ditto", "feddf", "fml"),
+        (
+            *("fedavg", "fedavg-ft", "fedprox", "ditto", "feddf", "fml"),
+            *("fedntd", "moon", "feddyn", "scaffold"),
+        ),
         ("Share parameters", WHOLE, "parameters"),
     ),
     **dict.fromkeys(("fedper", "fedrep"), ("Share parameters", HEADLESS, None)),

@@ -13,7 +13,8 @@ from fedkd.work import Fit
 ALL = registry.names("strategies")
 SEND_LABELS = ["dsfl", "fedmd", "knfu", "ktpfl", "uniform"]
 NEED_TRANSFER = [*SEND_LABELS, "feddf", "selectivefd"]
-AVERAGE_PARAMETERS = ["fedavg", "fedavg-ft", "feddf", "fedprox"]
+AVERAGE_PARAMETERS = ["fedavg", "fedavg-ft", "feddf", "feddyn", "fedntd", "fedprox", "moon"]
+AVERAGE_PARAMETERS += ["scaffold"]
 ONE_ARCHITECTURE = [*AVERAGE_PARAMETERS, "ditto", "fedper", "fedrep"]
 
 

@@ -9,7 +9,7 @@ from fedkd.privacy.average import private_average
 from fedkd.random import numpy_noise
 from fedkd.strategies.fedavg import FedAvg, average
 
-CLIPPED = ["ditto", "fedavg", "fedavg-ft", "fedper", "fedprox", "fedrep"]
+CLIPPED = ["ditto", "fedavg", "fedavg-ft", "fedntd", "fedper", "fedprox", "fedrep", "moon"]
 BEFORE = {"w": torch.ones(200, 100), "b": torch.zeros(50)}
 
 
