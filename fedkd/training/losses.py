@@ -137,8 +137,10 @@ class Loss:
             return term.weight * batch.mean((given - self.targets[rows]).square().mean(1), there)
         if isinstance(term, Contrast):
             given = _unit(at_items(batch.held[term.cut], batch.chosen).flatten(1).float())
-            like, unlike = ((given * side[batch.index]).sum(1) for side in self.sides)
-            return term.weight * batch.mean(F.softplus((unlike - like) / term.temperature))
+            cosines = torch.stack([(given * side[batch.index]).sum(1) for side in self.sides], 1)
+            # Not softplus of a difference, whose last bits depend on where in a batch a sample is.
+            losses = -F.log_softmax(cosines / term.temperature, 1)[:, 0]
+            return term.weight * batch.mean(losses)
         logits = batch.logits
         if term.through is not None:
             logits = self._through(batch.held[term.through.cut])
