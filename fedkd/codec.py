@@ -18,6 +18,7 @@ from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from fedkd.arrays import Array
 from fedkd.work import (
     Assignment,
+    Contrast,
     CrossEntropy,
     Delta,
     Evaluate,
@@ -25,6 +26,7 @@ from fedkd.work import (
     Fit,
     Head,
     Hold,
+    Linear,
     Load,
     Peer,
     Predict,
@@ -43,7 +45,8 @@ from fedkd.work import (
 KINDS: dict[str, type] = {
     kind.__name__: kind
     for kind in (
-        *(Samples, Rows, Quantised, Delta, Head, CrossEntropy, Soft, Prototype, Proximal, Peer),
+        *(Samples, Rows, Quantised, Delta, Head, CrossEntropy, Soft, Prototype, Contrast),
+        *(Proximal, Linear, Peer),
         *(Fit, Predict, Represent, Select, Hold, Load, Share, Evaluate, Expose),
     )
 }

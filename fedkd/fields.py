@@ -16,6 +16,7 @@ from fedkd.errors import FedkdError, brief
 from fedkd.options import MOST_EPOCHS
 from fedkd.work import (
     SOURCES,
+    Contrast,
     CrossEntropy,
     Delta,
     Encoding,
@@ -24,6 +25,7 @@ from fedkd.work import (
     Fit,
     Head,
     Hold,
+    Linear,
     Load,
     Peer,
     Predict,
@@ -42,7 +44,7 @@ from fedkd.work import (
 )
 
 STEPS = (Fit, Predict, Represent, Select, Hold, Load, Share, Evaluate, Expose)
-TERMS = (CrossEntropy, Soft, Prototype, Proximal)
+TERMS = (CrossEntropy, Soft, Prototype, Contrast, Proximal, Linear)
 DTYPES = {
     *(torch.float16, torch.float32, torch.float64, torch.bool),
     *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
@@ -81,6 +83,13 @@ def _array(value: Any) -> bool:
 def _arrays(value: Any) -> bool:
     return isinstance(value, dict) and all(
         type(name) is str and _array(array) for name, array in value.items()
+    )
+
+
+def _options(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        type(name) is str and (type(option) in (str, bool) or _number(option))
+        for name, option in value.items()
     )
 
 
@@ -136,8 +145,16 @@ TARGETS = Allowed(
     lambda value: _array(value) and value.is_floating_point() and value.dim() == 2,
     "a tensor of floats with two dimensions",
 )
+TARGETS_OR_STUDENT = Allowed(
+    lambda value: type(value) is str or TARGETS.test(value),
+    f"{TARGETS.description}, or the name of a student",
+)
 PER = _one_of("sample", "class")
 SOME_TERMS = Allowed(_terms, f"a tuple of terms ({kinds_of(TERMS)}), as in (CrossEntropy(),)")
+OBJECTIVE = Allowed(
+    lambda value: NAME.test(value) or _options(value),
+    'a name, or a dictionary of a name and options, as in {"name": "dkd", "beta": 4.0}',
+)
 HEAD = _or_none(Allowed(lambda value: type(value) is Head, "Head(...)"))
 TEMPERATURE = Allowed(
     lambda value: (
@@ -201,11 +218,8 @@ FIELDS: dict[type, dict[str, Allowed]] = {
     Head: {"cut": NAME, "parameters": PARAMETERS},
     CrossEntropy: {"weight": NUMBER, "on": _or_none(NAMED_SOURCE), "through": HEAD},
     Soft: {
-        "targets": Allowed(
-            lambda value: type(value) is str or TARGETS.test(value),
-            f"{TARGETS.description}, or the name of a student",
-        ),
-        "objective": NAME,
+        "targets": TARGETS_OR_STUDENT,
+        "objective": OBJECTIVE,
         "temperature": TEMPERATURE,
         "weight": NUMBER,
         "tau_squared": FLAG,
@@ -219,7 +233,16 @@ FIELDS: dict[type, dict[str, Allowed]] = {
         "adaptive": FLAG,
     },
     Prototype: {"targets": TARGETS, "cut": NAME, "weight": NUMBER, "on": _or_none(NAMED_SOURCE)},
+    Contrast: {
+        "positive": TARGETS_OR_STUDENT,
+        "negative": TARGETS_OR_STUDENT,
+        "cut": NAME,
+        "temperature": POSITIVE,
+        "weight": NUMBER,
+        "on": _or_none(NAMED_SOURCE),
+    },
     Proximal: {"weight": NUMBER, "anchor": _or_none(PARAMETERS)},
+    Linear: {"given": PARAMETERS, "weight": NUMBER},
     Fit: {
         "on": SOURCE,
         "terms": SOME_TERMS,
@@ -271,8 +294,8 @@ FIELDS: dict[type, dict[str, Allowed]] = {
     },
     Load: {
         "parameters": Allowed(
-            lambda value: _arrays(value) and len(value) > 0,
-            f"{PARAMETERS.description}, with one at least",
+            lambda value: type(value) is str or (_arrays(value) and len(value) > 0),
+            f"{PARAMETERS.description}, with one at least, or the name of a student",
         ),
         "part": NAMES,
         "student": NAME,

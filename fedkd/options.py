@@ -102,7 +102,7 @@ def _allowed(error: ErrorDetails) -> str:
     """What pydantic says is allowed, in the words of TOML."""
     message, kind, value = error["msg"], error["type"], error["input"]
     message = message[0].lower() + message[1:]
-    if kind == "model_type":
+    if kind in ("model_type", "dict_type"):
         return "input should be a table"
     if kind in ("tuple_type", "list_type"):
         return "input should be a list"

@@ -33,7 +33,8 @@ KINDS = {
     "strategies": "a subclass of fedkd.strategies.base.KnowledgeStrategy",
     "datasets": "a function (folder, download) that returns a Dataset or a Corpus",
     "students": "a function (shape, classes, norm, width) that returns a torch.nn.Sequential",
-    "objectives": "a function (logits, targets, temperature) that returns the losses",
+    "objectives": "a function (logits, targets, temperature) that returns the losses, or a "
+    "subclass of fedkd.distillation.objectives.Objective",
 }
 """What a name of each group stands for."""
 
@@ -71,8 +72,12 @@ def load(group: str, name: str) -> Any:
             )
         with blamed(f"{setting}: the import of {points[name].value}"), _default_type_kept():
             thing = points[name].load()
-    strategy = isinstance(thing, type) and hasattr(thing, "read_options")
-    if not (strategy if group == "strategies" else callable(thing)):
+    right = callable(thing)
+    if group == "strategies":
+        right = isinstance(thing, type) and hasattr(thing, "read_options")
+    elif group == "objectives" and isinstance(thing, type):
+        right = hasattr(thing, "model_fields") and hasattr(thing, "__call__")  # noqa: B004
+    if not right:
         raise FedkdError(f"{setting} is of type {type(thing).__name__}; it must be {KINDS[group]}")
     return thing
 

@@ -39,6 +39,7 @@ from fedkd.privacy.release import claims_epsilon
 from fedkd.shapes import Shapes
 from fedkd.work import (
     Assignment,
+    Contrast,
     CrossEntropy,
     Evaluate,
     Expose,
@@ -378,7 +379,7 @@ def _loss(peer: Peer, metrics: dict[str, float], any_value: bool) -> str | None:
     if any_value:
         return None
     never_negative = all(
-        isinstance(term, CrossEntropy | Prototype | Proximal) and term.weight >= 0
+        isinstance(term, CrossEntropy | Prototype | Contrast | Proximal) and term.weight >= 0
         for term in peer.terms
     )
     if abs(loss) <= LARGEST and (loss >= 0 or not never_negative):

@@ -7,7 +7,7 @@ blocks, cuts and students, keys. So a mistake is told where it is made.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from functools import partial
 from typing import Any
@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedkd import registry, students
-from fedkd.distillation.objectives import traits
+from fedkd import students
+from fedkd.distillation.objectives import made, traits
 from fedkd.errors import FedkdError, about, brief, nearest
 from fedkd.fields import check_fields, kinds_of, source_name
 from fedkd.privacy.dpsgd import is_private, sees_private
@@ -33,9 +33,10 @@ from fedkd.work import (
     Fit,
     Hold,
     Load,
+    Parameters,
     Peer,
+    Penalty,
     Predict,
-    Proximal,
     Represent,
     Rows,
     Samples,
@@ -182,7 +183,7 @@ class Checker:
     def _hash(self, hook: str, step: Step, *of: Any) -> int | None:
         """What steps that are checked alike have in common; None of a step that has no hash."""
         try:
-            if type(step) is Load:
+            if type(step) is Load and isinstance(step.parameters, dict):
                 self._seen.add(step.parameters, "parameters")
                 return hash((hook, id(step.parameters), step.part, step.student, *of))
             # Steps that differ in an array have other hashes: an array's is its id.
@@ -207,7 +208,11 @@ class Checker:
         _known(step, models)
         student = partial(self.shapes.student, models[step.student])
         if isinstance(step, Load):
-            _load(step, student())
+            student().part(tuple(step.part))
+            if isinstance(step.parameters, str):
+                _copy(step, step.parameters, models)
+            else:
+                _load(step, step.parameters, student())
         elif isinstance(step, Share):
             student().part(tuple(step.part))
         elif isinstance(step, Fit):
@@ -215,7 +220,7 @@ class Checker:
             for term in (term for peer in step.peers for term in peer.terms):
                 if isinstance(term, Soft) and term.encoding is not None:
                     on = step.on if term.on is None else term.on
-                    takes = traits(registry.load("objectives", term.objective)).targets
+                    takes = traits(made(term.objective)).targets
                     per = "student" if isinstance(term.targets, str) else term.per
                     _encoding(hook, "Soft", term.encoding, on, per, takes == "logits")
         elif isinstance(step, Predict | Represent | Evaluate):
@@ -357,14 +362,14 @@ class Checker:
         for peer in step.peers:
             for term in peer.terms:
                 check_fields(term)
-                if not isinstance(term, Proximal) and term.on is not None:
+                if not isinstance(term, Penalty) and term.on is not None:
                     self._source(step, term.on, client, type(term).__name__)
             learner = Learner(
                 partial(self.shapes.student, models[peer.student]),
                 self.shapes.classes,
                 lambda on: self.shapes.rows(on, client),
                 self.shapes.labelled,
-                models,
+                {name: partial(self.shapes.student, model) for name, model in models.items()},
             )
             check_fit(step.on, peer.terms, tuple(peer.part), learner, self._seen)
         _together(step, self.shapes.experiment.training.dp.noise_multiplier)
@@ -429,9 +434,23 @@ def _together(step: Fit, noise_multiplier: float) -> None:
                 )
 
 
-def _load(step: Load, student: Student) -> None:
+def _copy(step: Load, of: str, models: Mapping[str, str]) -> None:
+    """Refuse the parameters of a student that is not there, or that is of another architecture."""
+    if of not in models:
+        raise FedkdError(
+            f"Load: parameters: student {of!r} is not known{nearest(of, [*models])}; known: "
+            f"{', '.join(models)}"
+        )
+    if models[of] != models[step.student]:
+        raise FedkdError(
+            f"Load: parameters = {of!r} is not allowed with student = {step.student!r}: they are "
+            f"of other architectures, {models[of]!r} and {models[step.student]!r}"
+        )
+
+
+def _load(step: Load, parameters: Parameters, student: Student) -> None:
     asked = student.part(tuple(step.part))
-    for name, value in step.parameters.items():
+    for name, value in parameters.items():
         shape, dtype = student.state.get(name, (None, None))
         if dtype is None or value.shape != shape or _is_real(value.dtype) != _is_real(dtype):
             has = f"{tuple(shape or ())} of {dtype}" if dtype else "none of that name"
@@ -439,10 +458,10 @@ def _load(step: Load, student: Student) -> None:
                 f"Load: parameters: student {step.student!r} has no {name} of shape "
                 f"{tuple(value.shape)}, {value.dtype}; it has {has}"
             )
-    if not any(name in asked for name in step.parameters):
+    if not any(name in asked for name in parameters):
         raise FedkdError(
             f"Load: part = {tuple(step.part)} has none of the parameters, which are "
-            f"{_some(step.parameters)}"
+            f"{_some(parameters)}"
         )
 
 

@@ -6,26 +6,27 @@ shapes of the student and of the samples, and targets are what their objective t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
-from fedkd import registry
-from fedkd.distillation.objectives import traits
+from fedkd.distillation.objectives import made, name_of, traits
 from fedkd.distillation.targets import check_probabilities
-from fedkd.errors import FedkdError
+from fedkd.errors import FedkdError, about
 from fedkd.fields import check_fields, source_name
 from fedkd.replies import bounded
 from fedkd.shapes import Student, rows_of
 from fedkd.training import predict
 from fedkd.work import (
+    Contrast,
     CrossEntropy,
     Fit,
     Head,
+    Linear,
+    Penalty,
     Prototype,
-    Proximal,
     Samples,
     Soft,
     Source,
@@ -39,14 +40,15 @@ class Learner:
     """What the terms of a fit are checked against.
 
     ``rows`` and ``labelled`` tell of a source how many rows it has (None where that is not known)
-    and whether these have labels; ``teachers`` are the students that may take the place of targets.
+    and whether these have labels; ``teachers`` are the students that may take the place of targets,
+    by name.
     """
 
     student: Callable[[], Student]
     classes: int
     rows: Callable[[Source], int | None]
     labelled: Callable[[Source], bool]
-    teachers: Collection[str] = ()
+    teachers: Mapping[str, Callable[[], Student]] = field(default_factory=dict)
 
 
 class Seen:
@@ -79,13 +81,17 @@ def check_fit(
     if part:
         learner.student().part(part)
     for term in terms:
-        if isinstance(term, Proximal):
-            if term.anchor is not None:
-                _anchor(term.anchor, part, learner.student())
+        if isinstance(term, Penalty):
+            named = term.given if isinstance(term, Linear) else term.anchor
+            if named is not None:
+                _of_learning(term, named, part, learner.student())
             continue
         source = on if term.on is None else term.on
         if isinstance(term, CrossEntropy | Soft) and term.through is not None:
             _through(term.through, learner.student())
+        if isinstance(term, Contrast):
+            _contrast(term, source, learner, seen)
+            continue
         by_label = not isinstance(term, Soft) or term.per == "class" or term.adaptive
         if by_label and not learner.labelled(source):
             raise FedkdError(
@@ -120,7 +126,7 @@ def check_server_fit(step: Fit, student: nn.Sequential, samples: Samples, public
             raise FedkdError(
                 "Soft: encoding is not allowed for a student on the server: nothing travels to it"
             )
-        if not isinstance(term, Proximal) and term.on not in (None, *sources):
+        if not isinstance(term, Penalty) and term.on not in (None, *sources):
             raise FedkdError(
                 f"{type(term).__name__}: on = {term.on!r} is not known; known: {', '.join(sources)}"
             )
@@ -148,13 +154,19 @@ def check_server_fit(step: Fit, student: nn.Sequential, samples: Samples, public
 def _soft(term: Soft, on: Source, learner: Learner, seen: Seen) -> None:
     if term.reach:
         learner.student().part(tuple(term.reach))
-    takes = traits(registry.load("objectives", term.objective)).targets
+    with about("Soft"):
+        expects = traits(made(term.objective))
+    name, takes = name_of(term.objective), expects.targets
+    if "labels" in expects.needs and not learner.labelled(on):
+        raise FedkdError(
+            f"Soft: objective = {name!r} needs labels, and the samples of {source_name(on)} have "
+            "none (the transfer set never has); use it on 'private', or take an objective that "
+            "needs none: fedkd list objectives"
+        )
     classes, among = learner.classes, term.among
     rows = classes if term.per == "class" else learner.rows(on)
     if isinstance(term.targets, str):
-        if term.targets not in learner.teachers:
-            known = ", ".join(learner.teachers) or "none"
-            raise FedkdError(f"Soft: student {term.targets!r} is not known; known: {known}")
+        _teacher("Soft", term.targets, learner)
         if term.per == "class":
             raise FedkdError(
                 "Soft: per = 'class' is not allowed with the name of a student, which says a row a "
@@ -164,7 +176,7 @@ def _soft(term: Soft, on: Source, learner: Learner, seen: Seen) -> None:
         rows = _rows(term.targets, rows, on, term.per)
         _columns(term.targets, classes if among is None else among.shape[1] + 1, among)
         if seen.add(term.targets, takes) and (reason := _no_targets(term.targets, takes)):
-            raise FedkdError(f"Soft: {reason}; objective = {term.objective!r} takes {takes}")
+            raise FedkdError(f"Soft: {reason}; objective = {name!r} takes {takes}")
     for what, given in (("temperature", term.temperature), ("row_weights", term.row_weights)):
         if isinstance(given, Tensor) and rows is not None and given.shape != (rows,):
             raise FedkdError(
@@ -175,8 +187,8 @@ def _soft(term: Soft, on: Source, learner: Learner, seen: Seen) -> None:
         return
     if takes != "probabilities":
         raise FedkdError(
-            f"Soft: objective = {term.objective!r} is not allowed with candidates: it takes "
-            "logits, and all other classes together have none"
+            f"Soft: objective = {name!r} is not allowed with candidates: it takes logits, and all "
+            "other classes together have none"
         )
     if rows is not None and len(among) != rows:
         raise FedkdError(
@@ -185,6 +197,36 @@ def _soft(term: Soft, on: Source, learner: Learner, seen: Seen) -> None:
         )
     if seen.add(among, "candidates") and (reason := _no_candidates(among, classes)):
         raise FedkdError(f"Soft: {reason}")
+
+
+def _teacher(term: str, name: str, learner: Learner) -> Student:
+    """The student called ``name`` of those that may take the place of targets."""
+    if name not in learner.teachers:
+        known = ", ".join(learner.teachers) or "none"
+        raise FedkdError(f"{term}: student {name!r} is not known; known: {known}")
+    return learner.teachers[name]()
+
+
+def _contrast(term: Contrast, on: Source, learner: Learner, seen: Seen) -> None:
+    size, rows = learner.student().representation(term.cut).numel(), learner.rows(on)
+    for side, given in (("positive", term.positive), ("negative", term.negative)):
+        if isinstance(given, str):
+            width = _teacher("Contrast", given, learner).representation(term.cut).numel()
+            if width != size:
+                raise FedkdError(
+                    f"Contrast: {side} = {given!r} is not allowed: its representation at "
+                    f"{term.cut!r} has {width} numbers, and the student's {size}"
+                )
+            continue
+        wanted = len(given) if rows is None else rows, size
+        if given.shape != wanted:
+            raise FedkdError(
+                f"Contrast: {side} of shape {tuple(given.shape)} is not allowed; allowed: "
+                f"{wanted}, a row for each of {source_name(on)}, as wide as the representation at "
+                f"{term.cut!r}"
+            )
+        if seen.add(given, "representations") and (reason := bounded(given, side)):
+            raise FedkdError(f"Contrast: {reason}")
 
 
 def _rows(targets: Tensor, wanted: int | None, on: Source, per: str) -> int:
@@ -253,14 +295,18 @@ def _through(head: Head, student: Student) -> None:
             )
 
 
-def _anchor(anchor: dict[str, Tensor], part: tuple[str, ...], student: Student) -> None:
+def _of_learning(
+    term: Penalty, named: dict[str, Tensor], part: tuple[str, ...], student: Student
+) -> None:
+    """Refuse named arrays that are not as the parameters that learn."""
+    field = f"{type(term).__name__}: {'given' if isinstance(term, Linear) else 'anchor'}"
     for name in student.learning(part):
-        given, shape = anchor.get(name), student.state[name][0]
+        given, shape = named.get(name), student.state[name][0]
         if given is None or given.shape != shape:
             found = "has none" if given is None else f"has one of shape {tuple(given.shape)}"
             raise FedkdError(
-                f"Proximal: anchor {found} for {name} of shape {tuple(shape)}; one is needed for "
-                "every parameter that learns"
+                f"{field} {found} for {name} of shape {tuple(shape)}; one is needed for every "
+                "parameter that learns"
             )
-    if other := anchor.keys() - student.state.keys():
-        raise FedkdError(f"Proximal: anchor has {min(other)}, which the student has not")
+    if other := named.keys() - student.state.keys():
+        raise FedkdError(f"{field} has {min(other)}, which the student has not")

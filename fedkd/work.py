@@ -7,6 +7,7 @@ these steps, a new engine performs them. How they travel is in :mod:`fedkd.codec
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -148,7 +149,8 @@ class Soft:
 
     ``targets`` holds one row a sample of the source ``(K, C)``, or with ``per="class"`` one row a
     class ``(C, C)`` picked by the sample's label; a row that begins with NaN is no target and its
-    samples are passed over. They are what the objective expects: probabilities, or logits for
+    samples are passed over. ``objective`` is a name, or a name with options, as in
+    ``{"name": "dkd", "beta": 4.0}``. Targets are what it expects: probabilities, or logits for
     ``mse_logits``. The name of a student of the same client stands for what that student says, at
     ``temperature``, when the step begins; that of another student that learns in the same step, for
     what it says of the batch at hand (see :class:`Peer`). ``temperature``, one number or ``(K,)``,
@@ -166,7 +168,7 @@ class Soft:
     """
 
     targets: torch.Tensor | str | Parameters
-    objective: str = "forward_kl"
+    objective: str | Mapping[str, Any] = "forward_kl"
     temperature: float | torch.Tensor = 1.0
     weight: float = 1.0
     tau_squared: bool = True
@@ -196,6 +198,28 @@ class Prototype:
 
 
 @dataclass(frozen=True)
+class Contrast:
+    """Representations like one student's and unlike another's (MOON: Li, He & Song 2021).
+
+    With z a sample's representation at ``cut``, flattened, z+ and z- its ``positive`` and
+    ``negative``, and cos the cosine of the angle between two::
+
+        weight * mean -log( exp(cos(z, z+) / temperature)
+                            / (exp(cos(z, z+) / temperature) + exp(cos(z, z-) / temperature)) )
+
+    ``positive`` and ``negative`` are ``(K, d)``, a row a sample of the source; or the name of a
+    student of the same client, for its representations at ``cut`` when the step begins.
+    """
+
+    positive: torch.Tensor | str
+    negative: torch.Tensor | str
+    cut: str
+    temperature: float = 0.5
+    weight: float = 1.0
+    on: str | Rows | None = None
+
+
+@dataclass(frozen=True)
 class Proximal:
     """``weight / 2`` times the squared distance to ``anchor`` (FedProx: Li et al. 2020).
 
@@ -206,7 +230,22 @@ class Proximal:
     anchor: Parameters | None = None
 
 
-Term = CrossEntropy | Soft | Prototype | Proximal
+@dataclass(frozen=True)
+class Linear:
+    """``weight`` times the inner product of the parameters with ``given``: ``sum <w, given>``.
+
+    Its gradient is ``weight * given``, whatever the parameters are: a correction of each step of
+    descent (SCAFFOLD: Karimireddy et al. 2020; FedDyn: Acar et al. 2021). ``given`` has an array
+    for each parameter that learns.
+    """
+
+    given: Parameters
+    weight: float = 1.0
+
+
+Penalty = Proximal | Linear
+"""Terms of the parameters alone, which see no samples."""
+Term = CrossEntropy | Soft | Prototype | Contrast | Proximal | Linear
 
 # --- the steps ------------------------------------------------------------------------------
 
@@ -325,9 +364,12 @@ class Hold:
 
 @dataclass(frozen=True)
 class Load:
-    """Take in parameters; ``part`` names the blocks to take, empty means all that are given."""
+    """Take in parameters; ``part`` names the blocks to take, empty means all that are given.
 
-    parameters: Parameters
+    The name of a student of the same client stands for that student's, as they are by then.
+    """
+
+    parameters: Parameters | str
     part: tuple[str, ...] = ()
     student: str = "own"
 

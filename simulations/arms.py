@@ -123,13 +123,13 @@ def _every(experiment: Experiment) -> Iterator[Arm]:
 
 def _sends_logits(experiment: Experiment) -> bool:
     """Whether the method distils logits, at no temperature."""
-    from fedkd.distillation.objectives import traits
+    from fedkd.distillation.objectives import made, traits
 
     options = registry.load("strategies", experiment.strategy.name).Options.model_fields
     if "objective" not in options:
         return False
-    name = experiment.strategy.options.get("objective", options["objective"].default)
-    return traits(registry.load("objectives", name)).targets == "logits"
+    chosen = experiment.strategy.options.get("objective", options["objective"].default)
+    return traits(made(chosen)).targets == "logits"
 
 
 def _fedavg(experiment: Experiment, plain: dict[str, Any]) -> Arm:

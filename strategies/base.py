@@ -28,9 +28,8 @@ from typing import ClassVar
 
 import torch
 
-from fedkd import registry
 from fedkd.caveats import LOCAL_TRAINING
-from fedkd.distillation.objectives import traits
+from fedkd.distillation.objectives import made, traits
 from fedkd.encodings import as_received
 from fedkd.options import Epochs, Table
 from fedkd.privacy.average import Averaging
@@ -167,7 +166,7 @@ class KnowledgeStrategy(Rounds, base=True):
                 continue
             for term in step.terms:
                 if isinstance(term, Soft) and isinstance(term.targets, torch.Tensor):
-                    logits = traits(registry.load("objectives", term.objective)).targets == "logits"
+                    logits = traits(made(term.objective)).targets == "logits"
                     labels = as_received(term.targets, term.encoding)
                     labels = labels.softmax(1) if logits else labels
                     if isinstance(step.on, Rows):

@@ -22,10 +22,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedkd import registry
 from fedkd.caveats import LOCAL_TRAINING, UNIFORM_FUSION
 from fedkd.distillation.divergences import DIVERGENCES
-from fedkd.distillation.objectives import traits
+from fedkd.distillation.objectives import ObjectiveOption, made, name_of, traits
 from fedkd.distillation.targets import mix, retemper
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
@@ -63,8 +62,9 @@ class KnFu(KnowledgeStrategy):
         """Whether a client's own soft labels count in its target."""
         tau: float = Field(1.0, gt=0)
         """Temperature of the soft labels and of the fine-tuning."""
-        objective: str = "forward_kl"
-        """(d): a name of ``fedkd list objectives`` that takes probabilities."""
+        objective: ObjectiveOption = "forward_kl"
+        """(d): of ``fedkd list objectives``, one that takes probabilities; with options it is
+        ``{name = "...", ...}``."""
         private_weight: float = Field(0.0, ge=0)
         """(d): weight of cross-entropy on private mini-batches during fine-tuning."""
 
@@ -80,13 +80,14 @@ class KnFu(KnowledgeStrategy):
 
     @classmethod
     def check(cls, experiment: Experiment) -> None:
-        """Also refuse an objective that does not take probabilities."""
+        """Also refuse an objective that does not take probabilities alone."""
         super().check(experiment)
-        name = cls.read_options(experiment).objective
-        if traits(registry.load("objectives", name)).targets != "probabilities":
+        chosen = cls.read_options(experiment).objective
+        expects = traits(made(chosen))
+        if expects.targets != "probabilities":
             raise FedkdError(
-                f"strategy.objective = {name!r} is not allowed: KnFu fuses probabilities and "
-                "this objective takes logits"
+                f"strategy.objective = {name_of(chosen)!r} is not allowed: KnFu fuses "
+                "probabilities and this objective takes logits"
             )
 
     def learn(self, round: int, client: int) -> Sequence[Step]:

@@ -4,7 +4,7 @@ import signal
 
 import pytest
 import torch
-from lines import SMALL
+from lines import SMALL, settled
 
 from fedkd import registry
 from fedkd.experiment import Experiment
@@ -14,7 +14,7 @@ from fedkd.work import Samples
 @pytest.fixture
 def small():
     """A function that makes a small experiment on digits with ``key=value`` overrides."""
-    return lambda *overrides: Experiment.from_toml(SMALL, overrides)
+    return lambda *overrides: Experiment.from_toml(SMALL, settled(overrides))
 
 
 @pytest.fixture

@@ -28,6 +28,16 @@ batch_size = 16
 """
 
 
+SETTINGS = {"strategy.name=scaffold": ["training.optimiser=sgd", "training.lr=0.1"]}
+"""What a method cannot do without, by the override that chooses it."""
+
+
+def settled(overrides: Iterable[str]) -> list[str]:
+    """``overrides``, and before them what the method that they choose cannot do without."""
+    overrides = list(overrides)
+    return [each for known in overrides for each in SETTINGS.get(known, [])] + overrides
+
+
 SUITE = """# Does <fusion> help, and does it show?
 experiment = "quickstart"
 [set]

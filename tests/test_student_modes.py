@@ -243,7 +243,7 @@ PRIVATE = {
     "dp-sgd": ("training.dp.noise_multiplier=1",),
     "noisy average": ("strategy.clipping_norm=1", "strategy.noise_multiplier=1"),
 }
-METHODS = ("fedprox", "feddf", "fedavg-ft", "ditto")
+METHODS = ("fedprox", "feddf", "fedavg-ft", "ditto", "fedntd", "moon")
 
 
 @pytest.mark.parametrize("private", PRIVATE)

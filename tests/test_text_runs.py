@@ -24,7 +24,9 @@ def do(worker, *steps, client=0):
     return worker.perform(Assignment(client, 1, "learn", steps))
 
 
-@pytest.mark.parametrize("name", ["uniform", "knfu", "fedavg", "feddf", "fml", "fedproto"])
+@pytest.mark.parametrize(
+    "name", ["uniform", "knfu", "fedavg", "feddf", "fml", "fedproto", "fedntd", "moon"]
+)
 def test_methods_run_on_text_as_they_are(name, text, tmp_path):
     done = run(text(f"strategy.name={name}"), tmp_path / "run")
     for line in done.rounds:

@@ -11,7 +11,7 @@ from fedkd.optimisers import optimiser
 from fedkd.sections import StudentTable, TrainingTable
 from fedkd.students import build
 from fedkd.training import evaluate, fit, predict
-from fedkd.work import CrossEntropy, Proximal, Samples, Soft
+from fedkd.work import CrossEntropy, Linear, Proximal, Samples, Soft
 
 SGD = TrainingTable(optimiser="sgd", lr=0.1, batch_size=8, local_epochs=1)
 
@@ -242,6 +242,37 @@ def test_the_proximal_gradient_is_weight_times_distance(samples):
         assert torch.allclose(after[name], before + 0.05, atol=1e-6)
 
 
+def test_an_inner_product_moves_every_step_against_what_is_given(samples):
+    """Four steps of the rate 0.1, along 0.5 times what is given and along nothing else."""
+    given = {name: torch.randn(value.shape) for name, value in parameters(student()).items()}
+    training = TrainingTable(optimiser="sgd", lr=0.1, batch_size=10)
+    after, _ = trained(samples, [Linear(given, 0.5)], training, epochs=1)
+    for name, before in parameters(student()).items():
+        assert torch.allclose(after[name], before - 4 * 0.1 * 0.5 * given[name], atol=1e-5)
+
+
+def test_the_loss_of_an_inner_product_is_that_product(samples):
+    given = {name: torch.randn(value.shape) for name, value in parameters(student()).items()}
+    training = TrainingTable(optimiser="sgd", lr=1e-9, batch_size=40)
+    _, loss = trained(samples, [Linear(given, -2.0)], training, epochs=1)
+    expected = sum(float((given[n] * w).sum()) for n, w in parameters(student()).items())
+    assert loss == pytest.approx(-2 * expected, rel=1e-4)
+
+
+def test_a_proximal_term_and_an_inner_product_are_a_proximal_term_to_another_anchor(samples):
+    """``a / 2 |w - b|^2 - a <w, d>`` has the gradient of ``a / 2 |w - (b + d)|^2``."""
+    anchor = {name: value + 1 for name, value in parameters(student()).items()}
+    training = TrainingTable(optimiser="sgd", lr=0.1, batch_size=10, local_epochs=1)
+    near = {name: torch.full_like(value, 0.3) for name, value in anchor.items()}
+    both, _ = trained(
+        samples, [CrossEntropy(), Proximal(0.5, anchor), Linear(near, -0.5)], training
+    )
+    moved = {name: value + 0.3 for name, value in anchor.items()}
+    one, _ = trained(samples, [CrossEntropy(), Proximal(0.5, moved)], training)
+    for name, value in one.items():
+        assert torch.allclose(both[name], value, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("terms", "line"),
     [
@@ -249,6 +280,10 @@ def test_the_proximal_gradient_is_weight_times_distance(samples):
         ([Soft(torch.rand(3, 4))], "3 targets for 5 samples"),
         ([Soft(torch.rand(4, 4), per="class")], "no labels"),
         ([Soft(torch.rand(5, 4), objective="kl")], "objective = 'kl' is not known"),
+        (
+            [Soft(torch.rand(5, 4), "not_true")],
+            "objective = 'not_true': the samples have no labels",
+        ),
         ([Soft(torch.rand(5, 4), reach=("conv1",))], "'conv1' is not a block"),
         ([CrossEntropy(on="privat")], "'privat' is not known"),
     ],

@@ -8,12 +8,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from fedkd.data.language import PAD, pack, samples
+from fedkd.distillation.objectives import not_true
 from fedkd.distillation.targets import among_logs
 from fedkd.errors import FedkdError
 from fedkd.sections import StudentTable, TrainingTable
 from fedkd.students import build
 from fedkd.training import class_means, evaluate, fit, item_labels, items, predict, represent, said
-from fedkd.work import CrossEntropy, Prototype, Proximal, Samples, Soft
+from fedkd.work import Contrast, CrossEntropy, Prototype, Proximal, Samples, Soft
 
 VOCABULARY, CONTEXT = 20, 8
 ONE = TrainingTable(optimiser="sgd", lr=0.5, batch_size=64, local_epochs=1)
@@ -259,6 +260,49 @@ def test_among_all_classes_nothing_is_left_and_nothing_breaks(objective, text):
     after, found = trained(text, Soft(given, objective, among=among))
     assert found == pytest.approx(loss, rel=1e-4)
     assert alike(after, expected, atol=1e-5)
+
+
+def test_an_objective_that_needs_labels_passes_over_tokens_that_have_none(text):
+    """What their targets are does not matter, and they count as tokens."""
+    labels = item_labels(text)
+    there = labels >= 0
+    assert not there.all()
+    targets = soft_targets(text)
+    other = torch.where(there[:, None], targets, targets.flip(1))
+    expected, loss = trained(text, Soft(targets, "not_true", temperature=3.0))
+    after, found = trained(text, Soft(other, "not_true", temperature=3.0))
+    assert alike(after, expected, atol=0)
+    assert found == loss
+    logits = predict(student(), text.inputs).clone()[there]
+    pieces = not_true(logits, targets[there], 3.0, labels=labels[there])
+    assert loss == pytest.approx(float(pieces.sum()) / len(labels), rel=1e-4)
+
+
+@pytest.mark.parametrize("objective", ["not_true", {"name": "dkd", "beta": 2.0}])
+def test_among_all_classes_but_one_labels_pick_what_they_pick_among_all(objective, text):
+    """The class that is no candidate is the last column, all others together."""
+    targets, among = soft_targets(text), candidates(text, VOCABULARY - 1)
+    rest = 1 - targets.gather(1, among).sum(1, keepdim=True)
+    given = torch.cat([targets.gather(1, among), rest], 1)
+    labels = item_labels(text)
+    assert not (among == labels[:, None]).any(1)[labels >= 0].all()
+    expected, loss = trained(text, Soft(targets, objective, 2.0))
+    after, found = trained(text, Soft(given, objective, 2.0, among=among))
+    assert found == pytest.approx(loss, rel=1e-4)
+    assert alike(after, expected, atol=1e-5)
+
+
+def test_a_contrast_is_of_tokens(text):
+    """Whatever the order of rows: each token finds its own sides, and padding has none."""
+    positive, negative = (represent(student(n), text.inputs, "lstm1")[0].clone() for n in (3, 4))
+    _, loss = trained(text, Contrast(positive, negative, "lstm1", 0.2))
+    held, _ = represent(student(), text.inputs, "lstm1")
+    cosines = torch.stack([torch.cosine_similarity(held, s) for s in (positive, negative)], 1)
+    expected = F.cross_entropy(cosines / 0.2, torch.zeros(len(held), dtype=torch.long))
+    assert loss == pytest.approx(float(expected), rel=1e-4)
+    training = SGD.model_copy(update={"lr": 1e-9})
+    _, batched = trained(text, Contrast(positive, negative, "lstm1", 0.2), training=training)
+    assert batched == pytest.approx(loss, rel=0.05)
 
 
 def test_candidates_that_are_none_change_nothing(text):

@@ -1,5 +1,6 @@
 """Laws of the steps and terms, as a client performs them, and of what goes round them."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -18,6 +19,7 @@ from fedkd.summaries import reached, spread
 from fedkd.training import fit, predict, represent
 from fedkd.work import (
     Assignment,
+    Contrast,
     CrossEntropy,
     Fit,
     Head,
@@ -186,6 +188,103 @@ def test_the_distance_is_the_mean_square_over_features_and_samples(samples):
     held, _ = represent(student(), samples.inputs, CUT)
     expected = 0.5 * (held - targets[samples.labels]).square().mean()
     assert loss == pytest.approx(float(expected), rel=1e-5)
+
+
+# --- Contrast -------------------------------------------------------------------------------
+
+
+def sides(samples):
+    """Representations at the cut of two other students, ``(40, d)`` each."""
+    return [represent(student(seed), samples.inputs, CUT)[0].clone() for seed in (3, 4)]
+
+
+def test_contrast_is_the_cross_entropy_of_two_cosines(samples):
+    positive, negative = sides(samples)
+    _, loss = trained(samples, Contrast(positive, negative, CUT, 0.2, weight=0.7))
+    held, _ = represent(student(), samples.inputs, CUT)
+    cosines = [torch.cosine_similarity(held, side) for side in (positive, negative)]
+    logits = torch.stack(cosines, 1) / 0.2
+    expected = nn.functional.cross_entropy(logits, torch.zeros(40, dtype=torch.long))
+    assert loss == pytest.approx(0.7 * float(expected), rel=1e-5)
+
+
+def test_contrast_moves_nothing_above_the_cut(samples):
+    after, _ = trained(samples, Contrast(*sides(samples), CUT))
+    assert moved(after, parameters(student())) == {CUT}
+
+
+def test_contrast_of_one_with_itself_teaches_nothing(samples):
+    positive, _ = sides(samples)
+    after, loss = trained(samples, Contrast(positive, positive, CUT))
+    assert loss == pytest.approx(math.log(2), rel=1e-6)
+    assert moved(after, parameters(student())) == set()
+
+
+def test_contrast_with_the_sides_swapped_goes_the_other_way(samples):
+    """The loss of a sample is softplus of a difference, and that of the other is of minus it."""
+    positive, negative = sides(samples)
+    (_, one), (_, other) = (
+        trained(samples, Contrast(*pair, CUT, 10.0))
+        for pair in ((positive, negative), (negative, positive))
+    )
+    held, _ = represent(student(), samples.inputs, CUT)
+    gap = torch.cosine_similarity(held, positive) - torch.cosine_similarity(held, negative)
+    assert other - one == pytest.approx(float(gap.mean()) / 10, rel=1e-3, abs=1e-6)
+
+
+def test_contrast_brings_representations_to_the_positive(samples):
+    positive, negative = sides(samples)
+    training = TrainingTable(optimiser="adam", lr=0.01, batch_size=8, local_epochs=20)
+    model = student()
+    term = Contrast(positive, negative, CUT)
+    fit(model, samples, [term], training, torch.Generator().manual_seed(0))
+
+    def gap(model):
+        held, _ = represent(model, samples.inputs, CUT)
+        ours = [torch.cosine_similarity(held, side).mean() for side in (positive, negative)]
+        return float(ours[0] - ours[1])
+
+    assert gap(model) > gap(student()) + 0.1
+
+
+@pytest.mark.parametrize("on", ["private", "transfer"])
+def test_students_names_stand_for_their_representations_when_the_step_begins(on, worker):
+    def learned(sides_of):
+        host = worker()
+        do(host, Hold("peer"), Fit(student="peer", epochs=1))
+        said = [
+            do(host, Represent(CUT, on, student=name)).values["representation"]["inputs"]
+            for name in ("own", "peer")
+        ]
+        do(host, Fit(on, (Contrast(*sides_of(said), CUT),)))
+        return host.state(0)["own"]
+
+    assert moved(learned(lambda _: ("own", "peer")), learned(lambda said: said)) == set()
+
+
+# --- Load of another student of the client --------------------------------------------------
+
+
+@pytest.mark.parametrize("cohort", ["on", "off"])
+def test_a_student_takes_in_what_another_is_by_then(cohort, worker):
+    host = worker(f"engine.cohort={cohort}")
+    given = {name: value.clone() for name, value in host.state(1)["own"].items()}
+    steps = (Fit(), Hold("before"), Load("own", student="before"), Load(given), Share(key="now"))
+    replies = host.perform_all([Assignment(n, 1, "learn", steps) for n in range(2)], lambda _: None)
+    fresh = worker(f"engine.cohort={cohort}")
+    fresh.perform_all([Assignment(n, 1, "learn", (Fit(),)) for n in range(2)], lambda _: None)
+    for client, reply in enumerate(replies):
+        assert not moved(reply.values["now"], given)
+        kept = host.state(client)
+        assert not moved(kept[host.key(client, "before")], fresh.state(client)["own"])
+        assert moved(kept[host.key(client, "before")], kept["own"]) == {"fc1", "fc2", "head"}
+
+
+def test_it_takes_in_some_blocks_where_some_are_named(worker):
+    host = worker()
+    do(host, Hold("peer"), Fit(), Load("own", part=("head",), student="peer"))
+    own, peer = host.state(0)["own"], host.state(0)[host.key(0, "peer")]
+    assert moved(peer, own) == {"fc1", "fc2"}
 
 
 # --- rows without a target ------------------------------------------------------------------

@@ -8,9 +8,11 @@ import torch
 from fedkd.codec import Codec, decode, nbytes
 from fedkd.work import (
     Assignment,
+    Contrast,
     CrossEntropy,
     Evaluate,
     Fit,
+    Linear,
     Load,
     Predict,
     Proximal,
@@ -53,12 +55,17 @@ ASSIGNMENT = Assignment(
                     among=torch.tensor([[0, 1], [2, -1], [1, 2], [5, 0]]),
                     row_weights=torch.rand(4),
                 ),
+                Soft("own", {"name": "dkd", "alpha": 1, "beta": 0.5}),
+                Soft("own", {"name": "dkd", "beta": 2.0}),
+                Contrast(torch.rand(4, 6), "own", "conv1"),
                 Proximal(0.1, PARAMETERS),
                 Proximal(0.1),
+                Linear(PARAMETERS, -0.5),
             ),
             epochs=0.5,
             lr=1e-3,
         ),
+        Load("own", student="before"),
         Predict(output="logits", key="logits"),
         Share(("head",)),
     ),
@@ -141,7 +148,8 @@ def test_steps_that_many_do_are_sent_once_and_no_others_are_taken_for_them():
 
 def test_bytes_are_those_of_the_arrays():
     soft = 4 * 12 + (4 * 12 + 4 * 4 + 8 * 8 + 4 * 4)
-    arrays = (4 * 18 + 8) + (4 * 8 + 8 * 4) + soft  # the parameters stand there twice
+    contrast = 4 * 24
+    arrays = (4 * 18 + 8) + (4 * 8 + 8 * 4) + soft + contrast  # the parameters stand there twice
     assert nbytes(ASSIGNMENT.steps) == arrays
     assert nbytes(Reply(0, values={"soft_labels": torch.rand(7, 10)}).values) == 280
 

@@ -38,6 +38,7 @@ from fedkd.training import (
 from fedkd.work import (
     SOURCES,
     Assignment,
+    Contrast,
     CrossEntropy,
     Delta,
     Evaluate,
@@ -139,7 +140,7 @@ class Session:
             found.append((self.assignment.client, self.assignment.round, purpose))
         return found
 
-    def seed(self, step: Step | Soft, on: Source | None, student: str) -> int:
+    def seed(self, step: Step | Soft | Contrast, on: Source | None, student: str) -> int:
         """Key of what a student draws by itself in its next answer of this kind."""
         trial = " trial" if self.trying else ""
         kind = type(step).__name__, origin(on), student
@@ -240,6 +241,8 @@ class Session:
         They are what another student says in the place of that student's name, or decoded. Not of
         ``peers``, which learn together: what they say comes with each batch.
         """
+        if isinstance(term, Contrast):
+            return self._contrasted(term, samples)
         if isinstance(term, Soft) and isinstance(term.targets, dict):
             return self._decoded(term, on if term.on is None else term.on)
         if not isinstance(term, Soft) or not isinstance(term.targets, str) or term.targets in peers:
@@ -280,6 +283,18 @@ class Session:
         now = how if known is not None else replace(how, since=0)
         self.clients.hold_labels(client, "sent", now, step.on, as_received(labels, how))
         return arrays
+
+    def _contrasted(self, term: Contrast, samples: Samples) -> Contrast:
+        """``term`` with other students' representations in the place of their names."""
+        inputs = (samples if term.on is None else self.samples(term.on)).inputs
+
+        def of(given: Tensor | str) -> Tensor:
+            if isinstance(given, Tensor):
+                return given
+            seed = self.seed(term, term.on, given)
+            return represent(self.student(given), inputs, term.cut, seed)[0].flatten(1).clone()
+
+        return replace(term, positive=of(term.positive), negative=of(term.negative))
 
     def evaluated(self, step: Evaluate, found: Mapping[str, float]) -> None:
         """Give out what was measured, as the step has it."""
@@ -383,10 +398,15 @@ class Session:
 
     def load(self, step: Load, student: nn.Sequential) -> None:
         """Take in parameters."""
+        given = step.parameters
+        if isinstance(given, str):
+            of = self.student(given).state_dict()
+            given = {name: value.clone() for name, value in of.items()}
+            student = self.student(step.student)
         tensors = student.state_dict()
         wanted = set(students.part_names(student, step.part))
         with torch.no_grad():
-            for name, value in step.parameters.items():
+            for name, value in given.items():
                 if name not in tensors or tensors[name].shape != value.shape:
                     raise FedkdError(
                         f"Load: client {self.assignment.client}'s student has no {name} "

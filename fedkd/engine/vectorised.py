@@ -5,7 +5,6 @@ A batch is filled up with rows that count nowhere, and who has done its steps le
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
@@ -17,12 +16,12 @@ from torch import Tensor, nn
 from fedkd import optimisers
 from fedkd.engine.stack import Stack
 from fedkd.experiment import TrainingTable
-from fedkd.training.batches import Batch, Batches
+from fedkd.training.batches import Batch, Batches, steps_of
 from fedkd.training.items import take
 from fedkd.training.loop import Optimiser, descend
 from fedkd.training.losses import Loss, source_of
 from fedkd.training.student import check_learning, learning_names, set_modes
-from fedkd.work import Fit, Head, Parameters, Peer, Proximal, Rows, Samples, Term
+from fedkd.work import Fit, Head, Parameters, Peer, Penalty, Rows, Samples, Term
 
 
 def fit(
@@ -64,7 +63,7 @@ def fit(
     there = [len(samples.inputs) > 0 for samples in sources]
     passes = [source.per_epoch for source in batches]
     steps = [
-        max(math.ceil(epochs * each - 1e-9), least) if any_ else 0
+        steps_of(epochs, each, least) if any_ else 0
         for each, any_ in zip(passes, there, strict=True)
     ]
     if not any(steps):
@@ -155,7 +154,7 @@ class _Live:
         device = next(iter(stack.tensors.values())).device
         plain = plain and not torch.is_autocast_enabled(device.type)
         simple = len(self.sources) == 1 and not any(
-            isinstance(term, Proximal) or getattr(term, "reach", ()) for term in terms[0]
+            isinstance(term, Penalty) or getattr(term, "reach", ()) for term in terms[0]
         )
         self.direct = self._lr if simple and plain and stack.dense else 0.0
         names = learning_names(stack.module, peer.part)
@@ -327,7 +326,7 @@ def _joined(terms: Sequence[Term]) -> Term:
         elif isinstance(values[0], Head):
             heads = [cast(Head, value).parameters for value in values]
             changes[part.name] = replace(values[0], parameters=_stacked(heads))
-        elif isinstance(first, Proximal) and values[0] is not None and part.name == "anchor":
+        elif isinstance(first, Penalty) and isinstance(values[0], dict):
             changes[part.name] = _stacked(values)
     return replace(first, **changes)
 

@@ -7,8 +7,8 @@ was drawn, and adds noise to their sum::
 
 with C = ``max_grad_norm`` and sigma = ``noise_multiplier``; a gradient that is not finite counts as
 0. K is public: what is hidden is whether a sample is there or counts as 0. The loop is that of
-:mod:`fedkd.training`; here is what Opacus adds to it. Terms that draw from elsewhere, and a
-proximal term, see no private sample: their gradients are added to g as they are.
+:mod:`fedkd.training`; here is what Opacus adds to it. Terms that draw from elsewhere, and those of
+the parameters alone, see no private sample: their gradients are added to g as they are.
 
 What is private is the student, and all that is made of it without another look at the samples, as
 soft labels on the transfer set are. Representations of private samples and means over their classes
@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from fedkd.errors import FedkdError
 from fedkd.random import SystemNoise, noise_generator
 from fedkd.sections import PrivateTraining, StudentTable
-from fedkd.work import CrossEntropy, Fit, Proximal, Soft, Source, Term, origin
+from fedkd.work import CrossEntropy, Fit, Penalty, Soft, Source, Term, origin
 
 PRIVATE = ("private", "own", "validation")
 """Sources that are a client's own."""
@@ -45,8 +45,13 @@ def is_private(on: Source | None) -> bool:
 def sees_private(step: Fit) -> bool:
     """Whether a step, or a term of it, draws from what is a client's own."""
     terms = [term for peer in step.peers for term in peer.terms]
-    of_terms = [term.on for term in terms if not isinstance(term, Proximal)]
+    of_terms = [term.on for term in terms if not isinstance(term, Penalty)]
     return any(is_private(on) for on in (step.on, *of_terms))
+
+
+def steps_a_pass(count: int, size: int) -> int:
+    """Steps of a pass over ``count`` samples: each draws ``size`` of them at most on average."""
+    return -(-count // size)
 
 
 def check_norm(student: StudentTable, table: PrivateTraining) -> None:
@@ -116,7 +121,7 @@ class DPSGD:
         FedkdError
             It does, and in a way that has no gradient for each sample.
         """
-        if isinstance(term, Proximal) or not (self.own if term.on is None else is_private(term.on)):
+        if isinstance(term, Penalty) or not (self.own if term.on is None else is_private(term.on)):
             return False
         if isinstance(term, Soft) and term.reach:
             self._refuse("a Soft term with reach on private samples")
@@ -136,7 +141,7 @@ class DPSGD:
         """
         from opacus.utils.uniform_sampler import UniformWithReplacementSampler
 
-        steps = -(-count // size)
+        steps = steps_a_pass(count, size)
         self.sample_rate, self._expected = 1 / steps, count / steps
         if self._system is not None:
             return steps, map(self._drawn, repeat(count))

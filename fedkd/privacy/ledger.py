@@ -37,8 +37,8 @@ from fedkd.work import (
     Hold,
     Load,
     Parameters,
+    Penalty,
     Predict,
-    Proximal,
     Reply,
     Represent,
     Rows,
@@ -231,7 +231,7 @@ class Ledger:
         """Sample rate and steps of a fit that was asked for."""
         training, on = self.experiment.training_on(step.on), [step.on]
         terms = [term for peer in step.peers for term in peer.terms]
-        on += [term.on for term in terms if not isinstance(term, Proximal) and term.on]
+        on += [term.on for term in terms if not isinstance(term, Penalty) and term.on]
         passes = [-(-max(1, self._items(source, client)) // training.batch_size) for source in on]
         epochs, least = training.length(step.epochs, step.min_steps)
         rate = max(1 / each for source, each in zip(on, passes, strict=True) if is_private(source))

@@ -1,6 +1,6 @@
 """The one training loop, and prediction: what Fit, Predict and Evaluate come down to."""
 
-from fedkd.training.batches import BatchOfOne
+from fedkd.training.batches import BatchOfOne, local_steps
 from fedkd.training.inference import class_means, evaluate, predict, represent
 from fedkd.training.items import (
     item_counts,
@@ -27,6 +27,7 @@ __all__ = [
     "item_numbers",
     "items",
     "learning_names",
+    "local_steps",
     "on_all_items",
     "predict",
     "represent",

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from fedkd.data.language import PAD
 from fedkd.errors import FedkdError
-from fedkd.privacy.dpsgd import DPSGD
+from fedkd.experiment import TrainingTable
+from fedkd.privacy.dpsgd import DPSGD, steps_a_pass
 from fedkd.students import named_blocks
 from fedkd.training.items import at_items, items, take
 from fedkd.work import Samples
@@ -77,11 +78,34 @@ class Batch:
         return losses.new_zeros(self.students).index_add(0, owners, losses * shares)
 
 
-class Batches:
-    """Mini-batches of a source without end, in a new order every pass.
+def per_epoch(count: int, size: int) -> int:
+    """Batches of ``size`` in a pass over ``count`` samples.
 
-    A last batch of one sample is left out where there are others: batch statistics need two. With
-    ``dp`` every sample is drawn, or not, by itself.
+    A last batch of one sample is left out where there are others: batch statistics need two.
+    """
+    return max(1, math.ceil(count / size) - (count % size == 1))
+
+
+def steps_of(passes: float, each: int, least: int) -> int:
+    """Steps in a number of passes of ``each`` steps, and ``least`` of them in any case."""
+    return max(math.ceil(passes * each - 1e-9), least)
+
+
+def local_steps(samples: int, training: TrainingTable) -> int:
+    """Steps that a ``Fit`` takes on so many private samples, where it leaves all to ``training``.
+
+    0 where there are no samples. Of text, a sample is a row.
+    """
+    size = training.batch_size
+    private = training.dp.noise_multiplier > 0
+    each = steps_a_pass(samples, size) if private else per_epoch(samples, size)
+    return steps_of(training.local_epochs, each, training.min_steps) if samples else 0
+
+
+class Batches:
+    """Mini-batches of a source without end, in a new order every pass, as :func:`per_epoch` has it.
+
+    With ``dp`` every sample is drawn, or not, by itself.
     """
 
     def __init__(
@@ -94,7 +118,7 @@ class Batches:
     ) -> None:
         self.samples, self.size, self.generator, self.augment = samples, size, generator, augment
         count = len(samples.inputs)
-        self.per_epoch = max(1, math.ceil(count / size) - (count % size == 1))
+        self.per_epoch = per_epoch(count, size)
         self._queue: list[Tensor] = []
         self._numbers: Tensor | None = None
         if not samples.inputs.is_floating_point():

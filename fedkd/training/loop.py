@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from fedkd.errors import FedkdError
 from fedkd.experiment import TrainingTable
 from fedkd.privacy.dpsgd import DPSGD, copied, is_private, quietly
 from fedkd.random import key
-from fedkd.training.batches import Augment, Batch, Batches, Drawn
+from fedkd.training.batches import Augment, Batch, Batches, Drawn, steps_of
 from fedkd.training.items import some
 from fedkd.training.losses import Loss, source_of
 from fedkd.training.student import check_learning, requiring, set_modes, student_draws
@@ -182,7 +181,7 @@ def _fit(
         dp.together = len(private)
         if dp is not own and dp.own:
             dp.batches(len(samples.inputs), size)  # which own draws
-    steps = max(math.ceil(epochs * batches.per_epoch - 1e-9), min_steps)
+    steps = steps_of(epochs, batches.per_epoch, min_steps)
     if steps:
         for each in learners:
             check_learning(each.student, each.names, each.part)

@@ -10,14 +10,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedkd import registry
-from fedkd.distillation.objectives import SMALLEST, Objective, traits
+from fedkd.distillation.objectives import SMALLEST, made, name_of, traits
 from fedkd.distillation.targets import among_logs
 from fedkd.errors import FedkdError
 from fedkd.students import cut_index, part_names
 from fedkd.training.batches import Batch
 from fedkd.training.items import at_items, items
-from fedkd.work import CrossEntropy, Parameters, Prototype, Proximal, Rows, Samples, Soft, Term
+from fedkd.work import (
+    Contrast,
+    CrossEntropy,
+    Linear,
+    Parameters,
+    Penalty,
+    Prototype,
+    Proximal,
+    Rows,
+    Samples,
+    Soft,
+    Term,
+)
 
 NO_LABEL = -1
 
@@ -32,7 +43,7 @@ class Loss:
     learning
         The parameters that learn, by name; of a stack ``(n, ...)``, replaced as it gets smaller.
     stacked
-        Students of a stack, 0 if it is of one alone: a head's and an anchor's parameters are then
+        Students of a stack, 0 if it is of one alone: a head's and other named arrays are then
         ``(n, ...)``, and targets are those of all students behind one another.
     peers
         Students that learn together with this one: what they say comes with each batch.
@@ -53,7 +64,7 @@ class Loss:
         self.stacked = stacked
         self.learning = learning
         self._reach: list[str] | None = None
-        self.cut = term.cut if isinstance(term, Prototype) else None
+        self.cut = term.cut if isinstance(term, Prototype | Contrast) else None
         device = samples.inputs.device
         if isinstance(term, CrossEntropy | Soft) and term.through is not None:
             self.cut = term.through.cut
@@ -82,7 +93,8 @@ class Loss:
                 targets = torch.zeros(1, 1).expand(_rows(samples), columns)  # in the place of them
             if term.adaptive and not self.peer:
                 raise FedkdError("Soft: adaptive is for students that learn together, by name")
-            self.objective: Objective = registry.load("objectives", term.objective)
+            self.objective = made(term.objective)
+            self.needs = traits(self.objective).needs
             # Logits are single precision, whatever a method has computed in.
             self.targets = targets.to(device, torch.float32)
             self._check(term, samples)
@@ -97,18 +109,23 @@ class Loss:
                 self._reach = [n for n in part_names(student, term.reach) if n in learning]
         elif isinstance(term, Prototype):
             self.targets = term.targets.to(device, torch.float32)
+        elif isinstance(term, Contrast):
+            self.sides = [
+                _unit(_present(side).to(device, torch.float32))
+                for side in (term.positive, term.negative)
+            ]
+        elif isinstance(term, Linear):
+            self.named = {n: term.given[n].to(device, p.dtype) for n, p in learning.items()}
         elif isinstance(term, Proximal):
             anchor = term.anchor or {}
-            self.anchor = {
+            self.named = {
                 name: anchor.get(name, parameter).detach().to(device, parameter.dtype, copy=True)
                 for name, parameter in learning.items()
             }
         if isinstance(term, Soft | Prototype):
             self.classes = len(self.targets) // (stacked or 1)
             self.partial = bool(self.targets[:, 0].isnan().any())
-            # Labels of text may be -1; those of images never are.
-            by_class = isinstance(term, Prototype) or term.per == "class"
-            self.by_label = by_class and not samples.inputs.is_floating_point()
+            self.tokens = not samples.inputs.is_floating_point()
 
     @property
     def reach(self) -> list[nn.Parameter] | None:
@@ -117,40 +134,60 @@ class Loss:
 
     def keep(self, students: Tensor) -> None:
         """Go on with some students of a stack alone: their places ``(k,)`` in it."""
-        for tensors in (getattr(self, "head", {}), getattr(self, "anchor", {})):
+        for tensors in (getattr(self, "head", {}), getattr(self, "named", {})):
             tensors |= {name: tensor[students] for name, tensor in tensors.items()}
 
     def __call__(self, batch: Batch) -> Tensor:
         """The term's value on a batch: ``()``, of a stack ``(n,)``."""
         term = self.term
-        if isinstance(term, Proximal):
-            squares = [(p - self.anchor[name]).square() for name, p in self.learning.items()]
-            if self.stacked:
-                each = torch.stack([square.flatten(1).sum(1) for square in squares])
-                return term.weight / 2 * each.sum(0)
-            return term.weight / 2 * sum((square.sum() for square in squares), torch.zeros(()))
+        if isinstance(term, Penalty):
+            return self._penalty(term)
         if isinstance(term, Prototype):
             given = at_items(batch.held[term.cut], batch.chosen).flatten(1)
-            rows = self._by_class(batch, "Prototype")
-            targets, given, _, there = self._with_targets(rows, given)
-            return term.weight * batch.mean((given - targets).square().mean(1), there)
+            labels = _labels(batch, "Prototype")
+            rows = self._by_class(batch, labels)
+            there = self._there(rows, labels)
+            if there is not None:
+                rows, given = rows[there], given[there]
+            return term.weight * batch.mean((given - self.targets[rows]).square().mean(1), there)
+        if isinstance(term, Contrast):
+            given = _unit(at_items(batch.held[term.cut], batch.chosen).flatten(1).float())
+            cosines = torch.stack([(given * side[batch.index]).sum(1) for side in self.sides], 1)
+            # Not softplus of a difference, whose last bits depend on where in a batch a sample is.
+            losses = -F.log_softmax(cosines / term.temperature, 1)[:, 0]
+            return term.weight * batch.mean(losses)
         logits = batch.logits
         if term.through is not None:
             logits = self._through(batch.held[term.through.cut])
             logits = at_items(logits, batch.chosen).float()
         if isinstance(term, CrossEntropy):
             return term.weight * _cross_entropy(batch, logits, "CrossEntropy")
-        rows = batch.index if term.per == "sample" else self._by_class(batch, "Soft per class")
-        targets, logits, rows, there = self._with_targets(rows, logits)
-        if self.peer:
-            peers = batch.peers[self.peer]
-            targets = said(self._at(rows), peers if there is None else peers[there])
+        return self._soft(term, batch, logits)
+
+    def _soft(self, term: Soft, batch: Batch, logits: Tensor) -> Tensor:
+        """The value of a term of soft targets, where a student has ``logits`` ``(B, C)``."""
+        rows, labels = batch.index, None
+        if term.per == "class":
+            labels = _labels(batch, "Soft per class")
+            rows = self._by_class(batch, labels)
+        elif self.needs:
+            labels = _labels(batch, f"objective = {name_of(term.objective)!r}")
+        peers = batch.peers[self.peer] if self.peer else None
+        there = self._there(rows, labels)
+        if there is not None:
+            rows, logits = rows[there], logits[there]
+            labels = None if labels is None else labels[there]
+            peers = None if peers is None else peers[there]
+        targets = self.targets[rows] if peers is None else said(self._at(rows), peers)
         tau = self.tau[rows] if isinstance(self.tau, Tensor) else self.tau
-        if self.among is None:
-            pieces = self.objective(logits, targets, tau)
+        among = None if self.among is None else self.among[rows]
+        needed = {"labels": labels if among is None else _column(labels, among)}
+        needed = {name: needed[name] for name in self.needs}
+        if among is None:
+            pieces = self.objective(logits, targets, tau, **needed)
         else:
-            logs = among_logs(F.log_softmax(logits / tau, 1), self.among[rows])
-            pieces = self.objective(logs, targets, 1.0)
+            logs = among_logs(F.log_softmax(logits / tau, 1), among)
+            pieces = self.objective(logs, targets, 1.0, **needed)
         if self.weights is not None:
             pieces = self.weights[rows] * pieces
         scale: float | Tensor = term.weight
@@ -162,6 +199,17 @@ class Loss:
             scale *= tau**2
         return scale * batch.mean(pieces, there)
 
+    def _penalty(self, term: Penalty) -> Tensor:
+        """The value of a term of the parameters alone."""
+        if isinstance(term, Linear):
+            pieces, weight = [p * self.named[n] for n, p in self.learning.items()], term.weight
+        else:
+            pieces = [(p - self.named[n]).square() for n, p in self.learning.items()]
+            weight = term.weight / 2
+        if self.stacked:
+            return weight * torch.stack([piece.flatten(1).sum(1) for piece in pieces]).sum(0)
+        return weight * sum((piece.sum() for piece in pieces), torch.zeros(()))
+
     def _through(self, held: Tensor) -> Tensor:
         """Logits of the term's head."""
 
@@ -171,28 +219,24 @@ class Loss:
 
         return torch.vmap(above)(self.head, held) if self.stacked else above(self.head, held)
 
-    def _by_class(self, batch: Batch, term: str) -> Tensor:
+    def _by_class(self, batch: Batch, labels: Tensor) -> Tensor:
         """Rows of the targets that labels pick; those of a stack's students follow one another."""
-        labels = _labels(batch, term)
         if batch.owners is None or batch.places is None:
             return labels
         return labels + batch.places * self.classes
 
-    def _with_targets(
-        self, rows: Tensor, given: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Targets at ``rows``, and what is given, but only where there is a target, and where.
+    def _there(self, rows: Tensor, labels: Tensor | None) -> Tensor | None:
+        """Which samples have a target at ``rows``, and a label if one is needed; None: all.
 
-        Samples without one count as samples without a loss.
+        The others count as samples without a loss.
         """
-        if self.by_label:
-            there = rows >= 0
-            rows, given = rows[there], given[there]
-        targets = self.targets[rows]
-        if not self.partial:
-            return targets, given, rows, None
-        there = ~targets[:, 0].isnan()
-        return targets[there], given[there], rows[there], there
+        there = None
+        if labels is not None and self.tokens:  # those of images are never -1
+            there = labels >= 0
+        if self.partial:
+            targeted = ~self.targets[rows, 0].isnan()
+            there = targeted if there is None else there & targeted
+        return there
 
     def _hardness(self, batch: Batch) -> Tensor:
         """The sum of this student's cross-entropy and its peer's, ``()`` or ``(n,)``, above 0."""
@@ -227,8 +271,8 @@ class Loss:
             return
         if traits(self.objective).targets != "probabilities":
             raise FedkdError(
-                f"Soft: objective = {term.objective!r} is not allowed with candidates: it takes "
-                "logits, and all other classes together have none"
+                f"Soft: objective = {name_of(term.objective)!r} is not allowed with candidates: it "
+                "takes logits, and all other classes together have none"
             )
         if among.shape != (len(targets), targets.shape[1] - 1):
             raise FedkdError(
@@ -262,14 +306,33 @@ def _labels(batch: Batch, term: str) -> Tensor:
     return batch.labels
 
 
+def _column(labels: Tensor | None, among: Tensor) -> Tensor | None:
+    """Where the classes ``labels`` are among candidates ``(B, k)``: k for one that is none."""
+    if labels is None:
+        return None
+    same = among == labels[:, None]
+    return torch.where(same.any(1), same.int().argmax(1), among.shape[1])
+
+
+def _present(given: Tensor | str) -> Tensor:
+    if isinstance(given, str):
+        raise FedkdError(f"Contrast: the student {given!r} was not asked for its representations")
+    return given
+
+
+def _unit(rows: Tensor) -> Tensor:
+    """Rows ``(K, d)`` of length 1."""
+    return F.normalize(rows, dim=1, eps=1e-8)
+
+
 def source_of(term: Term) -> str | Rows | None:
     """Where a term draws its own mini-batches from; None: with the step."""
-    return None if isinstance(term, Proximal) else term.on
+    return None if isinstance(term, Penalty) else term.on
 
 
 def said(term: Soft, logits: Tensor) -> Tensor:
     """Targets of ``term`` that a student with ``logits`` ``(K, C)`` gives in its place."""
-    if traits(registry.load("objectives", term.objective)).targets == "logits":
+    if traits(made(term.objective)).targets == "logits":
         return logits
     tau = term.temperature
     logits = logits / (tau.to(logits)[:, None] if isinstance(tau, Tensor) else tau)

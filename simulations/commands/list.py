@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fedkd import registry
-from fedkd.errors import FedkdError, nearest
+from fedkd.errors import FedkdError, nearest, shown
 from fedkd.simulations.commands.options import examples
 from fedkd.simulations.shipped import shipped
 
@@ -56,7 +56,27 @@ def _described(kind: str) -> dict[str, str]:
 
         documents = {name: (thing.__doc__ or "").strip() for name, thing in PARTITIONS.items()}
         return {name: text.split("\n")[0] for name, text in sorted(documents.items())}
-    return registry.described(kind)
+    described = registry.described(kind)
+    if kind == "objectives":
+        return {name: f"{text} {_expected(name)}".rstrip() for name, text in described.items()}
+    return described
+
+
+def _expected(name: str) -> str:
+    """What an objective is given besides, and its options with their defaults."""
+    from fedkd.distillation.objectives import Objective, traits
+
+    try:
+        found = registry.load("objectives", name)
+    except FedkdError:  # its line says so
+        return ""
+    told = [f"needs {', '.join(needs)}"] if (needs := traits(found).needs) else []
+    if isinstance(found, type) and issubclass(found, Objective):
+        told += [
+            f"{option} = {'required' if field.is_required() else shown(field.default)}"
+            for option, field in found.model_fields.items()
+        ]
+    return f"({'; '.join(told)})" if told else ""
 
 
 def _first_comment(file: Path) -> str:

@@ -11,11 +11,13 @@ from fedkd.engine import rule
 from fedkd.engine.worker import Worker
 from fedkd.work import (
     Assignment,
+    Contrast,
     CrossEntropy,
     Evaluate,
     Fit,
     Head,
     Hold,
+    Linear,
     Load,
     Peer,
     Predict,
@@ -173,6 +175,24 @@ TERMS = {
     "a target a class": lambda h, c: Fit(
         "private", (CrossEntropy(), Soft(targets(h, c, 10), per="class"))
     ),
+    "an objective that needs labels": lambda h, c: Fit(
+        "private",
+        (
+            CrossEntropy(),
+            Soft(
+                torch.where(
+                    torch.arange(h.rows(c, "private"))[:, None] % 5 == 0,
+                    torch.nan,
+                    targets(h, c, h.rows(c, "private")),
+                ),
+                "not_true",
+                temperature=3.0,
+            ),
+        ),
+    ),
+    "an objective with options": lambda h, c: Fit(
+        "private", (Soft(targets(h, c, 10), {"name": "dkd", "beta": 2.0}, 2.0, per="class"),)
+    ),
     "a class without one": lambda h, c: Fit(
         "private",
         (
@@ -186,6 +206,10 @@ TERMS = {
     "prototypes": lambda h, c: Fit(
         "private", (CrossEntropy(), Prototype(targets(h, c, 10, 50), "fc2", 0.7))
     ),
+    "unlike another student": lambda h, c: Fit(
+        "private",
+        (CrossEntropy(), Contrast("own", targets(h, c, h.rows(c, "private"), 50), "fc2", 0.5, 3.0)),
+    ),
     "near where it began": lambda h, c: Fit("private", (CrossEntropy(), Proximal(0.5))),
     "near an anchor": lambda h, c: Fit(
         "private",
@@ -193,6 +217,10 @@ TERMS = {
             CrossEntropy(),
             Proximal(0.5, {k: t + 0.1 * c for k, t in h.state(c)["own"].items()}),
         ),
+    ),
+    "an inner product": lambda h, c: Fit(
+        "private",
+        (CrossEntropy(), Linear({k: 0.1 * (c + 1) * t for k, t in h.state(c)["own"].items()}, 0.3)),
     ),
     "reach": lambda h, c: Fit(
         "transfer", (Soft(per_sample(h, c), reach=("fc1",)), Soft(per_sample(h, c), weight=0.2))
@@ -245,7 +273,14 @@ def in_double(thing):
     return thing
 
 
-IN_DOUBLE = ["reach", "prototypes", "near an anchor", "through a head of one's own"]
+IN_DOUBLE = [
+    "reach",
+    "prototypes",
+    "near an anchor",
+    "unlike another student",
+    "an inner product",
+    "through a head of one's own",
+]
 
 
 @pytest.mark.parametrize("what", IN_DOUBLE)
@@ -450,7 +485,7 @@ def test_how_clients_are_put_together_changes_no_more_than_last_digits(monkeypat
 
 # --- whole runs ---------------------------------------------------------------------------------
 
-METHODS = ["knfu", "fedavg", "fedd2s", "fml", "fedproto", "ditto"]
+METHODS = ["knfu", "fedavg", "fedd2s", "fml", "fedproto", "ditto", "feddyn", "moon"]
 
 
 @pytest.mark.parametrize("method", METHODS)

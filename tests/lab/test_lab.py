@@ -31,7 +31,10 @@ ROWS = {"nearest row (members are the rows)"}
 HEADLESS = {"confidence under the server's own head"}
 ATTACKED = {
     **dict.fromkeys(
-        ("fedavg", "fedavg-ft", "fedprox", "fedgkd", "fedbn", "ditto", "feddf", "fml", "fedkd-svd"),
+        (
+            *("fedavg", "fedavg-ft", "fedprox", "fedgkd", "fedbn", "ditto", "feddf", "fml"),
+            *("fedkd-svd", "fedntd", "moon", "feddyn", "scaffold"),
+        ),
         ("Share parameters", WHOLE, "parameters"),
     ),
     **dict.fromkeys(

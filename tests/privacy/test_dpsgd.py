@@ -17,10 +17,12 @@ from fedkd.sections import PrivateTraining, StudentTable, TrainingTable
 from fedkd.training import fit
 from fedkd.work import (
     Assignment,
+    Contrast,
     CrossEntropy,
     Fit,
     Head,
     Hold,
+    Linear,
     Predict,
     Prototype,
     Proximal,
@@ -89,11 +91,14 @@ def test_without_noise_and_clipping_all_samples_a_step_is_ordinary_training(name
     [
         [CrossEntropy(), Proximal(3.0, {"head.bias": torch.ones(4)})],
         [Prototype(torch.randn(4, 200), "fc1")],
+        [Contrast(torch.rand(40, 200), torch.rand(40, 200), "fc1"), CrossEntropy()],
+        [CrossEntropy(), Linear({n: torch.ones_like(p) for n, p in made().named_parameters()})],
         [Soft(torch.rand(40, 4).softmax(1), temperature=2.0)],
+        [Soft(torch.rand(40, 4).softmax(1), "not_true", temperature=2.0), CrossEntropy()],
         [Soft(torch.rand(4, 4).softmax(1), per="class", objective="reverse_kl"), CrossEntropy()],
         [Soft(torch.tensor([[torch.nan] * 4, [0.25] * 4]).repeat(20, 1)), CrossEntropy(0.1)],
     ],
-    ids=["proximal", "prototype", "soft", "per class", "partial"],
+    ids=["proximal", "prototype", "contrast", "linear", "soft", "not true", "per class", "partial"],
 )
 def test_every_term_is_what_it_was_without_noise_and_clipping(terms, samples):
     ordinary, private = (trained(made(), samples, terms, dp=dp) for dp in (None, LOOSE))

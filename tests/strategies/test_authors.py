@@ -15,12 +15,14 @@ from fedkd.engine.worker import Worker
 from fedkd.shapes import Sizes
 from fedkd.strategies.base import KnowledgeStrategy, StrategyOptions
 from fedkd.work import (
+    Contrast,
     CrossEntropy,
     Evaluate,
     Expose,
     Fit,
     Head,
     Hold,
+    Linear,
     Load,
     Peer,
     Predict,
@@ -296,6 +298,26 @@ STEPS = {
         r"objective = 'forward' is not known \(did you mean 'forward_kl'\?\)",
     ),
     "an objective that is a function": (on_transfer(soft(objective=max)), "Soft: objective = the"),
+    "an objective's option nobody knows": (
+        on_transfer(soft(objective={"name": "dkd", "gamma": 1})),
+        "Soft: objective.gamma is not a known key; known here: alpha, beta",
+    ),
+    "an option out of its range": (
+        on_transfer(soft(objective={"name": "dkd", "beta": -1})),
+        "Soft: objective.beta = -1 is not allowed: input should be greater than or equal to 0",
+    ),
+    "an option that is a tensor": (
+        on_transfer(soft(objective={"name": "dkd", "beta": torch.ones(1)})),
+        "Soft: objective = a dict of 2 is not allowed; allowed: a name, or a dictionary",
+    ),
+    "an objective without a name": (
+        on_transfer(soft(objective={"beta": 1.0})),
+        "Soft: objective.name = None is not allowed; known: cross_entropy, dkd",
+    ),
+    "an objective that needs labels": (
+        on_transfer(soft(objective="not_true")),
+        "Soft: objective = 'not_true' needs labels, and the samples of 'transfer' have none .*'p",
+    ),
     "per nothing": (on_transfer(soft(per="token")), "Soft: per = 'token' .*'sample' or 'class'"),
     "epochs below 0": ([Fit(epochs=-1)], "Fit: epochs = -1 is not allowed"),
     "endless epochs": ([Fit(epochs=float("inf"))], "Fit: epochs = inf is not allowed"),
@@ -471,6 +493,39 @@ STEPS = {
     "an anchor that lacks something": (
         [Fit(terms=(CrossEntropy(), Proximal(1.0, {"head.bias": torch.ones(10)})))],
         "Proximal: anchor has none for fc1",
+    ),
+    "a contrast with too few rows": (
+        [Fit("transfer", (Contrast("own", torch.ones(3, 20), "fc1"),))],
+        r"Contrast: negative of shape \(3, 20\) is not allowed; allowed: \(80, 20\)",
+    ),
+    "a contrast with nobody": (
+        [Fit(terms=(Contrast("own", "twin", "fc1"),))],
+        "Contrast: student 'twin' is not known; known: own",
+    ),
+    "a contrast of unlike widths": (
+        [Hold("twin", "cnn2"), Fit(terms=(Contrast("own", "twin", "fc1"),))],
+        "Contrast: negative = 'twin' is not allowed: its representation at 'fc1' has",
+    ),
+    "a contrast at no cut": (
+        [Fit(terms=(Contrast("own", "own", "fc9"),))],
+        "cut 'fc9' is not a cut",
+    ),
+    "a contrast at temperature 0": (
+        [Fit(terms=(Contrast("own", "own", "fc1", 0),))],
+        "Contrast: temperature = 0 is not allowed; allowed: a number above 0",
+    ),
+    "parameters of nobody": ([Load("twin")], "Load: parameters: student 'twin' is not known"),
+    "parameters of another architecture": (
+        [Hold("twin", "cnn2"), Load("own", student="twin")],
+        "Load: parameters = 'own' is not allowed with student = 'twin': .* 'mlp' and 'cnn2'",
+    ),
+    "an inner product with some parameters": (
+        [Fit(terms=(CrossEntropy(), Linear({"head.bias": torch.ones(10)})))],
+        "Linear: given has none for fc1",
+    ),
+    "an inner product with nothing": (
+        [Fit(terms=(Linear(None),))],
+        "Linear: given = None is not allowed; allowed: a dictionary of tensors by name",
     ),
     # keys
     "two steps with one key": (

@@ -18,7 +18,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from flwr.app import ConfigRecord, Error, Message, RecordDict
-from lines import sampled
+from lines import sampled, settled
 
 from fedkd import Experiment, FedkdError, Run, registry, run
 from fedkd.codec import Codec, decode
@@ -53,7 +53,7 @@ EVERY = "evaluate_every=1"
 
 def tiny(name, *overrides):
     # Prototypes of one architecture, whatever the method.
-    return Experiment.from_toml(TINY, [f"strategy.name={name}", *overrides])
+    return Experiment.from_toml(TINY, settled([f"strategy.name={name}", *overrides]))
 
 
 # --- faults ---------------------------------------------------------------------------------

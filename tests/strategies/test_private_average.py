@@ -9,17 +9,8 @@ from fedkd.privacy.average import private_average
 from fedkd.random import numpy_noise
 from fedkd.strategies.fedavg import FedAvg, average
 
-CLIPPED = [
-    "ditto",
-    "fedavg",
-    "fedavg-ft",
-    "fedbabu",
-    "fedgkd",
-    "fedper",
-    "fedprox",
-    "fedrep",
-    "lg-fedavg",
-]
+CLIPPED = ["ditto", "fedavg", "fedavg-ft", "fedbabu", "fedgkd", "fedntd", "fedper"]
+CLIPPED += ["fedprox", "fedrep", "lg-fedavg", "moon"]
 BEFORE = {"w": torch.ones(200, 100), "b": torch.zeros(50)}
 
 
