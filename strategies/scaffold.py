@@ -8,10 +8,10 @@ drift to, and every local step is corrected by them::
                x   <- x + global_lr / S sum_n (y_n - x)
                c   <- 1 / N sum_n c_n                    over all N clients, 0 where none is yet
 
-eta is ``training.lr``, or what the schedule makes of it in the round, and the optimiser is plain SGD, whose steps over eta are gradients (with
-``training.weight_decay`` those of the penalised loss). K is the number of steps that the training
-loop takes on as many samples as the client has, by the loop's own rule
-(:func:`fedkd.training.local_steps`): exact, whatever the last batch.
+eta is ``training.lr``, or what the schedule makes of it in the round, and the optimiser is plain
+SGD, whose steps over eta are gradients (with ``training.weight_decay`` those of the penalised
+loss). K is the number of steps that the training loop takes on as many samples as the client has,
+by the loop's own rule (:func:`fedkd.training.local_steps`): exact, whatever the last batch.
 
 What travels is x and c - c_n to the client, once there are any, and y_n back. In the paper c goes
 to the client, which keeps c_n, and its change comes back beside y_n; but that change follows from
