@@ -12,7 +12,7 @@ from pydantic import Field
 
 from fedkd.distillation.targets import soften
 from fedkd.options import OnlyWith
-from fedkd.strategies.base import DistillOptions, Replies
+from fedkd.strategies.base import DistillOptions, Headline, Replies
 from fedkd.strategies.uniform import Uniform
 from fedkd.work import Fit, Predict, Soft, Step
 
@@ -27,6 +27,8 @@ class FedMD(Uniform):
         """Digest by matching the mean logits, or their softened probabilities."""
         tau: Annotated[float, OnlyWith("objective", "forward_kl")] = Field(1.0, gt=0)
         """Temperature of ``forward_kl``."""
+
+    headline = Headline("local")
 
     def learn(self, round: int, client: int) -> Sequence[Step]:
         """Revisit: train on private data; communicate: send logits on the transfer set."""

@@ -1,7 +1,13 @@
 """The one training loop, and prediction: what Fit, Predict and Evaluate come down to."""
 
 from fedkd.training.batches import BatchOfOne
-from fedkd.training.inference import class_means, evaluate, predict, represent
+from fedkd.training.inference import (
+    class_means,
+    evaluate,
+    nearest_prototype,
+    predict,
+    represent,
+)
 from fedkd.training.items import item_labels, items
 from fedkd.training.loop import Optimiser, fit
 from fedkd.training.losses import said
@@ -16,6 +22,7 @@ __all__ = [
     "item_labels",
     "items",
     "learning_names",
+    "nearest_prototype",
     "predict",
     "represent",
     "requiring",
