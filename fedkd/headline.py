@@ -6,6 +6,7 @@ tests, or, where there are none, on the common ones.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -88,6 +89,13 @@ def other_stage(column: str) -> str:
     if column.removesuffix(LOCAL) != f"{tests}_{STUDENT}":
         return f"{tests}_{STUDENT}"
     return column.removesuffix(LOCAL) if column.endswith(LOCAL) else f"{column}{LOCAL}"
+
+
+def named(line: Mapping[str, Any]) -> list[str]:
+    """What the method's ``score`` calls the students that were tested, in a line or a summary."""
+    pattern = re.compile(rf"(?:own|common)_(\w+)_{STUDENT}")
+    found = [match[1] for name in line if (match := pattern.fullmatch(name))]
+    return list(dict.fromkeys(found))
 
 
 def at(line: Mapping[str, Any], column: str) -> float | None:
