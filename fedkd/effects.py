@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from fedkd import registry
+from fedkd.data.partitions import ships
 from fedkd.errors import shown
 from fedkd.experiment import Experiment
 from fedkd.options import OnlyWith, Table
@@ -44,6 +45,17 @@ def only_with(key: str, *values: Any) -> Reason:
     def reason(setting: Setting) -> str:
         value = setting.value(key)
         return "" if value in values else f"{key} = {shown(value)}"
+
+    return reason
+
+
+def only_by(*partitions: str) -> Reason:
+    """A key has an effect only under some of fedkd's own partitions; others may read any key."""
+
+    def reason(setting: Setting) -> str:
+        name = setting.experiment.data.partition
+        others = name in partitions or not ships(registry.load("partitions", name))
+        return "" if others else f"data.partition = {shown(name)}"
 
     return reason
 
@@ -161,10 +173,10 @@ PRIVATE = not_with("training.dp.noise_multiplier", 0.0)
 EFFECTS: dict[str, Reason] = {
     "dropout": _one_participant,
     "target_accuracy": not_with("data.test.fraction", 0.0),
-    "data.alpha": only_with("data.partition", "dirichlet", "quantity-skew"),
-    "data.sizes": only_with("data.partition", "dirichlet"),
-    "data.classes_per_client": only_with("data.partition", "pathological"),
-    "data.shards_per_client": only_with("data.partition", "shards"),
+    "data.alpha": only_by("dirichlet", "quantity-skew"),
+    "data.sizes": only_by("dirichlet"),
+    "data.classes_per_client": only_by("pathological"),
+    "data.shards_per_client": only_by("shards"),
     "data.augment": only_of("images"),
     "data.test.own": not_with("data.test.fraction", 0.0),
     "data.transfer.source": not_with("data.transfer.size", 0),

@@ -1,4 +1,4 @@
-"""Strategies, datasets, students and objectives, found by name.
+"""Strategies, datasets, partitions, students and objectives, found by name.
 
 They are Python entry points, so a user's own package adds one without touching fedkd::
 
@@ -26,6 +26,7 @@ GROUPS = {
     "strategies": "strategy.name",
     "datasets": "data.dataset",
     "students": "student.models",
+    "partitions": "data.partition",
     "objectives": "objective",
 }
 
@@ -33,6 +34,7 @@ KINDS = {
     "strategies": "a subclass of fedkd.strategies.base.KnowledgeStrategy",
     "datasets": "a function (folder, download) that returns a Dataset or a Corpus",
     "students": "a function (shape, classes, norm, width) that returns a torch.nn.Sequential",
+    "partitions": "a function (labels, writers, table, seed) that returns each client's rows",
     "objectives": "a function (logits, targets, temperature) that returns the losses",
 }
 """What a name of each group stands for."""
