@@ -86,6 +86,7 @@ def fit(
         return 0.0
     if seed is None:
         seed = key(generator.initial_seed(), "student")
+    epochs, min_steps = training.length(epochs, min_steps)
     with student_draws(student, seed, samples.inputs.device), requiring(student, part) as names:
         return _fit(
             student,
@@ -95,8 +96,8 @@ def fit(
             terms,
             training,
             generator,
-            epochs=training.local_epochs if epochs is None else epochs,
-            min_steps=training.min_steps if min_steps is None else min_steps,
+            epochs=epochs,
+            min_steps=min_steps,
             lr=lr or training.lr,
             sources=sources,
             augment=augment,
