@@ -1,6 +1,14 @@
 """FedMD: Li & Wang, 2019 (arXiv 1910.03581), algorithm 1: communicate, aggregate, digest, revisit.
 
-The paper's initial training on a *labelled* public set is left out: the transfer set has no labels.
+With the logits f_n of client n, and x over the M transfer samples::
+
+    client n   revisit: train on private data;  f_n[x]         (M, C), sent
+    server     f[x] = 1/N sum_n f_n[x]                         (M, C), sent
+    client n   digest: minimise mean_x |f[x] - f_n(x)|^2
+
+Departures: the paper's initial training on a *labelled* public set is left out, as the transfer set
+has no labels; all of the transfer set is exchanged in each round, where the paper draws a part of
+it; digest is by squared error, where the authors' code has the absolute one.
 """
 
 from __future__ import annotations
