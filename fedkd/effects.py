@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from fedkd import registry
-from fedkd.data.partitions import ships
 from fedkd.errors import shown
 from fedkd.experiment import Experiment
 from fedkd.options import OnlyWith, Table
@@ -54,7 +53,7 @@ def only_by(*partitions: str) -> Reason:
 
     def reason(setting: Setting) -> str:
         name = setting.experiment.data.partition
-        others = name in partitions or not ships(registry.load("partitions", name))
+        others = name in partitions or not registry.ships(registry.load("partitions", name))
         return "" if others else f"data.partition = {shown(name)}"
 
     return reason

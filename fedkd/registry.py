@@ -99,6 +99,11 @@ def registered(group: str) -> list[str]:
     return sorted(name for kind, name in _added if kind == group)
 
 
+def ships(thing: Any) -> bool:
+    """Whether a class or function is fedkd's own, and nobody else's."""
+    return str(thing.__module__).partition(".")[0] == "fedkd"
+
+
 def described(group: str) -> dict[str, str]:
     """Name and first docstring line of everything in ``group``, or why it cannot be loaded."""
     found = {}

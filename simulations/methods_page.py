@@ -33,16 +33,15 @@ ARXIV = re.compile(r"(?<![\d.])(?:arXiv )?(\d{4}\.\d{5})")
 
 def page() -> str:
     """Every method that comes with fedkd, as Markdown."""
-    names = [name for name in registry.names("strategies") if _ships(name)]
+    names = [
+        name
+        for name in registry.names("strategies")
+        if registry.ships(registry.load("strategies", name))
+    ]
     links = "\n".join(
         f"- [`{name}`](#{name}): {_first_line(registry.load('strategies', name))}" for name in names
     )
     return "\n".join([HEAD, links, "", *map(_section, names)])
-
-
-def _ships(name: str) -> bool:
-    module: str = registry.load("strategies", name).__module__
-    return module.startswith("fedkd.strategies.")
 
 
 def _section(name: str) -> str:

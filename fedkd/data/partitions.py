@@ -69,7 +69,7 @@ def partition(
     shuffled_writers = None if writers is None else writers[order]
     with blamed(f"data.partition = {table.partition!r}"):
         parts = divide(numbered, shuffled_writers, table, seed)
-    if not ships(divide):
+    if not registry.ships(divide):
         parts = _at_most(_checked(parts, len(labels), table), numbered, table, seed)
     smallest = min(map(len, parts))
     if smallest < least(table):
@@ -352,11 +352,6 @@ def natural(
     clients = np.array([client_of[writer] for writer in writers[rows].tolist()])
     parts = _load(NaturalIdPartitioner("client"), table.clients, client=clients)
     return _at_most([rows[part] for part in parts], labels, table, seed)
-
-
-def ships(divide: Partition) -> bool:
-    """Whether a partition is one of fedkd's own."""
-    return divide.__module__ == __name__
 
 
 def _checked(parts: object, samples: int, table: DataTable) -> list[np.ndarray]:

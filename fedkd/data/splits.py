@@ -79,7 +79,7 @@ def partition_rows(
 
     One of somebody's own, whose source nobody knows in full, is made anew each time.
     """
-    if not partitions.ships(registry.load("partitions", table.partition)):
+    if not registry.ships(registry.load("partitions", table.partition)):
         return partition(labels, writers, table, seed)
 
     def digest(content: bytes) -> str:
