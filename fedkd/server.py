@@ -114,6 +114,7 @@ class ServerStudents:
 
     def predict(self, name: str, inputs: Tensor) -> Tensor:
         """Logits ``(K, C)``."""
+        self._copies.pop(name, None)  # of a student that writes to its buffers
         seed = key(self._experiment.seed, "answer", "server", name)
         return predict(self._student(name), inputs.to(self._device), seed).clone().cpu()
 

@@ -9,11 +9,12 @@ from torch import nn
 
 from fedkd import Run, load_rounds, load_runs, registry, run
 from fedkd.headline import at, other_stage
+from fedkd.server import ServerStudents
 from fedkd.simulations.screen import print_summary
 from fedkd.strategies.base import Headline, KnowledgeStrategy
 from fedkd.summaries import reached
 from fedkd.training import nearest_prototype
-from fedkd.work import Evaluate, Hold, Load, Samples
+from fedkd.work import CrossEntropy, Evaluate, Hold, Load, Samples
 
 FUSED = Headline()
 
@@ -111,6 +112,23 @@ def test_the_other_stage_of_a_column():
     assert other_stage("common_server_accuracy_mean") == "common_accuracy_mean"
     assert at({"x": 1, "local": {"x": 2}}, "x_local") == 2
     assert at({"x": 1}, "x_local") is None
+
+
+def test_what_many_clients_get_of_a_server_student_is_one_object_until_it_changes(small):
+    server = ServerStudents(small())
+    server.add("student", lambda: nn.Sequential(nn.Flatten(), nn.Linear(2, 3)))
+    first = server.parameters("student")
+    assert server.parameters("student") is first
+    mine = {name: value.clone() for name, value in first.items()}
+    first["1.weight"].zero_()  # whoever writes to it has it alone
+    assert torch.equal(server.parameters("student")["1.weight"], mine["1.weight"])
+    samples = Samples(torch.ones(4, 2), torch.tensor([0, 1, 2, 0]))
+    before = server.parameters("student")
+    server.fit("student", 1, samples, [CrossEntropy()], 1.0)
+    after = server.parameters("student")
+    assert not torch.equal(after["1.weight"], before["1.weight"])
+    server.load("student", mine)
+    assert torch.equal(server.parameters("student")["1.weight"], mine["1.weight"])
 
 
 def test_the_nearest_prototype_decides():
