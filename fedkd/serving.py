@@ -241,7 +241,7 @@ def summarise(taken: Run, seconds: float) -> dict[str, Any]:
     target = experiment.target_accuracy
     if target is not None:
         summary |= {"target_accuracy": target, **reached(taken, target)}
-        if headline is not None:
+        if headline is not None and headline.startswith("own_"):
             in_headline = reached(taken, target, headline)
             summary |= {f"headline_{name}": value for name, value in in_headline.items()}
     return {
