@@ -18,7 +18,6 @@ def check(experiment: Experiment) -> None:
     FedkdError
         One line naming the key, its value and what is allowed.
     """
-    from fedkd.data import partitions
     from fedkd.engine import plan
     from fedkd.privacy.dpsgd import check_norm
 
@@ -28,7 +27,7 @@ def check(experiment: Experiment) -> None:
             f"engine.threads = {threads} is too many for {cores} cores: at most {MOST_THREADS} to "
             "a core are allowed"
         )
-    partitions.named(experiment.data.partition)
+    registry.load("partitions", experiment.data.partition)
     for model in experiment.student.models:
         registry.load("students", model)
     check_norm(experiment.student, experiment.training.dp)

@@ -48,6 +48,17 @@ def only_with(key: str, *values: Any) -> Reason:
     return reason
 
 
+def only_by(*partitions: str) -> Reason:
+    """A key has an effect only under some of fedkd's own partitions; others may read any key."""
+
+    def reason(setting: Setting) -> str:
+        name = setting.experiment.data.partition
+        others = name in partitions or not registry.ships(registry.load("partitions", name))
+        return "" if others else f"data.partition = {shown(name)}"
+
+    return reason
+
+
 def not_with(key: str, *values: Any) -> Reason:
     """A key has no effect while another one has one of these values."""
 
@@ -161,10 +172,10 @@ PRIVATE = not_with("training.dp.noise_multiplier", 0.0)
 EFFECTS: dict[str, Reason] = {
     "dropout": _one_participant,
     "target_accuracy": not_with("data.test.fraction", 0.0),
-    "data.alpha": only_with("data.partition", "dirichlet", "quantity-skew"),
-    "data.sizes": only_with("data.partition", "dirichlet"),
-    "data.classes_per_client": only_with("data.partition", "pathological"),
-    "data.shards_per_client": only_with("data.partition", "shards"),
+    "data.alpha": only_by("dirichlet", "quantity-skew"),
+    "data.sizes": only_by("dirichlet"),
+    "data.classes_per_client": only_by("pathological"),
+    "data.shards_per_client": only_by("shards"),
     "data.augment": only_of("images"),
     "data.test.own": not_with("data.test.fraction", 0.0),
     "data.transfer.source": not_with("data.transfer.size", 0),

@@ -46,7 +46,8 @@ class Experiment(Table):
     """What becomes of a round in which no client's reply can be used: the run ends with a line; or
     it goes on, and the round has changed nothing but what clients learned by themselves."""
     target_accuracy: float | None = Field(None, gt=0, le=1)
-    """Own accuracy, mean over clients, that the summary counts rounds and bytes up to."""
+    """Own accuracy, mean over clients, that the summary counts rounds and bytes up to: after fusion
+    (``rounds_to_target``), and as the method's paper scores it (``headline_rounds_to_target``)."""
     evaluate_every: int = Field(1, ge=1)
     """Measure every so many rounds; the last round always is."""
     checkpoint_every: int = Field(5, ge=0)

@@ -301,7 +301,13 @@ FIELDS: dict[type, dict[str, Allowed]] = {
         "student": NAME,
     },
     Share: {"part": NAMES, "key": NAME, "student": NAME},
-    Evaluate: {"on": SOURCE, "key": NAME, "student": NAME},
+    Evaluate: {
+        "on": SOURCE,
+        "key": NAME,
+        "student": NAME,
+        "prototypes": _or_none(TARGETS),
+        "cut": Allowed(lambda value: type(value) is str, "the name of a block, or ''"),
+    },
     Expose: {"key": NAME, "student": NAME},
 }
 """What each kind of step and term may hold, field by field."""

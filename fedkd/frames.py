@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fedkd.caveats import caveats
 from fedkd.errors import FedkdError
 from fedkd.escaping import plain
+from fedkd.headline import column_of, numbers
 from fedkd.labels import flat
 from fedkd.results import EXPERIMENT, PLACES, Run, readable
 from fedkd.summaries import exposures, most_repeated
@@ -26,15 +27,19 @@ def load_runs(folder: str | Path) -> DataFrame:
         ``folder`` (text) and ``finished`` (bool); every key of the experiment, dotted
         (``strategy.name``, ``data.alpha``, ``seed``; lists as ``a+b``); every entry of
         ``summary.json`` whose name is not a key's (``own_accuracy_mean`` after fusion,
-        ``own_accuracy_mean_local`` after local training, ``bytes_up``, ``seconds``). Accuracies are
-        fractions. What the strategy recorded begins with ``record.`` and is its last value;
-        matrices and lists are left out. ``warnings`` are the run's :func:`fedkd.caveats.caveats`,
-        a tuple. Of runs with canaries also ``exposure_teacher``, ``exposure_released``,
-        ``exposure_fused`` and ``exposure_student``: the mean over the most repeated secrets in the
-        last measured round, in bits. Of audited runs ``membership_auc`` and ``audited_epsilon``,
-        those of the strongest attack of all on what clients send, ``formal_epsilon`` against the
-        server, and the same with ``_others`` on what a trusted server makes, and against those who
-        see that. What a run does not have is missing: NaN or None.
+        ``own_accuracy_mean_local`` after local training, ``own_NAME_accuracy_mean`` of what the
+        method's ``score`` calls NAME, ``bytes_up``, ``seconds``). Accuracies are fractions.
+        ``headline`` is which of these the method's paper scores, ``headline_accuracy`` its value
+        and ``other_stage_accuracy`` that of the other stage (of a named student: of the client's
+        own, after fusion); of a run that has not written them, as the method says now. What the
+        strategy recorded begins with ``record.`` and is its last value; matrices and lists are left
+        out. ``warnings`` are the run's :func:`fedkd.caveats.caveats`, a tuple. Of runs with
+        canaries also ``exposure_teacher``, ``exposure_released``, ``exposure_fused`` and
+        ``exposure_student``: the mean over the most repeated secrets in the last measured round, in
+        bits. Of audited runs ``membership_auc`` and ``audited_epsilon``, those of the strongest
+        attack of all on what clients send, ``formal_epsilon`` against the server, and the same with
+        ``_others`` on what a trusted server makes, and against those who see that. What a run does
+        not have is missing: NaN or None.
 
     Raises
     ------
@@ -53,8 +58,8 @@ def load_rounds(folder: str | Path) -> DataFrame:
     pandas.DataFrame
         ``folder``, every key of the experiment as in :func:`load_runs` (but ``rounds``, which is
         ``round`` here), and the numbers of the round's line. What was measured after local training
-        ends in ``_local``; what the strategy recorded begins with ``record.``; matrices and lists
-        are left out.
+        ends in ``_local``; ``headline_accuracy`` is as in :func:`load_runs`; what the strategy
+        recorded begins with ``record.``; matrices and lists are left out.
 
     Raises
     ------
@@ -65,13 +70,12 @@ def load_rounds(folder: str | Path) -> DataFrame:
     for run in runs_below(folder):
         known = {"folder": str(run.folder), **_keys(run)}
         known.pop("rounds")
+        headline = column_of(run)
         for line in run.rounds:
-            numbers = {name: value for name, value in line.items() if name not in SHAPED}
-            numbers |= {f"{name}_local": value for name, value in line.get("local", {}).items()}
-            numbers |= recorded(line)
-            rows.append(
-                known | {k: v for k, v in numbers.items() if not isinstance(v, list | dict)}
-            )
+            scored = {name: value for name, value in line.items() if name not in SHAPED}
+            scored |= {f"{name}_local": value for name, value in line.get("local", {}).items()}
+            scored |= numbers(scored, headline) | recorded(line)
+            rows.append(known | {k: v for k, v in scored.items() if not isinstance(v, list | dict)})
     return frame(rows)
 
 
@@ -106,6 +110,7 @@ def row(run: Run) -> dict[str, Any]:
     summary, rounds = run.summary, run.rounds
     known = {"folder": str(run.folder), "finished": summary is not None, **_keys(run)}
     known |= {name: value for name, value in (summary or {}).items() if name not in known}
+    known |= numbers(known, column_of(run))
     for line in rounds:
         known |= recorded(line)
     known["warnings"] = tuple(caveats(run, rounds))

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fedkd.errors import FedkdError, blamed, brief
 from fedkd.fields import STEPS, TERMS
+from fedkd.headline import check_headline
 from fedkd.privacy.average import Averaging
 from fedkd.work import Step
 
@@ -30,6 +31,7 @@ HOOKS: dict[str, tuple[str, ...]] = {
     "fuse": ("round", "replies"),
     "receive": ("round", "client"),
     "deploy": ("round", "client"),
+    "score": ("round", "client"),
     "measure": ("round", "client"),
     "fused_labels": ("client", "steps"),
     "record": ("round", "replies", "label_counts"),
@@ -78,13 +80,14 @@ class blaming:
 
 
 def check_hooks(strategy: Any) -> None:
-    """Refuse hooks that cannot be called with what they are given.
+    """Refuse hooks that cannot be called with what they are given, and what is no headline.
 
     Raises
     ------
     FedkdError
         One line naming the hook, its parameters and those that it gets.
     """
+    check_headline(type(strategy).headline)
     for name, given in HOOKS.items():
         hook = getattr(strategy, name)
         wanted = f"{name}(self{''.join(f', {each}' for each in given)})"
@@ -107,7 +110,7 @@ def check_hooks(strategy: Any) -> None:
 
 
 def as_steps(value: Any) -> tuple[Step, ...]:
-    """The steps that ``learn``, ``receive``, ``deploy`` or ``measure`` returned."""
+    """The steps that ``learn``, ``receive``, ``deploy``, ``score`` or ``measure`` returned."""
     kinds = ", ".join(kind.__name__ for kind in STEPS)
     if not isinstance(value, list | tuple):
         hint = ""

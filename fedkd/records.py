@@ -144,6 +144,7 @@ class Summary(TypedDict):
     bytes_up: NotRequired[Count]
     bytes_down: NotRequired[Count]
     left_out: NotRequired[Count]
+    headline: NotRequired[str]
     files: NotRequired[dict[str, Written]]
 
 
@@ -281,7 +282,10 @@ TOLD_APART_BY = {
     EXPOSURES: ("round", "place", "observer", "secret"),
 }
 """Keys that no two lines of a file have in common."""
-MEASUREMENTS = ("own_", "common_", "validation_", "train_loss", "bytes_", "seconds")
+MEASUREMENTS = (
+    *("own_", "common_", "validation_", "headline_", "other_stage_"),
+    *("train_loss", "bytes_", "seconds"),
+)
 """How the names of numbers begin that tables and figures take from lines and summaries."""
 
 

@@ -1,4 +1,4 @@
-"""Strategies, datasets, students and objectives, found by name.
+"""Strategies, datasets, partitions, students and objectives, found by name.
 
 They are Python entry points, so a user's own package adds one without touching fedkd::
 
@@ -26,6 +26,7 @@ GROUPS = {
     "strategies": "strategy.name",
     "datasets": "data.dataset",
     "students": "student.models",
+    "partitions": "data.partition",
     "objectives": "objective",
 }
 
@@ -33,6 +34,7 @@ KINDS = {
     "strategies": "a subclass of fedkd.strategies.base.KnowledgeStrategy",
     "datasets": "a function (folder, download) that returns a Dataset or a Corpus",
     "students": "a function (shape, classes, norm, width) that returns a torch.nn.Sequential",
+    "partitions": "a function (labels, writers, table, seed) that returns each client's rows",
     "objectives": "a function (logits, targets, temperature) that returns the losses, or a "
     "subclass of fedkd.distillation.objectives.Objective",
 }
@@ -100,6 +102,11 @@ def names(group: str) -> list[str]:
 def registered(group: str) -> list[str]:
     """Names in ``group`` that only this process knows, sorted."""
     return sorted(name for kind, name in _added if kind == group)
+
+
+def ships(thing: Any) -> bool:
+    """Whether a class or function is fedkd's own, and nobody else's."""
+    return str(thing.__module__).partition(".")[0] == "fedkd"
 
 
 def described(group: str) -> dict[str, str]:

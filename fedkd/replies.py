@@ -15,7 +15,8 @@ either, a class       ``mean`` ``(C, d)`` float32, 0 where there are no samples,
 ``Share``             the arrays of the asked blocks of the client's student, as these are
 ``Fit``               a loss, finite; what a trial undoes may have diverged
 ``Evaluate``          accuracy and calibration error in 0 to 1, loss at least 0, perplexity at
-                      least 1; a student that diverged has neither loss nor calibration error
+                      least 1; a student that diverged has neither loss nor calibration error;
+                      by the nearest prototype accuracy alone
 a reply               the client's number and its number of samples, as the simulator knows them;
                       seconds, cohorts and DP-SGD's account where the engine adds them
 ====================  ==========================================================================
@@ -193,13 +194,15 @@ class Contract:
         names = [f"{step.key}_accuracy", f"{step.key}_loss", f"{step.key}_ece"]
         if self.shapes.task.tokens:
             names.append(f"{step.key}_perplexity")
+        if step.prototypes is not None:
+            del names[1:]
         there = [name for name in names if name in metrics]
         if rows == 0 or not self.shapes.labelled(step.on) or (rows is None and not there):
             return None  # what is there all the same was not asked for
         if missing := [name for name in names if name not in metrics]:
             return f"{missing[0]} is missing"
         found = [metrics.pop(name) for name in names]
-        accuracy, loss, error, *perplexity = found
+        accuracy, loss, error, *perplexity = found if len(found) > 1 else (*found, 0.0, 0.0)
         diverged = math.isnan(error) and not math.isfinite(loss)
         right = [
             0 <= accuracy <= 1,
@@ -207,7 +210,7 @@ class Contract:
             diverged or 0 <= error <= 1 + 1e-6,
             *(diverged or value >= 1 for value in perplexity),
         ]
-        for name, value, fits in zip(names, found, right, strict=True):
+        for name, value, fits in zip(names, found, right):
             if not fits:
                 return f"{name} is {value:g}"
         return None

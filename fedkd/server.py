@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from fedkd.data.federated import Task
 from fedkd.engine.devices import device
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
+from fedkd.hooks import trace
 from fedkd.privacy.public import Public
 from fedkd.random import generator, key
 from fedkd.steps import about
@@ -35,6 +36,8 @@ class ServerStudents:
         self._students: dict[str, nn.Sequential] = {}
         self._saved: dict[str, Parameters] = {}
         self._fits: Counter[tuple[str, int]] = Counter()
+        # What was given out of each since it was last changed, and how it was then.
+        self._copies: dict[str, tuple[Parameters, Any]] = {}
 
     def add(self, name: str, make: Callable[[], nn.Sequential]) -> None:
         """Have a student called ``name``, made by ``make`` unless it is there already."""
@@ -75,6 +78,7 @@ class ServerStudents:
         with about(f"server student {name!r}"):
             check_server_fit(asked, student, samples, public)
         self._fits[name, round] += 1
+        self._copies.pop(name, None)
         training = self._experiment.training
         if batch_size is not None:
             training = training.model_copy(update={"batch_size": batch_size})
@@ -110,6 +114,7 @@ class ServerStudents:
 
     def predict(self, name: str, inputs: Tensor) -> Tensor:
         """Logits ``(K, C)``."""
+        self._copies.pop(name, None)  # of a student that writes to its buffers
         seed = key(self._experiment.seed, "answer", "server", name)
         return predict(self._student(name), inputs.to(self._device), seed).clone().cpu()
 
@@ -129,14 +134,22 @@ class ServerStudents:
                     f"server student {name!r}: {each} is {_shape(mine)}, and of the parameters it "
                     f"is {_shape(given)}"
                 )
+        self._copies.pop(name, None)
         with torch.no_grad():
             for each, tensor in tensors.items():
                 tensor.copy_(parameters[each])
 
     def parameters(self, name: str) -> Parameters:
-        """A copy of its parameters and buffers."""
-        tensors = self._student(name).state_dict()
-        return {name: tensor.cpu().clone() for name, tensor in tensors.items()}
+        """A copy of its parameters and buffers: one object as long as both stay as they are.
+
+        So what many clients get is encoded, and kept, once.
+        """
+        copy, seen = self._copies.get(name, ({}, None))
+        if seen is None or trace(copy) != seen:
+            tensors = self._student(name).state_dict()
+            copy = {key: tensor.cpu().clone() for key, tensor in tensors.items()}
+            self._copies[name] = copy, trace(copy)
+        return copy
 
     def state(self) -> dict[str, Parameters]:
         """All students' parameters, for a checkpoint."""
@@ -145,6 +158,7 @@ class ServerStudents:
     def restore(self, state: dict[str, Parameters]) -> None:
         """Take in what :meth:`state` gave; students take it when they are added again."""
         self._students.clear()
+        self._copies.clear()
         self._saved = dict(state)
 
 

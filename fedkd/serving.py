@@ -15,6 +15,7 @@ from fedkd.effects import without_effect
 from fedkd.environment import other_sources, other_versions
 from fedkd.errors import CheckpointError, FedkdError
 from fedkd.experiment import Experiment
+from fedkd.headline import column_of, numbers
 from fedkd.interrupt import interrupts_held_back
 from fedkd.observers import Observer
 from fedkd.results import Run
@@ -235,9 +236,14 @@ def summarise(taken: Run, seconds: float) -> dict[str, Any]:
         for name, value in last.get("local", {}).items()
         if name.startswith(prefixes)
     }
+    headline = column_of(taken)
+    summary |= numbers(summary, headline)
     target = experiment.target_accuracy
     if target is not None:
         summary |= {"target_accuracy": target, **reached(taken, target)}
+        if headline is not None and headline.startswith("own_"):
+            in_headline = reached(taken, target, headline)
+            summary |= {f"headline_{name}": value for name, value in in_headline.items()}
     return {
         "strategy": experiment.strategy.name,
         "seed": experiment.seed,

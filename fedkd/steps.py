@@ -55,8 +55,10 @@ ALLOWED = {
     "receive": (Fit, Predict, Represent, Select, Hold, Load, Share, Evaluate),
     "deploy": (Fit, Hold, Load, Evaluate),
     "measure": (Fit, Predict, Represent, Select, Hold, Load, Share, Evaluate),
+    "score": (Fit, Hold, Load, Evaluate),
 }
-"""The steps that each hook may return. What ``deploy`` makes is undone, and nobody reads it."""
+"""The steps that each hook may return. What ``deploy`` and ``score`` make is undone, and nobody
+reads it."""
 MEASURED = "measure_"
 """Begins the keys of what is measured, and never sent."""
 TESTS = ("own_", "common_", "validation_")
@@ -240,7 +242,9 @@ class Checker:
         metric = isinstance(step, Fit | Peer)
         if key in UNWRITABLE or (metric and (key in RESERVED or key.startswith(COHORT))):
             raise FedkdError(f"{said}: the name is the simulator's; give it another")
-        if (metric or isinstance(step, Evaluate)) and f"{key}_".startswith(TESTS):
+        named = hook == "score" and isinstance(step, Evaluate)
+        tested = (metric or isinstance(step, Evaluate)) and f"{key}_".startswith(TESTS)
+        if tested and not named:
             raise FedkdError(
                 f"{said}: names that begin with {', '.join(TESTS)} are those of the simulator's "
                 "own tests, in all rounds that are measured; give it another"
@@ -345,12 +349,34 @@ class Checker:
                     f"data.dataset = {experiment.data.dataset!r}: it sends a representation of "
                     "each sample, and in text only tokens have one"
                 )
+        if isinstance(step, Evaluate):
+            self._prototypes(step, student)
         by_label = isinstance(step, Evaluate) or step.per == "class"
         if by_label and not self.shapes.labelled(step.on):
             wants = "it" if isinstance(step, Evaluate) else "per class"
             raise FedkdError(
                 f"{name}: {wants} needs labels, and on = {source_name(step.on)} has none: the "
                 "samples have no labels (the transfer set never has)"
+            )
+
+    def _prototypes(self, step: Evaluate, student: Callable[[], Student]) -> None:
+        """Refuse prototypes that are not as wide as the representation."""
+        given = step.prototypes
+        if given is None:
+            if step.cut:
+                raise FedkdError(f"Evaluate: cut = {step.cut!r} has no effect without prototypes")
+            return
+        width = student().representation(step.cut).numel()
+        wanted = self.shapes.task.classes, width
+        if given.shape != wanted:
+            raise FedkdError(
+                f"Evaluate: prototypes of shape {tuple(given.shape)} are not allowed; allowed: "
+                f"{wanted}, a row a class, as wide as the representation at {step.cut!r}"
+            )
+        if bool((given[:, :1].isnan() != given.isnan()).any()) or bool(given.isinf().any()):
+            raise FedkdError(
+                "Evaluate: prototypes hold what is no number; a class without one has NaN in all "
+                "of its row"
             )
 
     def _fit(self, hook: str, step: Fit, client: int, models: dict[str, str]) -> None:

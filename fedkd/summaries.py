@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from fedkd.errors import FedkdError
+from fedkd.headline import at
 from fedkd.results import Run
 
 if TYPE_CHECKING:
@@ -37,15 +38,17 @@ def spread(values: Sequence[float], name: str) -> dict[str, float]:
     return {f"{name}_{key}": float(value) for key, value in numbers.items()}
 
 
-def reached(run: Run, target: float) -> dict[str, float | None]:
-    """Rounds and bytes until the mean own accuracy was first at least ``target``; None if never.
+def reached(run: Run, target: float, column: str = "own_accuracy_mean") -> dict[str, float | None]:
+    """Rounds and bytes until ``column`` was first at least ``target``; None if never.
 
+    By default the mean own accuracy after fusion; what ends in ``_local`` is after local training.
     Bytes are those of all clients, up and down, to the end of that round.
     """
     spent = 0
     for line in run.rounds:
         spent += line["bytes_up"] + line["bytes_down"]
-        if line.get("own_accuracy_mean", -1.0) >= target:
+        value = at(line, column)
+        if value is not None and value >= target:
             return {"rounds_to_target": line["round"], "bytes_to_target": spent}
     return {"rounds_to_target": None, "bytes_to_target": None}
 

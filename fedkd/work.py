@@ -392,11 +392,17 @@ class Evaluate:
 
     Replies with the metrics ``{key}_accuracy``, ``{key}_loss`` and ``{key}_ece``; on text, of the
     next token, with ``{key}_perplexity`` too, the exponential of the loss.
+
+    With ``prototypes`` ``(C, d)`` a sample is of the class whose row is nearest to its flattened
+    representation at ``cut``, by squared distance; a row that begins with NaN is no class's. There
+    are no probabilities then, and the reply has ``{key}_accuracy`` alone.
     """
 
     on: Source = "own"
     key: str = "own"
     student: str = "own"
+    prototypes: torch.Tensor | None = None
+    cut: str = ""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from fedkd.errors import nearest
 from fedkd.labels import settings
 from fedkd.plots.gather import (
     METRICS,
-    STAGES,
     Line,
     check,
     final,
@@ -25,6 +24,7 @@ from fedkd.plots.gather import (
     over_seeds,
     panels,
     said_of_seeds,
+    said_of_stage,
 )
 from fedkd.plots.style import grid, legend, numeric, outer, percent, styled, thin, titles
 from fedkd.results import FedkdError, Run
@@ -108,7 +108,7 @@ def draw(
                 crossed |= _cross(panel, line, found, row[reference], log)
     name = SHORT.get(key, NAMES.get(key, key)) if len(parts) > 1 else NAMES.get(key, key)
     outer(axes, name, METRICS[metric])
-    said = ", ".join(filter(None, [STAGES[stage], _bars(counts)]))
+    said = ", ".join(filter(None, [said_of_stage(metric, stage), _bars(counts)]))
     titles(figure, axes, [part.title for part in parts], said)
     rings = []
     if crossed:
@@ -151,7 +151,9 @@ def _points(
     for run in line.runs:
         value = 100 * final(run, metric, stage)
         if math.isnan(value):
-            raise FedkdError(f"{run.folder} has measured no {metric} {STAGES[stage]}")
+            raise FedkdError(
+                f"{run.folder} has measured no {metric} {said_of_stage(metric, stage)}"
+            )
         found.setdefault(values[run.folder], []).append(value)
     return dict(sorted(found.items()))
 

@@ -11,7 +11,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fedkd.plots.gather import METRICS, Line, check, lines, noted, over_seeds, panels, said_of_seeds
+from fedkd.headline import ACCURACY
+from fedkd.plots.gather import (
+    METRICS,
+    Line,
+    check,
+    lines,
+    noted,
+    over_seeds,
+    panels,
+    placed,
+    said_of_seeds,
+)
 from fedkd.plots.style import grid, legend, outer, percent, styled, titles
 from fedkd.results import FedkdError, Run
 
@@ -26,7 +37,7 @@ def draw(runs: Sequence[Run], metric: str = "own_accuracy") -> Figure:
     Runs that differ only in their seed are one line, the mean over seeds. Where a method has
     several seeds, bands are 95 % intervals over them, or the range of two; else a band spans the
     10th to 90th percentile of clients. One method alone is shown after local training, dashed, and
-    after fusion, solid.
+    after fusion, solid. ``headline_accuracy`` is what each method's paper scores.
 
     Raises
     ------
@@ -52,7 +63,7 @@ def draw(runs: Sequence[Run], metric: str = "own_accuracy") -> Figure:
     percent(axes)
     outer(axes, "Round", METRICS[metric])
     band = said_of_seeds(counts) or f"{BAND[0]}th to {BAND[1]}th percentile of clients"
-    stage = "" if len(methods) == 1 else "after fusion; "
+    stage = "" if len(methods) == 1 or metric == ACCURACY else "after fusion; "
     titles(figure, axes, [part.title for part in parts], f"{stage}line: mean, band: {band}")
     legend(figure, axes)
     return noted(figure, [(line.label, line.runs) for line in methods])
@@ -63,7 +74,7 @@ def _draw(axes: Axes, line: Line, metric: str, alone: bool, counts: set[int]) ->
     label, style, many = line.label, line.style, line.seeds
     if len(counts) > 1:
         label += f" ({many} seed{'s' * (many > 1)})"
-    if alone:
+    if alone and metric != ACCURACY:
         style = style | {"linestyle": "-"}
         if any(_means(run, metric, "local") for run in line.runs):
             before = style | {"linestyle": "--", "markerfacecolor": "white"}
@@ -82,6 +93,7 @@ def _draw(axes: Axes, line: Line, metric: str, alone: bool, counts: set[int]) ->
 
 def _means(run: Run, metric: str, stage: str) -> dict[int, float]:
     """Mean over clients in every measured round, in percent."""
+    metric, stage = placed(run, metric, stage)
     key = f"{metric}_mean"
     lines = [
         (line["round"], line if stage == "fused" else line.get("local", {})) for line in run.rounds
@@ -132,14 +144,15 @@ def _per_client(run: Run, metric: str) -> dict[int, list[float]]:
     A client whose student did not change since it was last measured has no line of its own and
     counts as it was then, as it does in the mean.
     """
+    name, stage = placed(run, metric, "fused")
     measured: dict[int, dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
     for line in run.clients:
-        if line.get(metric) is not None:
-            measured[line["round"]][line["stage"]][line["client"]] = 100 * line[metric]
+        if line.get(name) is not None:
+            measured[line["round"]][line["stage"]][line["client"]] = 100 * line[name]
     latest: dict[int, float] = {}
     found = {}
     for round in _means(run, metric, "fused"):
-        latest |= measured[round]["local"] | measured[round]["fused"]
+        latest |= measured[round]["local"] | (measured[round]["fused"] if stage == "fused" else {})
         if latest:
             found[round] = list(latest.values())
     return found

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from fedkd.caveats import caveats, gathered, span
 from fedkd.escaping import plain
 from fedkd.frames import runs_below
+from fedkd.headline import ACCURACY, LOCAL, column_of
 from fedkd.labels import LONGEST_LABEL, by_seed, labels, settings
 from fedkd.nesting import child
 from fedkd.plots.style import footnote, look
@@ -29,6 +30,7 @@ MOST = 12  # panels of a figure
 METRICS = {
     "own_accuracy": "Own test accuracy (%)",
     "common_accuracy": "Common test accuracy (%)",
+    "headline_accuracy": "Test accuracy as papers score it (%)",
 }
 STAGES = {"fused": "after fusion", "local": "after local training"}
 
@@ -340,8 +342,24 @@ def said_of_seeds(counts: Collection[int]) -> str:
     return f"95 % interval over {fewest}{several[-1]} seeds{note}"
 
 
+def placed(run: Run, metric: str, stage: str) -> tuple[str, str]:
+    """The metric and the stage that are meant: of ``headline_accuracy``, the paper's own."""
+    if metric != ACCURACY:
+        return metric, stage
+    column = column_of(run) or ACCURACY
+    stage = "local" if column.endswith(LOCAL) else "fused"
+    return column.removesuffix(LOCAL).removesuffix("_mean"), stage
+
+
+def said_of_stage(metric: str, stage: str) -> str:
+    """``after fusion``, for a title; ``headline_accuracy`` is at a stage of each method's own."""
+    return "where each method's paper scores it" if metric == ACCURACY else STAGES[stage]
+
+
 def final(run: Run, metric: str, stage: str = "fused") -> float:
     """``metric``, mean over clients when the run ended; NaN where it was not measured.
+
+    Of ``headline_accuracy`` it is at the stage that the paper of the run's method scores.
 
     Raises
     ------
@@ -350,6 +368,7 @@ def final(run: Run, metric: str, stage: str = "fused") -> float:
     """
     if run.summary is None:
         raise FedkdError(f"{run.folder} has not ended; this figure shows the end of a run")
+    metric, stage = placed(run, metric, stage)
     value = run.summary.get(f"{metric}_mean{'_local' if stage == 'local' else ''}")
     return math.nan if value is None else float(value)
 

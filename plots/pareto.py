@@ -15,7 +15,6 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from fedkd.plots.gather import (
     METRICS,
-    STAGES,
     Line,
     check,
     final,
@@ -24,6 +23,7 @@ from fedkd.plots.gather import (
     over_seeds,
     panels,
     said_of_seeds,
+    said_of_stage,
 )
 from fedkd.plots.style import grid, legend, outer, percent, size_of, styled, thin, titles
 from fedkd.results import FedkdError, Run
@@ -86,7 +86,7 @@ def draw(runs: Sequence[Run], metric: str = "own_accuracy", stage: str = "fused"
         figure,
         axes,
         [part.title for part in parts],
-        STAGES[stage] + (f", bars: {said}" if said else ""),
+        said_of_stage(metric, stage) + (f", bars: {said}" if said else ""),
     )
     legend(figure, axes, Line2D([], [], label="Pareto front", **FRONT))
     thin(figure, axes)
@@ -110,7 +110,9 @@ def _spot(line: Line, metric: str, stage: str) -> Spot:
     for run in line.runs:
         share = 100 * final(run, metric, stage)
         if math.isnan(share):
-            raise FedkdError(f"{run.folder} has measured no {metric} {STAGES[stage]}")
+            raise FedkdError(
+                f"{run.folder} has measured no {metric} {said_of_stage(metric, stage)}"
+            )
         summary = run.summary or {}
         sent.append(float(summary.get("bytes_up", 0) + summary.get("bytes_down", 0)))
         shares.append(share)

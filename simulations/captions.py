@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from fedkd.caveats import FUSED, LOCAL, span
+from fedkd.escaping import plain
+from fedkd.headline import ACCURACY, HEADLINE, OTHER
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -33,6 +35,10 @@ OVER_CLIENTS = {
     "worst10": "mean over the worst 10 % of clients",
     "min": "of the worst client",
     "jain": "Jain's index over clients",
+}
+HEADLINES = {
+    ACCURACY: "test accuracy, mean over clients, where each method's paper scores it",
+    OTHER: "test accuracy, mean over clients, at the stage that a method's paper does not score",
 }
 TESTS = {"own": "clients' own test sets", "common": "the common test set"}
 WORDS = {
@@ -69,17 +75,38 @@ def direction(value: str) -> Best | None:
 
 def described(value: str) -> str:
     """A value in words: what, on which test set, over whom, and at which stage of a round."""
-    pattern = rf"({'|'.join(TESTS)})_({'|'.join(METRICS)})_({'|'.join(OVER_CLIENTS)})(_local)?"
-    if found := re.fullmatch(pattern, value):
-        tests, metric, over, local = found.groups()
+    what = rf"({'|'.join(METRICS)})_({'|'.join(OVER_CLIENTS)})"
+    if found := re.fullmatch(rf"({'|'.join(TESTS)})_(?:(\w+)_)?{what}(_local)?", value):
+        tests, named, metric, over, local = found.groups()
+        of = f" of {named!r}" if named else ""
         stage = LOCAL if local else FUSED
-        return f"{METRICS[metric]} on {TESTS[tests]}, {OVER_CLIENTS[over]}, {stage}"
+        return f"{METRICS[metric]}{of} on {TESTS[tests]}, {OVER_CLIENTS[over]}, {stage}"
+    if value in HEADLINES:
+        return HEADLINES[value]
     if value.startswith(RECORD):
         return f"{value.removeprefix(RECORD)}, as last recorded by the strategy"
     if value.startswith("exposure_"):
         place = value.removeprefix("exposure_")
         return f"exposure of the most repeated secrets, {place}, mean over secrets"
     return WORDS.get(value, value.replace("_", " "))
+
+
+def headlines(frame: DataFrame) -> str:
+    """Which column of its runs each method's paper scores, and where it was not measured."""
+    methods: dict[str, list[str]] = {}
+    lacking: dict[str, None] = {}
+    for line in frame[["strategy.name", HEADLINE, ACCURACY]].to_dict("records"):
+        column, name = line[HEADLINE], plain(line["strategy.name"])
+        if line[ACCURACY] != line[ACCURACY]:  # NaN
+            lacking[name] = None
+        if isinstance(column, str) and name not in methods.setdefault(column, []):
+            methods[column].append(name)
+    said = "; ".join(f"{column} of {', '.join(names)}" for column, names in methods.items())
+    missing = f" Not measured in runs of {', '.join(lacking)}." if lacking else ""
+    return (
+        f"Papers score {said}.{missing} The other stage of a student of another name is the "
+        "clients' own students', after fusion."
+    )
 
 
 def subject(

@@ -20,6 +20,8 @@ from fedkd.toml import parse, read_text
 FOLDER = Path(__file__).parent / "claims"
 Rule = Literal["better", "not worse", "level", "trend", "interior", "reduction"]
 MEASURES = {
+    "headline_accuracy": "accuracy where the method's paper scores it",
+    "other_stage_accuracy": "accuracy at the other stage",
     "own_accuracy_mean": "own accuracy, fused",
     "own_accuracy_mean_local": "own accuracy, local",
     "own_accuracy_worst10": "own accuracy, worst 10 %",

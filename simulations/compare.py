@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from fedkd.caveats import caveats, gathered, marked, span
 from fedkd.errors import FedkdError
 from fedkd.escaping import markdown
+from fedkd.headline import ACCURACY, HEADLINE, column_of, numbers
 from fedkd.labels import by_seed, labels
 from fedkd.results import Run
 from fedkd.simulations.layout import ruled
@@ -17,6 +19,7 @@ from fedkd.simulations.tables import mean_and_spread
 from fedkd.summaries import reached
 
 ACCURACIES = {
+    "as in the paper": ACCURACY,
     "own, fused": "own_accuracy_mean",
     "own, local": "own_accuracy_mean_local",
     "own worst 10 %": "own_accuracy_worst10",
@@ -34,13 +37,15 @@ JAIN = "own_accuracy_jain"
 def table(runs: Sequence[Run], target: float | None = None) -> str:
     """A row for all runs that differ only in their seed.
 
-    Accuracies in percent, at the end of the last round with the fused knowledge ("fused") and
-    after that round's local training ("local"); "own std" is the standard deviation of own
-    accuracy over clients, "own Jain" its Jain's index where any run has it, perplexities where any
-    run is of text; ± is the standard deviation over seeds (n - 1), left out for one seed. MB up and
-    down, and seconds, are means a run. With ``target``, a mean own accuracy in percent: rounds, and
-    MB both ways, until it was first reached, means over the runs that did, with how many where
-    others did not. What runs warn of stands under the table, with a mark at each row it concerns.
+    Accuracies in percent: "as in the paper" is that of the stage and student that the method's
+    paper scores, which the caption names where it is not "own, fused"; the others at the end of the
+    last round with the fused knowledge ("fused") and after that round's local training ("local");
+    "own std" is the standard deviation of own accuracy over clients, "own Jain" its Jain's index
+    where any run has it, perplexities where any run is of text; ± is the standard deviation over
+    seeds (n - 1), left out for one seed. MB up and down, and seconds, are means a run. With
+    ``target``, a mean own accuracy in percent: rounds, and MB both ways, until it was first
+    reached, means over the runs that did, with how many where others did not. What runs warn of
+    stands under the table, with a mark at each row it concerns.
 
     Raises
     ------
@@ -84,15 +89,30 @@ def table(runs: Sequence[Run], target: float | None = None) -> str:
         f"{span((one.data.clients for one in experiments), 'client')}, "
         f"{span((one.rounds for one in experiments), 'round')}. fused: after the last measured "
         "round's fusion; local: after its local training; own: clients' own test sets; common: the "
-        "common test set."
+        "common test set; as in the paper: of the student, and at the stage, that the method's "
+        f"paper scores{_headlines(groups, summaries)}."
     )
     return "\n\n".join([ruled(rows), caption, *notes_markdown(notes)])
 
 
-def _summary(run: Run) -> dict[str, float]:
+def _summary(run: Run) -> dict[str, Any]:
     if run.summary is None:
         raise FedkdError(f"{run.folder} has not finished; go on with fedkd run --resume")
-    return run.summary
+    return run.summary | numbers(run.summary, column_of(run))
+
+
+def _headlines(groups: Sequence[Sequence[Run]], summaries: Sequence[Sequence[Any]]) -> str:
+    """Which column it is, by method, where it is not the first of the others."""
+    names = {
+        group[0].experiment.strategy.name: found[0].get(HEADLINE)
+        for group, found in zip(groups, summaries, strict=True)
+    }
+    others = [
+        f"{column or 'not known'} of {name}"
+        for name, column in names.items()
+        if column != ACCURACIES["own, fused"]
+    ]
+    return f" ({', '.join(others)})" if others else ""
 
 
 def _to_target(group: Sequence[Run], target: float) -> list[str]:

@@ -34,6 +34,14 @@ def reference() -> str:
     return "\n".join(parts) + "\n"
 
 
+def options_table(options: type[BaseModel]) -> str:
+    """A method's own keys of ``[strategy]``; nothing where it has none."""
+    if not options.model_fields:
+        return ""
+    _, *rows = _tables("", options, "strategy.")
+    return "\n".join(rows).strip()
+
+
 def _tables(title: str, model: type[BaseModel], prefix: str, level: str = "##") -> list[str]:
     rows, inner = [], []
     for name, field in model.model_fields.items():
@@ -44,7 +52,7 @@ def _tables(title: str, model: type[BaseModel], prefix: str, level: str = "##") 
             meaning = " ".join((field.description or "").split()).replace("``", "`")
             rows.append(f"| `{prefix}{name}` | {_written(field.default)} | {meaning} |")
     head = [
-        f"{level} {title[0].upper()}{title[1:]}\n",
+        f"{level} {title[:1].upper()}{title[1:]}\n",
         "| key | default | meaning |",
         "|---|---|---|",
     ]

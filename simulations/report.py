@@ -17,6 +17,7 @@ from fedkd.caveats import gathered, marked
 from fedkd.errors import FedkdError
 from fedkd.escaping import plain
 from fedkd.experiment import Experiment
+from fedkd.headline import ACCURACY, HEADLINE, OTHER
 from fedkd.results import EXPERIMENT, Run
 from fedkd.simulations import tables
 from fedkd.simulations.answers import Answer, answers
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 TEMPLATE = "report.html.jinja"
 VALUES = (
+    *(ACCURACY, OTHER),
     *("own_accuracy_mean", "own_accuracy_mean_local", "own_accuracy_worst10"),
     *("common_accuracy_mean", "common_accuracy_mean_local"),
     *("own_perplexity_mean", "common_perplexity_mean"),
@@ -174,7 +176,9 @@ def _by(columns: Sequence[str]) -> str:
 
 
 def _measured(found: DataFrame) -> list[str]:
-    return [value for value in VALUES if value in found and found[value].notna().any()]
+    values = [value for value in VALUES if value in found and found[value].notna().any()]
+    usual = found[HEADLINE].dropna().eq("own_accuracy_mean").all() if HEADLINE in found else True
+    return [value for value in values if value not in (ACCURACY, OTHER)] if usual else values
 
 
 def _words(value: str) -> str:

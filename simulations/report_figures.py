@@ -112,7 +112,7 @@ def _picture(name: str, labels: dict[str, Any], cells: Sequence[Cell]) -> Pictur
         return None
     runs = [Run(cell.folder) for cell in cells]
     try:
-        draw = importlib.import_module(f"plots.{name}").draw
+        draw = importlib.import_module(f"fedkd.plots.{name}").draw
         figure: Figure = draw(runs)
     except FedkdError:
         return None

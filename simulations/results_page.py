@@ -295,7 +295,9 @@ def _pattern(suite: Suite, cells: Sequence[Cell]) -> str:
 @styled
 def drawn(picture: Picture, runs: Sequence[Run]) -> bytes:
     """The figure as a PNG, as fine as its size on the page allows."""
-    figure: Figure = importlib.import_module(f"plots.{picture.name}").draw(runs, **picture.settings)
+    figure: Figure = importlib.import_module(f"fedkd.plots.{picture.name}").draw(
+        runs, **picture.settings
+    )
     for dpi in DPI:
         file = io.BytesIO()
         # Without the version of what wrote it, the same runs give the same file.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedkd.caveats import LEFT_OUT, caveats
 from fedkd.escaping import plain
+from fedkd.headline import LOCAL, column_of, named
 from fedkd.results import PLACES, Run
 from fedkd.run import Observer
 from fedkd.summaries import exposure as exposure_at
@@ -133,17 +134,29 @@ def print_summary(run: Run) -> None:
     heads = ["own accuracy", *["worst 10 %"] * (not perplexity), "common accuracy"]
     for head in (*heads, *(f"{name} ppl" for name in perplexity)):
         table.add_column(head, justify="right")
-    stages = {"after local training": last.get("local", {}), "after fusion": last}
-    for title, measured in stages.items():
-        if "own_accuracy_mean" in measured or "common_accuracy_mean" in measured:
-            std = measured.get("own_accuracy_std", 0.0)
-            own = _percent(measured.get("own_accuracy_mean"), f" ± {100 * std:.1f}")
-            worst = _percent(measured.get("own_accuracy_worst10"))
-            common = _percent(measured.get("common_accuracy_mean"))
-            of_text = [_number(measured.get(f"{name}_perplexity_mean")) for name in perplexity]
-            table.add_row(title, own, *[worst] * (not perplexity), common, *of_text)
+    stages = [("after local training", last.get("local", {}), "", LOCAL)]
+    stages += [("after fusion", last, "", "")]
+    stages += [(f"{name}, after fusion", last, f"{name}_", "") for name in named(last)]
+    scored = [
+        f"{name}_{of}accuracy_mean{stage}" == column_of(run)
+        for _, _, of, stage in stages
+        for name in ("own", "common")
+    ]
+    marks = ["*" * any(scored[2 * row : 2 * row + 2]) for row in range(len(stages))]
+    marks[1] = ""  # as usual
+    for (title, measured, of, _), mark in zip(stages, marks):
+        if {f"own_{of}accuracy_mean", f"common_{of}accuracy_mean"} & measured.keys():
+            std = measured.get(f"own_{of}accuracy_std", 0.0)
+            own = _percent(measured.get(f"own_{of}accuracy_mean"), f" ± {100 * std:.1f}")
+            worst = _percent(measured.get(f"own_{of}accuracy_worst10"))
+            common = _percent(measured.get(f"common_{of}accuracy_mean"))
+            of_text = [_number(measured.get(f"{name}_{of}perplexity_mean")) for name in perplexity]
+            cells = (own, *[worst] * (not perplexity), common, *of_text)
+            table.add_row(" ".join(filter(None, (title, mark))), *cells)
     if table.row_count:
         console.print(table)
+    if any(marks):
+        console.print("*: what the method's paper scores")
     sent = f"{_size(summary.get('bytes_up', 0))} up, {_size(summary.get('bytes_down', 0))} down"
     seconds = summary.get("seconds", sum(line.get("seconds", 0) for line in rounds))
     console.print(f"{len(rounds)} rounds, {seconds:.1f} s, {sent}")

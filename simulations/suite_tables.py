@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedkd.errors import FedkdError, nearest
 from fedkd.frames import load_runs
+from fedkd.headline import ACCURACY, OTHER
 from fedkd.simulations import suite
-from fedkd.simulations.captions import Best
+from fedkd.simulations.captions import Best, headlines
 from fedkd.simulations.cells import SEED, wanted
 from fedkd.simulations.manifest import MANIFEST
-from fedkd.simulations.tables import Spread, Table, table
+from fedkd.simulations.tables import Spread, Table, beside, table
 from fedkd.statistics import Test
 
 if TYPE_CHECKING:
@@ -35,8 +37,9 @@ def of_suite(
 ) -> Table:
     """The table of a suite's finished runs, or of all that lie below a folder.
 
-    ``where`` is ``AXIS=LABEL[,LABEL]``. Without ``rows`` they are the methods, or else the first
-    axis that is neither the seed nor in ``columns``.
+    ``where`` is ``AXIS=LABEL[,LABEL]``. Without a ``value`` it is the headline's accuracy, or own
+    accuracy after fusion where no run has measured a headline. Without ``rows`` they are the
+    methods, or else the first axis that is neither the seed nor in ``columns``.
 
     Raises
     ------
@@ -71,16 +74,17 @@ def of_suite(
             )
     if not of_runs:
         _one_label(frame, opened.axes, (*rows, *columns, SEED))
-    return table(
-        frame,
-        rows,
-        columns,
-        value,
-        spread=spread,
-        best=best,
-        test=test,
-        differences=differences,
+    made = partial(
+        table, frame, rows, columns, spread=spread, best=best, test=test, differences=differences
     )
+    value = value or (ACCURACY if _measured(frame, ACCURACY) else "own_accuracy_mean")
+    if value == ACCURACY and _measured(frame, OTHER):
+        return beside(made(ACCURACY), made(OTHER), headlines(frame))
+    return made(value)
+
+
+def _measured(frame: DataFrame, value: str) -> bool:
+    return value in frame.columns and bool(frame[value].notna().any())
 
 
 def _one_label(frame: DataFrame, axes: Iterable[str], named: Sequence[str]) -> None:

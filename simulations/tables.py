@@ -166,6 +166,22 @@ def table(
     )
 
 
+def beside(first: Table, other: Table, caption: str) -> Table:
+    """The columns of two tables of the same runs side by side; ``caption`` says what they are."""
+    heads = zip(first.columns, other.columns, strict=True)
+    named = [(a, b if a == first.value else f"{b}, other stage") for a, b in heads]
+    cells = [
+        tuple(entry for pair in zip(*rows, strict=True) for entry in pair)
+        for rows in zip(first.cells, other.cells, strict=True)
+    ]
+    return replace(
+        first,
+        columns=tuple(head for pair in named for head in pair),
+        cells=tuple(cells),
+        caption=f"{first.caption} {caption}",
+    )
+
+
 def _names(names: str | Sequence[str]) -> list[str]:
     return [names] if isinstance(names, str) else list(names)
 

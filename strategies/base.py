@@ -10,6 +10,7 @@ Every round has two phases, in this order::
     record(round, replies, ...)    the server    numbers for the round's line
     receive(round, client)         phase 2       steps of who took part: learn from what was fused
     deploy(round, client)          phase 2       steps of all, undone after they have been tested
+    score(round, client)           phase 2       further tests of all, of named students; undone
     stop(round)                    the server    whether the run ends here
 
 Rounds count from 1, clients from 0 to N - 1. Steps are those of :mod:`fedkd.work`. What a hook
@@ -31,6 +32,7 @@ import torch
 from fedkd.caveats import LOCAL_TRAINING
 from fedkd.distillation.objectives import made, traits
 from fedkd.encodings import as_received
+from fedkd.headline import Headline as Headline
 from fedkd.options import Epochs, Table
 from fedkd.privacy.average import Averaging
 from fedkd.random import generator
@@ -73,6 +75,9 @@ class KnowledgeStrategy(Rounds, base=True):
     """Whether clients exchange knowledge on a transfer set."""
     sends_soft_labels: ClassVar[bool] = False
     """Whether clients send nothing but soft labels on the transfer set."""
+    headline: ClassVar[Headline] = Headline()
+    """Where the method's paper scores it, which tables show: the stage, and the evaluation of
+    :meth:`score`, if it is not the client's own student."""
 
     # --- before the rounds ------------------------------------------------------------------
 
@@ -188,6 +193,17 @@ class KnowledgeStrategy(Rounds, base=True):
 
         Called in phase 2 of rounds that are measured, for all clients, those that took no part
         among them. ``Fit``, ``Hold``, ``Load`` and ``Evaluate`` alone: nothing is sent.
+        """
+        return []
+
+    def score(self, round: int, client: int) -> Sequence[Step]:
+        """Further tests, undone afterwards: of another student, or another way of predicting.
+
+        Called in phase 2 of rounds that are measured, for all clients, after the client's own
+        student was tested. ``Fit``, ``Hold``, ``Load`` and ``Evaluate`` alone. An ``Evaluate`` is
+        done on all sets of tests, and its ``key`` is the name that it has in columns:
+        ``Evaluate(key="server", student="server")`` gives ``own_server_accuracy``,
+        ``common_server_accuracy`` and so on. Nothing is sent, no bytes count.
         """
         return []
 

@@ -7,8 +7,10 @@ Beside the global student w every client has a personal one, v_n, held near w::
     server     w   = sum_n samples_n / samples * w_n
 
 The two are independent of each other within a round, so their order is free. Clients are tested
-with v_n; one that has not taken part yet has none, and is tested with w. All v_n start from the w
-that the client first receives, where the paper starts them from any one point.
+with v_n; one that has not taken part yet has none, and is tested with w.
+
+Departures: all v_n start from the w that the client first receives, where the paper starts them
+from any one point.
 """
 
 from __future__ import annotations

@@ -1,8 +1,18 @@
 """DS-FL: Itahara, Nishio, Koda, Morikura & Yamamoto, 2020 (arXiv 2008.06180).
 
-Entropy-reduction aggregation (ERA): the mean soft label is sharpened before clients learn from it.
-The paper also trains a server model on the same target; it does not act on the clients and is left
-out here.
+Entropy-reduction aggregation (ERA): the mean soft label is sharpened before clients, and a student
+on the server, learn from it::
+
+    client n   train on private data;  F_n[x] = softmax(f_n(x))                     (M, C), sent
+    server     G[x] = softmax(mean_n F_n[x] / era_temperature)                      (M, C), sent
+               minimise mean_x CE(G[x], softmax(f(x)))                              over f
+    client n   minimise mean_x CE(G[x], softmax(f_n(x)))                            over f_n
+
+The paper scores the server's student (``server``), of the first architecture of
+``student.models``; it does not act on the clients.
+
+Departures: all of the transfer set is exchanged in each round, where the paper draws a part of it;
+students on both sides learn with the optimiser of ``[training]``.
 """
 
 from __future__ import annotations
@@ -13,10 +23,11 @@ import torch
 from pydantic import Field
 
 from fedkd.distillation.targets import sharpen
+from fedkd.options import Epochs
 from fedkd.privacy.candidates import possible
-from fedkd.strategies.base import DistillOptions, Replies
+from fedkd.strategies.base import DistillOptions, Headline, Replies
 from fedkd.strategies.uniform import Uniform
-from fedkd.work import Soft, Step
+from fedkd.work import Evaluate, Hold, Load, Samples, Soft, Step
 
 
 class DSFL(Uniform):
@@ -27,6 +38,15 @@ class DSFL(Uniform):
 
         era_temperature: float = Field(0.1, gt=0)
         """Temperature of the sharpening softmax; the paper's default."""
+        server_epochs: Epochs | None = None
+        """Passes over the transfer set in which the server's student learns, a round; not given: as
+        the clients'; 0: it never learns."""
+
+    headline = Headline(evaluation="server")
+
+    def setup_server(self) -> None:
+        """The server's student, the same that clients with one start begin with."""
+        self.server.add("server", self.initial_student)
 
     def fuse(self, round: int, replies: Replies) -> None:
         """``G = softmax(mean_n F_n / T)``, (M, C)."""
@@ -36,7 +56,23 @@ class DSFL(Uniform):
             # What is no class must not get a share in sharpening.
             self.fused = self.fused.masked_fill(~possible(among, self.task.classes), -torch.inf)
         self.fused = sharpen(self.fused, self.options.era_temperature)
+        given = self.options.server_epochs
+        epochs = self.options.distill_epochs if given is None else given
+        self.server.fit("server", round, Samples(self.transfer), [self.towards()], epochs)
+
+    def towards(self) -> Soft:
+        """Cross-entropy to the sharpened soft labels, on both sides."""
+        return Soft(self.fused, objective="cross_entropy", among=self.public.among)
 
     def receive(self, round: int, client: int) -> Sequence[Step]:
-        """Cross-entropy to the sharpened soft labels."""
-        return [self.distil(Soft(self.fused, objective="cross_entropy"))]
+        """Learn from the sharpened soft labels."""
+        return [self.distil(self.towards())]
+
+    def score(self, round: int, client: int) -> Sequence[Step]:
+        """The server's student, as the paper predicts."""
+        parameters = self.server.parameters("server")
+        return [
+            Hold("server", model=self.experiment.student.models[0]),
+            Load(parameters, student="server"),
+            Evaluate(key="server", student="server"),
+        ]

@@ -10,6 +10,8 @@ z = ``noise_multiplier`` and the N clients that the round asked::
 Each client counts the same, whatever its samples; one that does not answer counts as w_n = w. It is
 the server that clips and adds noise: this hides a client from the other clients and from whoever
 has the final w, and nothing from the server. ``fedkd audit`` says how well.
+
+Departures: none known. Clients train with the optimiser of ``[training]``; the papers' is SGD.
 """
 
 from __future__ import annotations

@@ -6,8 +6,9 @@ analyse it as fine-tuned federated averaging. A round is FedAvg's; then, for tes
 
     client n   w_n = E epochs of training on private data, from the global w;  tested with w_n
 
-The fine-tuned student is not kept, and no round depends on it. It is trained with the optimiser and
-learning rate of ``[training]``.
+The fine-tuned student is not kept, and no round depends on it.
+
+Departures: none known. It is trained with the optimiser and learning rate of ``[training]``.
 """
 
 from __future__ import annotations

@@ -12,6 +12,8 @@ round t uses the cut ``l_{1 + min(m - 1, floor((t - 1) / q))}``::
 
 "Data-free" means that no public data is needed. Representations, soft labels and labels of private
 samples do leave the client; ``bytes_up`` shows how much.
+
+Departures: not known, as the paper is not in full, but for ``pool``, which is one.
 """
 
 from __future__ import annotations

@@ -7,10 +7,12 @@ ensemble on the unlabelled transfer set, with x over its samples::
     server     w   = sum_n samples_n / samples * w_n
                minimise KL(softmax(mean_n f(w_n; x)) || softmax(f(w; x)))           over w
 
-The server's optimiser is Adam, as in the paper, whatever the clients use. Departures: a fixed
-number of epochs and a constant learning rate in the place of early stopping on validation data and
-cosine annealing, so where the ensemble is worse than the average it harms. Prototypes of several
-architectures (the paper's algorithm 3) are left out.
+The server's optimiser is Adam, as in the paper, whatever the clients use. All clients are tested
+with the server's student, which is what the paper scores.
+
+Departures: a fixed number of epochs and a constant learning rate in the place of early stopping on
+validation data and cosine annealing, so where the ensemble is worse than the average it harms.
+Prototypes of several architectures (the paper's algorithm 3) are left out.
 """
 
 from __future__ import annotations

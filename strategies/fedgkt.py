@@ -10,9 +10,11 @@ base B_n and the whole student f_n of client n, and the server's head H::
                round it takes part in
 
 Departures: H is as small as what it stands in for (the paper's is a large network), there is one
-for each architecture, and it is trained with ``[training]``'s optimiser on all uploads shuffled;
-clients are tested with their own student (the paper: with H on top of their base). Uploads hold a
-row a private sample: no public data is needed, which is not to say that nothing leaves the client.
+for each architecture, and it is trained with ``[training]``'s optimiser on all uploads shuffled.
+
+Scored as the paper does, with H on top of the client's base (``server``), beside the client's own
+student; not with ``head = "mlp"``. Uploads hold a row a private sample: no public data is needed,
+which is not to say that nothing leaves the client.
 
 Only who takes part in a round teaches the server in it. A client that was away finds the soft
 labels made of its last upload; one that has none yet trains without.
@@ -32,9 +34,9 @@ from torch import Tensor, nn
 from fedkd.distillation.targets import soften
 from fedkd.options import MOST_UNITS, Epochs, OnlyWith
 from fedkd.server import blocks_above, small_head
-from fedkd.strategies.base import KnowledgeStrategy, Line, Replies, StrategyOptions
+from fedkd.strategies.base import Headline, KnowledgeStrategy, Line, Replies, StrategyOptions
 from fedkd.strategies.fedproto import cut_of
-from fedkd.work import CrossEntropy, Fit, Represent, Samples, Soft, Step, Term
+from fedkd.work import CrossEntropy, Evaluate, Fit, Load, Represent, Samples, Soft, Step, Term
 
 
 class FedGKT(KnowledgeStrategy):
@@ -55,6 +57,8 @@ class FedGKT(KnowledgeStrategy):
         """Temperature of both sides' soft labels."""
         weight: float = Field(1.0, ge=0)
         """Of the distillation terms, beside cross-entropy; alpha in the paper."""
+
+    headline = Headline(evaluation="server")
 
     def setup(self) -> None:
         """Soft labels (K, C) for each client's samples, none yet."""
@@ -111,6 +115,16 @@ class FedGKT(KnowledgeStrategy):
                 )
             rows = soften(logits, self.options.tau).split([len(one["labels"]) for one in sent])
             self.targets |= {n: own.clone() for n, own in zip(group, rows, strict=True)}
+
+    def score(self, round: int, client: int) -> Sequence[Step]:
+        """The server's head on the client's base, as the paper predicts.
+
+        One that is shaped otherwise than the client's blocks above the cut cannot be tested there.
+        """
+        if self.options.head != "same":
+            return []
+        head = self.server.parameters(self.experiment.architecture(client))
+        return [Load(head), Evaluate(key="server")]
 
     def record(self, round: int, replies: Replies, label_counts: Tensor) -> Line:
         """The server's loss, and the accuracy of its heads on the uploads, by architecture."""

@@ -1,6 +1,14 @@
 """FedMD: Li & Wang, 2019 (arXiv 1910.03581), algorithm 1: communicate, aggregate, digest, revisit.
 
-The paper's initial training on a *labelled* public set is left out: the transfer set has no labels.
+With the logits f_n of client n, and x over the M transfer samples::
+
+    client n   revisit: train on private data;  f_n[x]         (M, C), sent
+    server     f[x] = 1/N sum_n f_n[x]                         (M, C), sent
+    client n   digest: minimise mean_x |f[x] - f_n(x)|^2
+
+Departures: the paper's initial training on a *labelled* public set is left out, as the transfer set
+has no labels; all of the transfer set is exchanged in each round, where the paper draws a part of
+it; digest is by squared error, where the authors' code has the absolute one.
 """
 
 from __future__ import annotations
@@ -13,7 +21,7 @@ from pydantic import Field
 
 from fedkd.distillation.targets import soften
 from fedkd.options import MOST, OnlyWith
-from fedkd.strategies.base import DistillOptions, Replies
+from fedkd.strategies.base import DistillOptions, Headline, Replies
 from fedkd.strategies.uniform import Uniform
 from fedkd.work import Fit, Predict, Soft, Step
 
@@ -32,6 +40,8 @@ class FedMD(Uniform):
         subset: int = Field(0, ge=0, le=MOST)
         """Samples of the transfer set that are drawn anew each round, 5,000 in the paper; 0: all.
         """
+
+    headline = Headline("local")
 
     def setup(self) -> None:
         """No subset is drawn yet."""

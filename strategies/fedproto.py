@@ -6,9 +6,11 @@ Clients exchange nothing but class means of their representations, the prototype
                P_n[c] = mean of h_n(x) over its samples of class c, count n_n[c];  both sent
     server     P[c]   = sum_n n_n[c] P_n[c] / sum_n n_n[c],  over the clients that hold c
 
-Departures: a client predicts with its own head (the paper takes the nearest prototype); the mean is
-weighted by counts, without the further division by the number of holders in the paper's equation;
-the distance is the mean over features of the squared difference.
+Scored as the paper does, by the prototype nearest to a sample's representation (``nearest``),
+beside the client's own head.
+
+Departures: the mean is weighted by counts, without the further division by the number of holders in
+the paper's equation; the distance is the mean over features of the squared difference.
 
 A round's prototypes come from those who took part in it; a class that none of them holds keeps its
 last one, and a class that nobody ever held has none (a row of NaN).
@@ -24,9 +26,9 @@ from torch import Tensor
 
 from fedkd import students
 from fedkd.errors import FedkdError
-from fedkd.strategies.base import KnowledgeStrategy, Replies, StrategyOptions
+from fedkd.strategies.base import Headline, KnowledgeStrategy, Replies, StrategyOptions
 from fedkd.training import represent
-from fedkd.work import CrossEntropy, Fit, Prototype, Represent, Step, Term
+from fedkd.work import CrossEntropy, Evaluate, Fit, Prototype, Represent, Step, Term
 
 
 class FedProto(KnowledgeStrategy):
@@ -39,6 +41,8 @@ class FedProto(KnowledgeStrategy):
         """Of the distance to the prototypes; lambda in the paper."""
         cut: str = ""
         """Block whose output is the representation; empty: the last one below the head."""
+
+    headline = Headline(evaluation="nearest")
 
     def setup(self) -> None:
         """The cut of each architecture; no prototypes yet: (C, d) of NaN."""
@@ -68,6 +72,11 @@ class FedProto(KnowledgeStrategy):
         means, counts = (torch.stack([one[key] for one in sent]) for key in ("mean", "count"))
         fresh = mean_by_class(means, counts)
         self.prototypes = torch.where(fresh.isnan(), self.prototypes, fresh)
+
+    def score(self, round: int, client: int) -> Sequence[Step]:
+        """The class whose prototype is nearest, as the paper predicts."""
+        cut = self.cuts[self.experiment.architecture(client)]
+        return [Evaluate(key="nearest", prototypes=self.prototypes, cut=cut)]
 
 
 def mean_by_class(means: Tensor, weights: Tensor) -> Tensor:

@@ -1,4 +1,14 @@
-"""FedProx: Li, Sahu, Zaheer, Sanjabi, Talwalkar & Smith, 2020 (arXiv 1812.06127), equation 2."""
+"""FedProx: Li, Sahu, Zaheer, Sanjabi, Talwalkar & Smith, 2020 (arXiv 1812.06127), equation 2.
+
+FedAvg whose clients stay near the global w that they were sent::
+
+    client n   w_n minimises CE + mu / 2 * |w_n - w|^2 on private data, from w;  sent
+    server     w   = sum_n samples_n / samples * w_n
+
+Departures: all clients do the same number of passes, where some of the paper's do less; the mean is
+over who takes part, weighted by samples, where the paper draws clients by their samples and has
+them count the same.
+"""
 
 from __future__ import annotations
 

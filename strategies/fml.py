@@ -24,7 +24,7 @@ from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
 from fedkd.strategies.base import KnowledgeStrategy, Replies, StrategyOptions
 from fedkd.strategies.fedavg import average
-from fedkd.work import CrossEntropy, Fit, Hold, Load, Peer, Share, Soft, Step
+from fedkd.work import CrossEntropy, Evaluate, Fit, Hold, Load, Peer, Share, Soft, Step
 
 
 class FML(KnowledgeStrategy):
@@ -64,6 +64,14 @@ class FML(KnowledgeStrategy):
     def fuse(self, round: int, replies: Replies) -> None:
         """Average the memes."""
         self.meme = average(replies.parameters(), replies.samples)
+
+    def score(self, round: int, client: int) -> Sequence[Step]:
+        """The averaged meme, beside the private student."""
+        return [
+            Hold("meme", model=self.options.shared_model),
+            Load(self.meme, student="meme"),
+            Evaluate(key="meme", student="meme"),
+        ]
 
 
 def check_shared_model(experiment: Experiment, model: str) -> None:

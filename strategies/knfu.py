@@ -11,6 +11,8 @@ clients and M transfer samples::
                w(n,m) = exp(-beta d(n,m)) / sum_k exp(-beta d(n,k))        (c) effectiveness
                G_n[x] = sum_m w(n,m) F_m[x]                                (M, C), sent to n
     client n   minimise tau^2 mean_x KL(G_n[x] || softmax(f_n(x) / tau))   (d) fine-tuning
+
+Departures: not known, as the paper is not in full.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from torch import Tensor
 from fedkd.distillation.objectives import SMALLEST
 from fedkd.distillation.targets import mix, onto_simplex
 from fedkd.options import MOST, OnlyWith
-from fedkd.strategies.base import DistillOptions, KnowledgeStrategy, Replies
+from fedkd.strategies.base import DistillOptions, Headline, KnowledgeStrategy, Replies
 from fedkd.work import Fit, Predict, Soft, Step
 
 
@@ -62,6 +62,7 @@ class KTpFL(KnowledgeStrategy):
 
     needs_transfer_set = True
     sends_soft_labels = True
+    headline = Headline("local")
 
     def setup(self) -> None:
         """Uniform coefficients (N, N) between all clients, and no targets yet."""

@@ -1,4 +1,7 @@
-"""Local training only: no knowledge leaves a client. The yardstick of every other method."""
+"""Local training only: no knowledge leaves a client. The yardstick of every other method.
+
+Departures: none, as it is no paper's.
+"""
 
 from __future__ import annotations
 

@@ -5,13 +5,13 @@
     server:    kept where somebody knows the sample and |G - one-hot(argmax G)|_1 <= tau_server
     client n:  learns from G on what is kept
 
-The authors' public code has no server-side selector; that ambiguity is this distance, and the
-default of ``tau_server``, are ours. Of its client-side selector we keep penalty, noise, quantile
-and kernel (width 5 on MNIST, where the median distance of two samples is 32). Where it departs from
-KuLSIF, in multiplying by a matrix that is to be inverted, KuLSIF is followed. Ratios are estimated
-from half of the private samples and not from 5 %, as clients here have few. Further departures:
-labels of samples that a client does not know are sent all the same, and set aside by the server; a
-sample that is not kept counts as one without a loss, so that its mini-batch teaches less.
+Departures: the authors' public code has no server-side selector; that ambiguity is this distance,
+and the default of ``tau_server``, are ours. Of its client-side selector we keep penalty, noise,
+quantile and kernel (width 5 on MNIST, where the median distance of two samples is 32). Where it
+departs from KuLSIF, in multiplying by a matrix that is to be inverted, KuLSIF is followed. Ratios
+are estimated from half of the private samples and not from 5 %, as clients here have few. Labels of
+samples that a client does not know are sent all the same, and set aside by the server; a sample
+that is not kept counts as one without a loss, so that its mini-batch teaches less.
 """
 
 from __future__ import annotations

@@ -14,6 +14,9 @@ protects hangs on the student's: ``softmax(z / tau_t)`` can be inverted, so a st
 by the same ``tau_t`` (``student_temperature = "same"``) ends at the teacher's logits at any
 ``tau_t``; with ``"base"``, ``tau_S = tau``, it inherits the flattened law. A weight ``tau_t^2`` on
 each token undoes the damping in the same way.
+
+Departures: the paper has one teacher and one student, and no federation; beyond that they are not
+known, as the paper is not in full.
 """
 
 from __future__ import annotations

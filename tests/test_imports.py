@@ -18,7 +18,7 @@ READERS = {
     f"fedkd.{name}"
     for name in (
         *("results", "summaries", "labels", "nesting", "frames", "statistics", "errors"),
-        *("experiment", "caveats", "escaping", "privacy.guarantees"),
+        *("experiment", "caveats", "headline", "escaping", "privacy.guarantees"),
     )
 }
 MEASURED_BY = {"fedkd.engine.remembered", "fedkd.rounds.intake", "fedkd.rounds.method"}

@@ -9,6 +9,7 @@ import pytest
 
 from fedkd import Run, registry
 from fedkd.experiment import Experiment
+from fedkd.simulations.methods_page import departures, page
 from fedkd.simulations.reference import reference
 from fedkd.simulations.shipped import shipped
 
@@ -58,3 +59,13 @@ def test_every_shipped_experiment_is_valid_and_says_what_it_is(name):
 
 def test_the_reference_of_keys_is_that_of_the_code():
     assert (ROOT / "docs" / "experiment.md").read_text() == reference()
+
+
+def test_the_page_of_methods_is_that_of_the_code():
+    assert (ROOT / "docs" / "methods.md").read_text() == page()
+
+
+@pytest.mark.parametrize("name", registry.names("strategies"))
+def test_every_method_says_where_it_departs_from_its_paper(name):
+    """A paragraph of its module's or class's docstring that begins with "Departures:"."""
+    assert departures(registry.load("strategies", name))

@@ -2,6 +2,8 @@
 
 Every partition is a function of the labels (or writers), the ``[data]`` table and the seed. Samples
 are shuffled before a partitioner sees them, as several of them cut the data in the order it has.
+They are entry points of the group ``fedkd.partitions``; what somebody's own gives is checked, and
+cut to ``data.samples_per_client``.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedkd.errors import FedkdError, nearest
+from fedkd import registry
+from fedkd.errors import FedkdError, blamed, brief
 from fedkd.experiment import DataTable
 from fedkd.random import key
 
@@ -59,12 +62,15 @@ def partition(
     FedkdError
         If the request cannot be met; the line names the keys and values.
     """
-    divide = named(table.partition)
+    divide: Partition = registry.load("partitions", table.partition)
     _check_enough(len(labels), table)
     order = np.random.default_rng(key(seed, "data", "order")).permutation(len(labels))
     _, numbered = np.unique(labels[order], return_inverse=True)
     shuffled_writers = None if writers is None else writers[order]
-    parts = divide(numbered, shuffled_writers, table, seed)
+    with blamed(f"data.partition = {table.partition!r}"):
+        parts = divide(numbered, shuffled_writers, table, seed)
+    if not registry.ships(divide):
+        parts = _at_most(_checked(parts, len(labels), table), numbered, table, seed)
     smallest = min(map(len, parts))
     if smallest < least(table):
         raise FedkdError(
@@ -348,14 +354,29 @@ def natural(
     return _at_most([rows[part] for part in parts], labels, table, seed)
 
 
-PARTITIONS: dict[str, Partition] = {
-    "iid": iid,
-    "dirichlet": dirichlet,
-    "pathological": pathological,
-    "shards": shards,
-    "quantity-skew": quantity_skew,
-    "natural": natural,
-}
+def _checked(parts: object, samples: int, table: DataTable) -> list[np.ndarray]:
+    """What a partition of somebody's own returned: rows of ``samples``, each of one client."""
+    where = f"data.partition = {table.partition!r}"
+    if not isinstance(parts, list | tuple) or len(parts) != table.clients:
+        many = f"{len(parts)} of them" if isinstance(parts, list | tuple) else brief(parts)
+        raise FedkdError(
+            f"{where} returned {many}; allowed: a list of {table.clients} arrays of row numbers, "
+            "one a client"
+        )
+    found = [np.asarray(rows) for rows in parts]
+    for client, rows in enumerate(found):
+        if rows.ndim != 1 or (rows.size and not np.issubdtype(rows.dtype, np.integer)):
+            raise FedkdError(
+                f"{where} returned {brief(parts[client])} for client {client}; allowed: an array "
+                "(n,) of row numbers"
+            )
+    whole = np.concatenate([rows.astype(np.int64) for rows in found])
+    if len(whole) and not 0 <= whole.min() <= whole.max() < samples:
+        outside = whole[(whole < 0) | (whole >= samples)][0]
+        raise FedkdError(f"{where} returned row {outside}; there are {samples}")
+    if len(np.unique(whole)) < len(whole):
+        raise FedkdError(f"{where} gives two clients the same row, or one client a row twice")
+    return [rows.astype(np.int64) for rows in found]
 
 
 def _at_most(
@@ -398,20 +419,3 @@ def _quietly() -> Iterator[None]:
     ):
         warnings.simplefilter("ignore")
         yield
-
-
-def named(name: str) -> Partition:
-    """The partition called ``name``.
-
-    Raises
-    ------
-    FedkdError
-        If no such name is known; the line names the nearest and all that are known.
-    """
-    if name not in PARTITIONS:
-        known = list(PARTITIONS)
-        raise FedkdError(
-            f"data.partition = {name!r} is not known{nearest(name, known)}; "
-            f"known: {', '.join(known)}"
-        )
-    return PARTITIONS[name]

@@ -31,7 +31,7 @@ PROCESSES = 16
 """Worker processes that each core of this machine may have, at most: memory ends before that."""
 THREADS = 1024
 """Torch threads that all of them may have together."""
-ELSEWHERE = ("datasets", "students", "objectives")
+ELSEWHERE = ("datasets", "partitions", "students", "objectives")
 """What workers in other processes look up by name."""
 
 

@@ -122,6 +122,8 @@ def cohort(facts: Facts, assignment: Assignment, step: Step) -> bool:
         return False
     if not isinstance(step, Fit | Predict | Represent | Evaluate):
         return False
+    if isinstance(step, Evaluate) and step.prototypes is not None:
+        return False
     if isinstance(step, Fit):
         plain = all(term == CrossEntropy(term.weight) for term in step.terms)
         private = experiment.training.dp.noise_multiplier and sees_private(step)

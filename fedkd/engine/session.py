@@ -31,6 +31,7 @@ from fedkd.training import (
     evaluate,
     fit_together,
     item_labels,
+    nearest_prototype,
     predict,
     represent,
     said,
@@ -102,7 +103,12 @@ class Session:
             self.values[step.key] = self.clients.remembered.exposures(student)
         elif isinstance(step, Evaluate):
             seed = self.seed(step, step.on, step.student)
-            self.evaluated(step, evaluate(student, self.samples(step.on), seed))
+            samples = self.samples(step.on)
+            if step.prototypes is None:
+                self.evaluated(step, evaluate(student, samples, seed))
+                return
+            rows = step.prototypes.to(samples.inputs.device)
+            self.evaluated(step, nearest_prototype(student, samples, step.cut, rows, seed))
 
     def student(self, name: str) -> nn.Sequential:
         """The client's student of this name, as it is by now."""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
+from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
+from fedkd.fields import check_fields
 from fedkd.rounds.outcome import Line
 from fedkd.steps import TESTS
 from fedkd.summaries import spread
@@ -26,6 +29,41 @@ def tests(experiment: Experiment) -> tuple[Step, ...]:
         "validation": experiment.data.validation_fraction > 0,
     }
     return tuple(Evaluate(name, name) for name, there in wanted.items() if there)
+
+
+METRICS = ("accuracy", "loss", "ece", "perplexity")
+"""What a test measures."""
+
+
+def named(steps: Sequence[Step], experiment: Experiment) -> tuple[Step, ...]:
+    """Steps of ``score``: each ``Evaluate`` on all sets of tests, as ``own_NAME``, ``common_NAME``.
+
+    Raises
+    ------
+    FedkdError
+        A key is no name that columns can have, or ``on`` is given.
+    """
+    found: list[Step] = []
+    for number, step in enumerate(steps, 1):
+        if not isinstance(step, Evaluate):
+            found.append(step)
+            continue
+        check_fields(step)
+        if not step.key.isidentifier() or step.key in (*METRICS, *(t[:-1] for t in TESTS)):
+            raise FedkdError(
+                f"step {number}: Evaluate: key = {step.key!r} is not allowed; allowed: a name of "
+                "what is tested, as 'server', of letters, digits and underscores"
+            )
+        if step.on != Evaluate().on:
+            raise FedkdError(
+                f"step {number}: Evaluate: on is not for score, which tests on all sets of tests"
+            )
+        found += [
+            replace(step, on=test.on, key=f"{test.on}_{step.key}")
+            for test in tests(experiment)
+            if isinstance(test, Evaluate)
+        ]
+    return tuple(found)
 
 
 def tested(metrics: dict[str, float]) -> dict[str, float]:
@@ -53,5 +91,5 @@ def diverged(latest: Mapping[int, dict[str, float]]) -> list[int]:
     return [
         client
         for client, metrics in sorted(latest.items())
-        if any(name.endswith("_loss") and math.isnan(loss) for name, loss in metrics.items())
+        if any(math.isnan(metrics.get(f"{tests}loss", 0.0)) for tests in TESTS)
     ]

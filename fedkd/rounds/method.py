@@ -16,6 +16,7 @@ from fedkd.data.canaries.secrets import Canaries
 from fedkd.data.federated import Task
 from fedkd.errors import FedkdError, blamed, brief
 from fedkd.experiment import Experiment
+from fedkd.headline import Headline
 from fedkd.hooks import Keeping, as_nothing, blaming, check_hooks, trace
 from fedkd.lab.watch import Watch
 from fedkd.options import Table, validated
@@ -74,6 +75,7 @@ class Method(Strategy):
     one_architecture: ClassVar[bool]
     needs_transfer_set: ClassVar[bool]
     sends_soft_labels: ClassVar[bool]
+    headline: ClassVar[Headline]
     _base_of_methods: ClassVar[type[Method]]
 
     def __init_subclass__(cls, *, base: bool = False, **given: Any) -> None:
@@ -181,6 +183,10 @@ class Method(Strategy):
     @abstractmethod
     def deploy(self, round: int, client: int) -> Sequence[Step]:
         """Steps of the second phase that are undone after the tests."""
+
+    @abstractmethod
+    def score(self, round: int, client: int) -> Sequence[Step]:
+        """Further tests, of named students or ways of predicting."""
 
     @abstractmethod
     def fused_labels(self, client: int, steps: Sequence[Step]) -> torch.Tensor | None:

@@ -30,7 +30,7 @@ from fedkd.hooks import (
 )
 from fedkd.random import generator
 from fedkd.rounds.intake import Intake
-from fedkd.rounds.measuring import averages, diverged, due, tested, tests
+from fedkd.rounds.measuring import averages, diverged, due, named, tested, tests
 from fedkd.rounds.method import Method, OnAggregates
 from fedkd.rounds.nodes import identify
 from fedkd.rounds.outcome import Line, Outcome
@@ -124,12 +124,14 @@ class Rounds(Method):
             trial: tuple[Step, ...] = ()
             if measuring or exposing:
                 trial = self._steps("deploy", server_round, client, models)
+                further = self._steps("score", server_round, client, models) if measuring else ()
                 just_tested = client in self._outcome.measured["local"]
                 known = client in self._latest and client not in self._changed
-                if measuring and (steps or trial or not (just_tested or known)):
+                if measuring and (steps or trial or further or not (just_tested or known)):
                     trial = (*trial, *tests(self.experiment))
                 if exposing:
                     trial = (*trial, Expose())
+                trial = (*trial, *further)  # last, as they may change the client's own student
             if exposing and client in taking_part:
                 labels = self._fused_labels(server_round, client, steps)
                 fused |= {} if labels is None else {client: labels}
@@ -300,6 +302,8 @@ class Rounds(Method):
         """
         with blaming(self._where, hook, round, client):
             steps = as_steps(getattr(self, hook)(round, client))
+            if hook == "score":
+                steps = named(steps, self.experiment)
             if steps:
                 models |= (
                     architectures(self.experiment, client, self._held.get(client, {})) | models

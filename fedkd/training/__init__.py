@@ -1,7 +1,13 @@
 """The one training loop, and prediction: what Fit, Predict and Evaluate come down to."""
 
 from fedkd.training.batches import BatchOfOne, local_steps
-from fedkd.training.inference import class_means, evaluate, predict, represent
+from fedkd.training.inference import (
+    class_means,
+    evaluate,
+    nearest_prototype,
+    predict,
+    represent,
+)
 from fedkd.training.items import (
     item_counts,
     item_labels,
@@ -28,6 +34,7 @@ __all__ = [
     "items",
     "learning_names",
     "local_steps",
+    "nearest_prototype",
     "on_all_items",
     "predict",
     "represent",

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from fedkd.distillation.calibration import calibration_error, expected_calibration_error
 from fedkd.students import cut_index
-from fedkd.training.items import at_items, items, take
+from fedkd.training.items import at_items, item_labels, items, take
 from fedkd.training.student import student_draws
 from fedkd.work import Samples
 
@@ -97,6 +97,30 @@ def quality(logits: Tensor, labels: Tensor) -> dict[str, float]:
         "loss": float(F.cross_entropy(logits.double(), labels)),
         "ece": float(expected_calibration_error(logits.softmax(1), labels)),
     }
+
+
+@torch.inference_mode()
+def nearest_prototype(
+    student: nn.Sequential, samples: Samples, cut: str, prototypes: Tensor, seed: int = 0
+) -> dict[str, float]:
+    """Accuracy on ``samples`` of the class whose row of ``prototypes`` ``(C, d)`` is nearest.
+
+    By squared distance to the flattened representation at ``cut``; a row that begins with NaN is
+    no class's. An answer that is no number is wrong, and so are all where there is no prototype.
+    """
+    labels = item_labels(samples)
+    if labels is None or not len(labels):
+        return {}
+    held, _ = represent(student, samples.inputs, cut, seed)
+    held, labels = held.flatten(1)[labels >= 0], labels[labels >= 0]
+    there = ~prototypes[:, 0].isnan()
+    classes = there.nonzero()[:, 0]
+    if not len(classes):
+        return {"accuracy": 0.0}
+    rows = prototypes[there].to(held)
+    apart = torch.cdist(held, rows, compute_mode="donot_use_mm_for_euclid_dist")
+    right = (classes[apart.argmin(1)] == labels) & ~held.isnan().any(1)
+    return {"accuracy": float(right.double().mean())}
 
 
 def _evaluate_tokens(student: nn.Sequential, inputs: Tensor, labels: Tensor) -> dict[str, float]:

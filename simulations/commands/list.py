@@ -51,11 +51,6 @@ def _described(kind: str) -> dict[str, str]:
         from fedkd.simulations.claim import claims as known
 
         return {name: claim.statement for name, claim in known().items()}
-    if kind == "partitions":
-        from fedkd.data.partitions import PARTITIONS
-
-        documents = {name: (thing.__doc__ or "").strip() for name, thing in PARTITIONS.items()}
-        return {name: text.split("\n")[0] for name, text in sorted(documents.items())}
     described = registry.described(kind)
     if kind == "objectives":
         return {name: f"{text} {_expected(name)}".rstrip() for name, text in described.items()}

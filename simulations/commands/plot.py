@@ -23,6 +23,7 @@ class Metric(StrEnum):
 
     own_accuracy = "own_accuracy"
     common_accuracy = "common_accuracy"
+    headline_accuracy = "headline_accuracy"
 
 
 class Stage(StrEnum):
@@ -53,7 +54,7 @@ def _draw(name: str, folders: Sequence[Path], out: Path | None, *options: Any) -
     from fedkd.plots.gather import find
     from fedkd.plots.style import save
 
-    figure = import_module(f"plots.{name}").draw(find(folders), *options)
+    figure = import_module(f"fedkd.plots.{name}").draw(find(folders), *options)
     for file in save(figure, out or folders[0] / "plots" / name):
         print(file)
 

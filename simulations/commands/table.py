@@ -8,6 +8,7 @@ import click
 import typer
 
 from fedkd.errors import FedkdError
+from fedkd.headline import ACCURACY
 from fedkd.simulations.commands.options import OfScale, Out, examples
 
 
@@ -36,7 +37,14 @@ def table(
     name: Annotated[str, typer.Argument(metavar="SUITE", show_default=False)],
     rows: Annotated[str, typer.Option(metavar="AXIS[,AXIS]", help="What rows are.")] = "",
     columns: Annotated[str, typer.Option(metavar="AXIS[,AXIS]", help="What columns are.")] = "",
-    value: Annotated[str, typer.Option(help="A column of the runs' frame.")] = "own_accuracy_mean",
+    value: Annotated[
+        str,
+        typer.Option(
+            help="A column of the runs' frame; accuracy where each method's paper scores it, and "
+            "beside it at the other stage, if not given.",
+            show_default=False,
+        ),
+    ] = "",
     form: Annotated[
         str, typer.Option("--format", metavar="text|csv|markdown|latex", help="How to print it.")
     ] = "text",
@@ -91,7 +99,7 @@ def table(
         _axes(columns),
         value,
         spread=spread,  # type: ignore[arg-type]
-        best=None if best == "none" else best or direction(value),  # type: ignore[arg-type]
+        best=None if best == "none" else best or direction(value or ACCURACY),  # type: ignore[arg-type]
         test=test,  # type: ignore[arg-type]
         differences=differences or differences is not None,
     )

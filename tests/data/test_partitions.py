@@ -2,10 +2,14 @@ import numpy as np
 import pytest
 import torch
 
-from fedkd.data.partitions import PARTITIONS, own_count, partition, stratified
+from fedkd import registry
+from fedkd.data.federated import load
+from fedkd.data.partitions import own_count, partition, stratified
+from fedkd.effects import without_effect
 from fedkd.errors import FedkdError
 from fedkd.sections import DataTable
 
+PARTITIONS = registry.names("partitions")
 LABELS = np.tile(np.arange(10), 120)
 WRITERS = np.repeat(np.arange(24), 50)
 
@@ -200,6 +204,46 @@ def test_natural_needs_writers():
 
 
 def test_every_partition_says_what_it_is():
-    assert all(
-        (function.__doc__ or "").split("\n")[0].endswith(".") for function in PARTITIONS.values()
-    )
+    assert all(line.endswith(".") for line in registry.described("partitions").values())
+
+
+# --- somebody's own -----------------------------------------------------------------------------
+
+
+def halves(labels, writers, table, seed):
+    """The lower half of the classes for the first half of the clients, the upper for the others."""
+    low = np.flatnonzero(labels < 5)
+    high = np.setdiff1d(np.arange(len(labels)), low)
+    first = table.clients // 2
+    return [*np.array_split(low, first), *np.array_split(high, table.clients - first)]
+
+
+def test_a_partition_of_ones_own_is_found_by_name_and_cut_to_size(small):
+    registry.register("partitions", "halves")(halves)
+    experiment = small("data.partition=halves", "data.alpha=3")
+    counts = load(experiment).label_counts()
+    assert counts.sum(1).tolist() == [60] * 4
+    assert counts[:2, 5:].sum() == counts[2:, :5].sum() == 0
+    assert not list(without_effect(experiment, load(experiment).task))  # it may read any key
+    assert "halves" in registry.described("partitions")
+
+
+@pytest.mark.parametrize(
+    ("parts", "line"),
+    [
+        (lambda n: [np.arange(n)], r"returned 1 of them; allowed: a list of 4 arrays"),
+        (lambda n: None, r"returned None; allowed: a list of 4 arrays"),
+        (lambda n: [np.arange(50) + 0.5] * 4, r"for client 0; allowed: an array \(n,\)"),
+        (lambda n: [np.ones((9, 2), int)] * 4, r"for client 0; allowed: an array \(n,\)"),
+        (lambda n: [np.arange(80)] * 4, r"gives two clients the same row"),
+        (lambda n: np.zeros((4, 9), int), r"returned .*; allowed: a list of 4 arrays"),
+        (lambda n: [np.arange(80) + n - 79, *np.split(np.arange(240), 3)], r"returned row \d+; th"),
+        (lambda n: [[], *np.split(np.arange(240), 3)], r"leaves a client 0 samples"),
+        (lambda n: 1 // 0, r"failed: ZeroDivisionError: .* \(test_partitions.py:\d+\)"),
+    ],
+)
+def test_what_a_partition_of_ones_own_must_give_is_told_in_a_line(parts, line, small):
+    registry.register("partitions", "mine")(lambda labels, writers, table, seed: parts(len(labels)))
+    with pytest.raises(FedkdError, match=rf"data\.partition = 'mine'.*{line}") as failure:
+        load(small("data.partition=mine"))
+    assert "\n" not in str(failure.value)

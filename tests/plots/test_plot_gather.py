@@ -6,8 +6,10 @@ import math
 import numpy as np
 import pytest
 
+from fedkd import run
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
+from fedkd.plots import curves, pareto
 from fedkd.plots.gather import apart, final, find, lines, one, over_seeds, panels, said_of_seeds
 from fedkd.results import Run
 from fedkd.simulations import cli
@@ -184,3 +186,12 @@ def test_the_end_of_a_run_is_read_after_either_stage(tmp_path):
     assert math.isnan(final(run, "common_accuracy"))
     with pytest.raises(FedkdError, match="has not ended"):
         final(fake_run(tmp_path / "b", ended=False), "own_accuracy")
+
+
+def test_the_headline_is_drawn_at_the_stage_that_each_paper_scores(small, tmp_path):
+    for name, column in (("fedmd", "own_accuracy_mean_local"), ("knfu", "own_accuracy_mean")):
+        done = run(small(f"strategy.name={name}", "rounds=1"), tmp_path / name)
+        assert final(done, "headline_accuracy") == done.summary[column]
+        (line,) = curves.draw([done], "headline_accuracy").axes[0].lines
+        assert line.get_ydata() == pytest.approx([100 * done.summary[column]])
+        assert pareto.draw([done], "headline_accuracy").axes

@@ -11,7 +11,6 @@ import pytest
 from lines import SMALL
 
 from fedkd import registry
-from fedkd.data.partitions import PARTITIONS
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
 from fedkd.results import CHECKPOINT, Run
@@ -565,9 +564,7 @@ def test_objectives_are_listed_with_what_they_need_and_their_options(fedkd):
 
 @pytest.mark.parametrize("kind", listing.KINDS)
 def test_list_prints_every_name_with_a_line(fedkd, kind):
-    if kind == "partitions":
-        names = sorted(PARTITIONS)
-    elif kind == "experiments":
+    if kind == "experiments":
         names = sorted(file.stem for file in (ROOT / "simulations").glob("*.toml"))
     elif kind in ("suites", "claims"):
         names = [file.stem for file in sorted((ROOT / "simulations" / kind).glob("*.toml"))]

@@ -13,7 +13,7 @@ from fedkd import Experiment, FedkdError, registry, run
 from fedkd.engine.inline import InlineGrid
 from fedkd.engine.worker import Worker
 from fedkd.shapes import Sizes
-from fedkd.strategies.base import KnowledgeStrategy, StrategyOptions
+from fedkd.strategies.base import Headline, KnowledgeStrategy, StrategyOptions
 from fedkd.work import (
     Contrast,
     CrossEntropy,
@@ -90,7 +90,7 @@ def learning(*steps):
 # --- what hooks return ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("hook", ["learn", "receive", "deploy", "measure"])
+@pytest.mark.parametrize("hook", ["learn", "receive", "deploy", "measure", "score"])
 @pytest.mark.parametrize(
     ("returned", "line"),
     [
@@ -558,6 +558,37 @@ def test_the_number_of_the_step_is_told(complaint):
 def test_nothing_is_sent_from_what_is_undone(step, complaint):
     found = complaint(deploy=learning(step))
     assert re.search(r"is not allowed in deploy; allowed: Fit, Hold, Load, Evaluate", found)
+
+
+@pytest.mark.parametrize(
+    ("step", "line"),
+    [
+        (Predict(), "is not allowed in score; allowed: Fit, Hold, Load, Evaluate"),
+        (Evaluate(), "key = 'own' is not allowed; allowed: a name of what is tested"),
+        (Evaluate(key="loss"), "key = 'loss' is not allowed"),
+        (Evaluate(key="a b"), "key = 'a b' is not allowed"),
+        (Evaluate("common", key="server"), "on is not for score"),
+        (Evaluate(key="server", student="server"), "student 'server' is not known"),
+        (Evaluate(key="near", cut="fc1"), "cut = 'fc1' has no effect without prototypes"),
+        (
+            Evaluate(key="near", prototypes=torch.ones(10, 3), cut="fc1"),
+            r"\(10, 20\), a row a class",
+        ),
+        (Evaluate(key="near", prototypes=torch.ones(10, 20), cut="nowhere"), "nowhere"),
+        (Evaluate(key="near", prototypes=torch.ones(2, 2) / 0, cut="fc1"), "prototypes"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_tested_is_a_line(step, line, complaint):
+    found = complaint(score=learning(step))
+    assert re.search(rf"strategy 'mine', score\(round=1, client=0\): .*{line}", found), found
+
+
+@pytest.mark.parametrize(
+    "headline", ["local", None, Headline("now"), Headline("local", evaluation="server")], ids=str
+)
+def test_a_headline_is_one_that_is_measured(headline, complaint):
+    assert f"headline = {headline!r} is not allowed" in complaint(headline=headline)
 
 
 def test_what_measure_asks_for_has_keys_of_its_own(complaint):

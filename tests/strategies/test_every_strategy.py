@@ -31,6 +31,10 @@ def test_two_rounds_on_digits_measure_every_client_at_both_stages(name, small, t
     summary = done.summary
     assert summary["rounds"] == 2
     assert summary["own_accuracy_mean"] == done.rounds[-1]["own_accuracy_mean"]
+    column = registry.load("strategies", name).headline.column()
+    assert summary["headline"] == column
+    assert summary["headline_accuracy"] == summary[column]
+    assert 0 <= summary["other_stage_accuracy"] <= 1
     # Four clients, ten classes, two rounds of some epochs: far above chance or it learned nothing.
     assert summary["own_accuracy_mean_local"] > 0.3
 

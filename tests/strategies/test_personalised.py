@@ -1,6 +1,7 @@
 """Known answers and laws of the methods with personal students, and of FedDF and KT-pFL."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -52,8 +53,8 @@ def play(small):
 
 def accuracies(done):
     """A run's client lines, without what only one method has."""
-    shared = ("round", "client", "stage", "own_", "common_")
-    return [{k: v for k, v in line.items() if k.startswith(shared)} for line in measured(done)[1]]
+    own = re.compile("round|client|stage|(own|common)_(accuracy|loss|ece)")
+    return [{k: v for k, v in line.items() if own.fullmatch(k)} for line in measured(done)[1]]
 
 
 def fused(done):
