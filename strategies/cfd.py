@@ -23,7 +23,8 @@ from pydantic import Field
 
 from fedkd.options import Epochs
 from fedkd.privacy.candidates import over_candidates
-from fedkd.strategies.base import DistillOptions, Replies
+from fedkd.strategies.base import DistillOptions, Headline, Replies
+from fedkd.strategies.dsfl import server_tested
 from fedkd.strategies.uniform import Uniform
 from fedkd.work import Delta, Encoding, Fit, Predict, Quantised, Samples, Soft, Step
 
@@ -45,13 +46,15 @@ class CFD(Uniform):
         server_lr: float | None = Field(None, gt=0)
         """Its learning rate; that of ``[training]`` when not given."""
 
+    headline = Headline(evaluation="server")
+
     def setup(self) -> None:
         """Nothing is taught yet."""
         self.taught = torch.zeros(0)
 
     def setup_server(self) -> None:
         """The student, of the clients' first architecture."""
-        self.server.add("student", self.initial_student)
+        self.server.add("server", self.initial_student)
 
     def encoding(self, bits: int) -> Encoding | None:
         """How soft labels of so many bits travel."""
@@ -68,12 +71,16 @@ class CFD(Uniform):
         options, among = self.options, self.public.among
         target, samples = Soft(self.fused, among=among), Samples(self.transfer)
         self.server.fit(
-            "student", round, samples, [target], options.server_epochs, lr=options.server_lr
+            "server", round, samples, [target], options.server_epochs, lr=options.server_lr
         )
-        taught = self.server.predict("student", self.transfer).softmax(1)
+        taught = self.server.predict("server", self.transfer).softmax(1)
         self.taught = taught if among is None else over_candidates(taught, among)
 
     def receive(self, round: int, client: int) -> Sequence[Step]:
         """Learn from what the server's student says, quantised."""
         encoding = self.encoding(self.options.bits_down)
         return [self.distil(Soft(self.taught, encoding=encoding))]
+
+    def score(self, round: int, client: int) -> Sequence[Step]:
+        """The server's student, as the paper predicts."""
+        return server_tested(self)

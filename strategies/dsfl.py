@@ -25,7 +25,7 @@ from pydantic import Field
 from fedkd.distillation.targets import sharpen
 from fedkd.options import Epochs
 from fedkd.privacy.candidates import possible
-from fedkd.strategies.base import DistillOptions, Headline, Replies
+from fedkd.strategies.base import DistillOptions, Headline, KnowledgeStrategy, Replies
 from fedkd.strategies.uniform import Uniform
 from fedkd.work import Evaluate, Hold, Load, Samples, Soft, Step
 
@@ -70,9 +70,14 @@ class DSFL(Uniform):
 
     def score(self, round: int, client: int) -> Sequence[Step]:
         """The server's student, as the paper predicts."""
-        parameters = self.server.parameters("server")
-        return [
-            Hold("server", model=self.experiment.student.models[0]),
-            Load(parameters, student="server"),
-            Evaluate(key="server", student="server"),
-        ]
+        return server_tested(self)
+
+
+def server_tested(strategy: KnowledgeStrategy) -> list[Step]:
+    """Tests of the student ``server``, of the clients' first architecture, under its name."""
+    parameters = strategy.server.parameters("server")
+    return [
+        Hold("server", model=strategy.experiment.student.models[0]),
+        Load(parameters, student="server"),
+        Evaluate(key="server", student="server"),
+    ]

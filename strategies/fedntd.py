@@ -7,9 +7,10 @@ student says of these, and only of these, so that it is free to learn its labels
                p = softmax(f_w(x) / tau), q = softmax(f(x) / tau), y the true class
     server     w = sum_n samples_n / samples * w_n
 
-There is no factor tau^2 here, as there is with other objectives. The global student is asked once,
-when training begins, about the samples as they are: with ``data.augment`` the client learns what it
-says of the plain image.
+There is no factor tau^2 here, as there is with other objectives.
+
+Departures: the global student is asked once, when training begins, about the samples as they are:
+with ``data.augment`` the client learns what it says of the plain image.
 """
 
 from __future__ import annotations

@@ -8,10 +8,11 @@ own former one, v_n, which has drifted::
                v_n = w_n                                                               kept
     server     w = sum_n samples_n / samples * w_n
 
-A client that takes part for the first time has no former student, and minimises CE. Departures: the
-representation is what a block of the student gives, by default the last one below the head, where
-the paper puts a projection head of two layers between; and both students are asked once, when
-training begins, about the samples as they are, whatever ``data.augment`` makes of these.
+A client that takes part for the first time has no former student, and minimises CE.
+
+Departures: the representation is what a block of the student gives, by default the last one below
+the head, where the paper puts a projection head of two layers between; and both students are asked
+once, when training begins, about the samples as they are, whatever ``data.augment`` makes of these.
 """
 
 from __future__ import annotations

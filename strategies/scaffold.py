@@ -13,9 +13,9 @@ SGD, whose steps over eta are gradients (with ``training.weight_decay`` those of
 loss). K is the number of steps that the training loop takes on as many samples as the client has,
 by the loop's own rule (:func:`fedkd.training.local_steps`): exact, whatever the last batch.
 
-What travels is x and c - c_n to the client, once there are any, and y_n back. In the paper c goes
-to the client, which keeps c_n, and its change comes back beside y_n; but that change follows from
-what the server knows, so that here the server does the sums, and no client sends it.
+Departures: what travels is x and c - c_n to the client, once there are any, and y_n back. In the
+paper c goes to the client, which keeps c_n, and its change comes back beside y_n; but that change
+follows from what the server knows, so that here the server does the sums, and no client sends it.
 """
 
 from __future__ import annotations

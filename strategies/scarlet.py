@@ -8,11 +8,12 @@ Soft-label caching and enhanced entropy reduction. In round t, with x over the t
                sends of G on P what the client has not got
     client n   minimise mean_x KL(G[x] || softmax(f_n(x)))   over x in P
 
-A label that was made in round s is cached as long as t - s <= D. The authors' code asks for a label
-at an age at which it then does not take it (asking and expiry differ by a round): here one test is
-for both. A client holds what it was sent before, and one that missed rounds is sent what it lacks.
-The paper also trains a server model on the same targets; it does not act on the clients and is left
-out, as in ``dsfl``.
+A label that was made in round s is cached as long as t - s <= D. A client holds what it was sent
+before, and one that missed rounds is sent what it lacks.
+
+Departures: the authors' code asks for a label at an age at which it then does not take it (asking
+and expiry differ by a round), and here one test is for both; the paper's server model, which learns
+from the same targets and does not act on the clients, is left out.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedkd.distillation.targets import power
-from fedkd.strategies.base import DistillOptions, Replies
+from fedkd.strategies.base import DistillOptions, Headline, Replies
 from fedkd.strategies.uniform import Uniform
 from fedkd.work import Delta, Fit, Predict, Soft, Step
 
@@ -46,6 +47,8 @@ class SCARLET(Uniform):
         """Rounds D that a label is used for after the one in which it was made; 0: no cache."""
         beta: float = Field(2.0, gt=0)
         """Sharpness of the mean: 1 leaves it as it is."""
+
+    headline = Headline("local")
 
     def setup(self) -> None:
         """No label is cached: ``cache`` (M, C), and the round in which each sample's was made."""

@@ -33,7 +33,7 @@ ATTACKED = {
     **dict.fromkeys(
         (
             *("fedavg", "fedavg-ft", "fedprox", "fedgkd", "fedbn", "ditto", "feddf", "fml"),
-            *("fedkd-svd", "fedntd", "moon", "feddyn", "scaffold"),
+            *("fedkd-mutual", "fedntd", "moon", "feddyn", "scaffold"),
         ),
         ("Share parameters", WHOLE, "parameters"),
     ),

@@ -19,7 +19,7 @@ from fedkd.strategies.fedavg import average
 from fedkd.strategies.ktpfl import descend, objective, official, onto_simplex
 from fedkd.work import Assignment, Fit, Load, Predict, Reply, Share
 
-ALL = ["fedavg-ft", "fedper", "fedrep", "ditto", "fml", "fedkd-svd", "feddf", "ktpfl"]
+ALL = ["fedavg-ft", "fedper", "fedrep", "ditto", "fml", "fedkd-mutual", "feddf", "ktpfl"]
 
 
 class Play:
@@ -279,7 +279,7 @@ def test_fml_needs_one_architecture_for_memes(small):
 
 
 def test_fedkd_mentors_and_mentee_teach_each_other_and_mentees_alone_are_averaged(play):
-    game = play("fedkd-svd", "strategy.shared_model=mlp", "student.models=['cnn2', 'mlp']")
+    game = play("fedkd-mutual", "strategy.shared_model=mlp", "student.models=['cnn2', 'mlp']")
     before = dict(game.strategy.mentee)
     replies = game.round()
     assert {"train_loss", "mentee_loss"} < replies[0].metrics.keys()
@@ -481,7 +481,7 @@ def test_only_the_coefficients_of_those_present_move(play, labels):
         ("fml", "strategy.alpha=0.2"),
         ("fml", "strategy.beta=0.2"),
         ("fml", "strategy.shared_model=cnn2"),
-        ("fedkd-svd", "strategy.shared_model=cnn2"),
+        ("fedkd-mutual", "strategy.shared_model=cnn2"),
         ("feddf", "strategy.server_epochs=1"),
         ("feddf", "strategy.server_lr=0.01"),
         ("feddf", "strategy.server_batch_size=16"),
@@ -541,9 +541,9 @@ def test_a_client_that_is_left_out_harms_nobody(name, small, tmp_path, monkeypat
     assert done.rounds[-1]["own_loss_mean"] < 10
 
 
-@pytest.mark.parametrize("name", ["fml", "fedkd-svd", "ktpfl"])
+@pytest.mark.parametrize("name", ["fml", "fedkd-mutual", "ktpfl"])
 def test_students_may_differ_where_parameters_of_the_own_are_not_averaged(name, small, tmp_path):
-    meme = ["strategy.shared_model=mlp"] if name in ("fml", "fedkd-svd") else []
+    meme = ["strategy.shared_model=mlp"] if name in ("fml", "fedkd-mutual") else []
     mixed = ["student.models=['cnn2', 'mlp']", "rounds=1", "data.clients=2"]
     done = run(small(f"strategy.name={name}", *mixed, *meme), tmp_path / "run")
     assert done.rounds[-1]["left_out"] == []

@@ -9,6 +9,8 @@ are averaged. How much they teach goes by how well they do on the batch at hand:
                  mentee learns by  CE(mentee) + KL(mentor || mentee) / S;  mentee, sent
     server     mentee = sum_n samples_n / samples * mentee_n
 
+This is the mutual distillation of FedKD alone.
+
 Departures: no gradient goes through S, nor through the soft labels that are learned from. Of what
 the paper distils, hidden states and attention are left out: they would need a projection between
 students that learns with them. Mentees travel as they are, not factorised by a singular value
