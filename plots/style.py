@@ -50,6 +50,7 @@ PLACES = (
     *("knfu", "fedmd", "dsfl", "uniform", "fedavg", "local", "fedprox", "feddistill"),
     *("fedd2s", "fedgkt", "fml", "feddf", "fedproto", "ditto", "swing"),
     *("fedavg-ft", "fedper", "fedrep", "ktpfl", "selectivefd"),
+    *("scaffold", "feddyn", "moon", "fedntd"),
 )
 """Only ever add at the end: a name's place is its look in all figures."""
 
