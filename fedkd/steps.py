@@ -338,7 +338,8 @@ class Checker:
             self.shapes.labelled,
             {name: partial(self.shapes.student, model) for name, model in models.items()},
         )
-        check_fit(step.on, step.terms, tuple(step.part), learner, self._seen)
+        part = tuple(step.part) or self.shapes.experiment.training.part
+        check_fit(step.on, step.terms, part, learner, self._seen)
 
     def _release(self, step: Step) -> None:
         """Refuse what leaves a client around ``[release]``."""
