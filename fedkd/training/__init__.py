@@ -5,7 +5,7 @@ from fedkd.training.inference import class_means, evaluate, predict, represent
 from fedkd.training.items import item_labels, items
 from fedkd.training.loop import Optimiser, fit
 from fedkd.training.losses import said
-from fedkd.training.student import learning_names, requiring, student_draws
+from fedkd.training.student import learning_names, learning_state, requiring, student_draws
 
 __all__ = [
     "BatchOfOne",
@@ -16,6 +16,7 @@ __all__ = [
     "item_labels",
     "items",
     "learning_names",
+    "learning_state",
     "local_steps",
     "predict",
     "represent",

@@ -1,15 +1,17 @@
 """Known answers and laws of the methods against clients' drift: FedNTD, MOON, SCAFFOLD, FedDyn."""
 
+from collections import OrderedDict
+
 import pytest
 import torch
 from lines import measured
 from test_personalised import Play, accuracies, distance, same
+from torch import nn
 from torch.nn import functional as F
 
-from fedkd import FedkdError, check, run
+from fedkd import FedkdError, check, registry, run
 from fedkd.experiment import Experiment
 from fedkd.privacy.guarantees import guarantee
-from fedkd.registry import load as find
 from fedkd.training import local_steps
 from fedkd.training import loop as training_loop
 from fedkd.work import Contrast, Fit, Linear, Proximal, Soft
@@ -284,7 +286,7 @@ def test_a_client_that_takes_no_step_keeps_its_variate(play):
 @pytest.mark.parametrize("name", ["scaffold", "feddyn"])
 def test_what_is_kept_of_clients_is_of_what_learns(name, small, tmp_path, monkeypatch):
     kept = []
-    method = find("strategies", name)
+    method = registry.load("strategies", name)
     fuse = method.fuse
     monkeypatch.setattr(
         method, "fuse", lambda self, *given: (fuse(self, *given), kept.append(vars(self)))[0]
@@ -394,3 +396,26 @@ def test_under_dp_sgd_every_step_is_charged(name, small, tmp_path):
     formal = guarantee(done.releases, done.experiment)
     assert formal == guarantee(plain.releases, plain.experiment)
     assert 1 < formal.epsilon < 100
+
+
+@pytest.mark.parametrize("name", ["scaffold", "feddyn"])
+def test_layers_that_share_a_weight_go_on_sharing_it(name, small, tmp_path, monkeypatch):
+    @registry.register("students", "own")
+    def tied(shape, classes, norm, width):
+        first, second = nn.Linear(64, 64), nn.Linear(64, 64)
+        second.weight = first.weight
+        lower = nn.Sequential(nn.Flatten(), first, nn.ReLU(), second, nn.ReLU())
+        return nn.Sequential(OrderedDict(body=lower, head=nn.Linear(64, classes)))
+
+    sent = []
+    method = registry.load("strategies", name)
+    fuse = method.fuse
+    monkeypatch.setattr(
+        method,
+        "fuse",
+        lambda self, *given: (fuse(self, *given), sent.append(self.parameters))[0],
+    )
+    options = ["strategy.global_lr=0.5"] if name == "scaffold" else []
+    run(small(f"strategy.name={name}", *SGD, "student.models=['own']", *options), tmp_path / "run")
+    assert torch.equal(sent[-1]["body.1.weight"], sent[-1]["body.3.weight"])
+    assert not torch.equal(sent[0]["body.1.weight"], sent[1]["body.1.weight"])
