@@ -397,7 +397,8 @@ class Checker:
                 self.shapes.labelled,
                 {name: partial(self.shapes.student, model) for name, model in models.items()},
             )
-            check_fit(step.on, peer.terms, tuple(peer.part), learner, self._seen)
+            part = tuple(peer.part) or self.shapes.experiment.training.part
+            check_fit(step.on, peer.terms, part, learner, self._seen)
         _together(step, self.shapes.experiment.training.dp.noise_multiplier)
 
     def _release(self, step: Step) -> None:

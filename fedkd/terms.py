@@ -160,8 +160,8 @@ def _soft(term: Soft, on: Source, learner: Learner, seen: Seen) -> None:
     if "labels" in expects.needs and not learner.labelled(on):
         raise FedkdError(
             f"Soft: objective = {name!r} needs labels, and the samples of {source_name(on)} have "
-            "none (the transfer set never has); use it on 'private', or take an objective that "
-            "needs none: fedkd list objectives"
+            "none (the transfer set never has); use it where there are labels, as on 'private', or "
+            "take an objective that needs none: fedkd list objectives"
         )
     classes, among = learner.classes, term.among
     rows = classes if term.per == "class" else learner.rows(on)

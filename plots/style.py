@@ -53,6 +53,7 @@ PLACES = (
     *("lg-fedavg", "fedgh", "fedgkd", "comet", "fedbn", "fedbabu", "fedcache"),
     *("scarlet", "cfd"),
     "fedkd-mutual",
+    *("scaffold", "feddyn", "moon", "fedntd"),
 )
 """Only ever add at the end: a name's place is its look in all figures."""
 

@@ -26,7 +26,7 @@ from pydantic import Field
 
 from fedkd.strategies.base import Replies, StrategyOptions
 from fedkd.strategies.fedavg import FedAvg, average
-from fedkd.training import learning_names
+from fedkd.training import learning_state
 from fedkd.work import CrossEntropy, Fit, Linear, Load, Parameters, Proximal, Share, Step, Term
 
 
@@ -43,7 +43,7 @@ class FedDyn(FedAvg):
     def setup(self) -> None:
         """The global student; no gradients and no steps yet, which are 0."""
         super().setup()
-        self.learning = learning_names(self.initial_student(), self.experiment.training.part)
+        self.learning = learning_state(self.initial_student(), self.experiment.training.part)
         self.gradients: dict[int, Parameters] = {}
         self.steps = {name: torch.zeros_like(self.parameters[name]) for name in self.learning}
 

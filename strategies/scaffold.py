@@ -29,7 +29,7 @@ from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
 from fedkd.strategies.base import Replies, StrategyOptions
 from fedkd.strategies.fedavg import FedAvg, average
-from fedkd.training import learning_names, local_steps
+from fedkd.training import learning_state, local_steps
 from fedkd.work import CrossEntropy, Fit, Linear, Load, Parameters, Share, Step, Term
 
 
@@ -61,7 +61,7 @@ class Scaffold(FedAvg):
     def setup(self) -> None:
         """The global student; no control variates yet, which are 0."""
         super().setup()
-        self.learning = learning_names(self.initial_student(), self.experiment.training.part)
+        self.learning = learning_state(self.initial_student(), self.experiment.training.part)
         self.variates: dict[int, Parameters] = {}
         self.mean: Parameters = {}
 

@@ -9,6 +9,7 @@ from lines import measured
 
 from fedkd import FedkdError, run
 from fedkd.engine.worker import Worker
+from fedkd.training import local_steps, loop
 from fedkd.work import Assignment, Fit, Hold, Predict, Represent, Soft
 
 VOCABULARY = 13 + len(texts.WORDS)
@@ -37,6 +38,14 @@ def test_methods_run_on_text_as_they_are(name, text, tmp_path):
             assert 0 <= line[f"{where}_accuracy_mean"] <= 1
     assert done.summary["own_perplexity_mean"] == done.rounds[-1]["own_perplexity_mean"]
     assert done.partition["classes"][:3] == ["<pad>", "<line>", "<unk>"]
+
+
+def test_local_steps_are_of_rows(text, monkeypatch):
+    worker, taken, descend = Worker(text()), [], loop.descend
+    counting = lambda *given, **named: (taken.append(1), descend(*given, **named))[1]  # noqa: E731
+    monkeypatch.setattr(loop, "descend", counting)
+    reply = do(worker, Fit())
+    assert local_steps(reply.samples, worker.experiment.training) == len(taken) > 1
 
 
 def test_the_same_command_twice_gives_the_same_lines(text, tmp_path):

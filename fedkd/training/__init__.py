@@ -18,7 +18,7 @@ from fedkd.training.items import (
 )
 from fedkd.training.loop import Optimiser, Trainee, fit, fit_together
 from fedkd.training.losses import said
-from fedkd.training.student import learning_names, requiring, student_draws
+from fedkd.training.student import learning_names, learning_state, requiring, student_draws
 
 __all__ = [
     "BatchOfOne",
@@ -33,6 +33,7 @@ __all__ = [
     "item_numbers",
     "items",
     "learning_names",
+    "learning_state",
     "local_steps",
     "nearest_prototype",
     "on_all_items",

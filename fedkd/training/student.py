@@ -43,6 +43,13 @@ def learning_names(student: nn.Sequential, part: tuple[str, ...]) -> list[str]:
     return [name for name in names if name in wanted]
 
 
+def learning_state(student: nn.Sequential, part: tuple[str, ...]) -> list[str]:
+    """Names in the student's state of what learns: a parameter that is shared, under each name."""
+    learning = {*learning_names(student, part)}
+    ids = {id(parameter) for name, parameter in student.named_parameters() if name in learning}
+    return [name for name, held in student.state_dict(keep_vars=True).items() if id(held) in ids]
+
+
 def check_learning(student: nn.Sequential, names: Sequence[str], part: tuple[str, ...]) -> None:
     """Refuse to train where nothing learns.
 

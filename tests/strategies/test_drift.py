@@ -1,12 +1,15 @@
 """Known answers and laws of the methods against clients' drift: FedNTD, MOON, SCAFFOLD, FedDyn."""
 
+from collections import OrderedDict
+
 import pytest
 import torch
 from lines import measured
 from test_personalised import Play, accuracies, distance, same
+from torch import nn
 from torch.nn import functional as F
 
-from fedkd import FedkdError, check, run
+from fedkd import FedkdError, check, registry, run
 from fedkd.experiment import Experiment
 from fedkd.privacy.guarantees import guarantee
 from fedkd.training import local_steps
@@ -280,11 +283,28 @@ def test_a_client_that_takes_no_step_keeps_its_variate(play):
     assert game.strategy.mean == {}
 
 
-def test_scaffolds_variates_are_of_what_learns(play):
-    game = play("scaffold", *SGD, "training.part=['head']", "student.norm=batch")
-    game.round(1)
-    game.round(2)
-    assert {*game.strategy.mean} == {"head.weight", "head.bias"}
+@pytest.mark.parametrize("name", ["scaffold", "feddyn"])
+def test_what_is_kept_of_clients_is_of_what_learns(name, small, tmp_path, monkeypatch):
+    kept = []
+    method = registry.load("strategies", name)
+    fuse = method.fuse
+    monkeypatch.setattr(
+        method, "fuse", lambda self, *given: (fuse(self, *given), kept.append(vars(self)))[0]
+    )
+    run(small(f"strategy.name={name}", *SGD, "training.part=['head']"), tmp_path / "run")
+    each = kept[-1]["variates" if name == "scaffold" else "gradients"]
+    assert sorted(each) == [0, 1, 2, 3]
+    assert {*each[0]} == {"head.weight", "head.bias"}
+
+
+@pytest.mark.parametrize("name", ["scaffold", "feddyn"])
+def test_statistics_of_batches_are_averaged_as_they_are(name, play):
+    game = play(name, *SGD, "student.norm=batch")
+    sent = [reply.values["parameters"] for number in (1, 2) for reply in game.round(number)][4:]
+    for key, value in game.strategy.parameters.items():
+        if "running" in key:
+            mean = torch.stack([one[key] for one in sent]).mean(0)
+            torch.testing.assert_close(value, mean)
 
 
 # --- FedDyn -------------------------------------------------------------------------------------
@@ -368,7 +388,7 @@ def test_who_needs_each_clients_parameters_has_no_noisy_average(name, small):
 
 @pytest.mark.parametrize("name", ["fedntd", "moon", "scaffold", "feddyn"])
 def test_under_dp_sgd_every_step_is_charged(name, small, tmp_path):
-    noisy = ("training.dp.noise_multiplier=1.0", "rounds=2")
+    noisy = ("training.dp.noise_multiplier=1.0", "training.local_epochs=1", "data.clients=2")
     done = run(small(f"strategy.name={name}", *noisy), tmp_path / "run")
     plain = run(small("strategy.name=fedavg", *noisy), tmp_path / "avg")
     charged = [line["dp_training"] for line in done.releases if line["step"] == "Share"]
@@ -376,3 +396,26 @@ def test_under_dp_sgd_every_step_is_charged(name, small, tmp_path):
     formal = guarantee(done.releases, done.experiment)
     assert formal == guarantee(plain.releases, plain.experiment)
     assert 1 < formal.epsilon < 100
+
+
+@pytest.mark.parametrize("name", ["scaffold", "feddyn"])
+def test_layers_that_share_a_weight_go_on_sharing_it(name, small, tmp_path, monkeypatch):
+    @registry.register("students", "own")
+    def tied(shape, classes, norm, width):
+        first, second = nn.Linear(64, 64), nn.Linear(64, 64)
+        second.weight = first.weight
+        lower = nn.Sequential(nn.Flatten(), first, nn.ReLU(), second, nn.ReLU())
+        return nn.Sequential(OrderedDict(body=lower, head=nn.Linear(64, classes)))
+
+    sent = []
+    method = registry.load("strategies", name)
+    fuse = method.fuse
+    monkeypatch.setattr(
+        method,
+        "fuse",
+        lambda self, *given: (fuse(self, *given), sent.append(self.parameters))[0],
+    )
+    options = ["strategy.global_lr=0.5"] if name == "scaffold" else []
+    run(small(f"strategy.name={name}", *SGD, "student.models=['own']", *options), tmp_path / "run")
+    assert torch.equal(sent[-1]["body.1.weight"], sent[-1]["body.3.weight"])
+    assert not torch.equal(sent[0]["body.1.weight"], sent[1]["body.1.weight"])
