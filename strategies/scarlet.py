@@ -74,7 +74,8 @@ class SCARLET(Uniform):
             return
         super().fuse(round, replies)
         if not len(self.cache):
-            self.cache = torch.zeros(len(self.label_rows()), self.fused.shape[1])
+            size, columns = len(self.label_rows()), self.fused.shape[1]
+            self.cache = torch.full((size, columns), 1 / columns)
         rows = self.label_rows(self.asked)
         self.cache = self.cache.index_copy(0, rows, power(self.fused, self.options.beta))
         self.made = self.made.index_fill(0, self.asked, round)
@@ -84,6 +85,10 @@ class SCARLET(Uniform):
         labels = self.cache[self.label_rows(self.drawn)]
         encoding = Delta() if self.options.duration else None
         return [self.distil(Soft(labels, encoding=encoding), on=self.rows(self.drawn))]
+
+    def fused_labels(self, client: int, steps: Sequence[Step]) -> Tensor:
+        """All labels that were made; the uniform law stands for the others."""
+        return self.cache
 
     def record(self, round: int, replies: Replies, label_counts: Tensor) -> dict[str, float]:
         """The share of the drawn samples that were asked for."""

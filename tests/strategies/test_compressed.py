@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import texts
 import torch
-from lines import measured, sampled
+from lines import Killed, KilledAfter, measured, sampled
 
 from fedkd import run
 from fedkd.codec import nbytes
@@ -148,6 +148,20 @@ def test_rows_that_are_cached_cost_nothing(small, tmp_path):
     }
     assert rho["cached"] == rho["once"]
     assert rho["again"] == pytest.approx(3 * rho["once"])
+
+
+def test_what_is_known_of_a_client_is_all_that_it_ever_answered(small, tmp_path):
+    """Exposure by labels that a client sent, in rounds in which it sends few; also resumed."""
+    secrets = ("canary.secrets=1", "canary.repeats=[8]", "canary.length=2", "canary.public=exact")
+    how = (SCARLET, *secrets, "strategy.share=0.5", "rounds=6", "checkpoint_every=1")
+    done = run(small(*how), tmp_path / "whole")
+    assert done.rounds[-1]["strategy"]["asked"] < 0.1
+    released = [line["exposure"] for line in done.exposures if line["place"] == "released"]
+    assert len(released) == 4
+    assert min(released) > 3
+    with pytest.raises(Killed):
+        run(small(*how), tmp_path / "killed", observer=KilledAfter(4))
+    assert run(small(*how), tmp_path / "killed", resume=True).exposures == done.exposures
 
 
 # --- CFD ------------------------------------------------------------------------------------
