@@ -25,6 +25,7 @@ from fedkd.shapes import Shapes, Student
 from fedkd.terms import Learner, Seen, check_fit
 from fedkd.work import (
     SOURCES,
+    Delta,
     Evaluate,
     Expose,
     Fit,
@@ -357,6 +358,13 @@ class Checker:
     def _release(self, step: Step) -> None:
         """Refuse what leaves a client around ``[release]``."""
         table = self.shapes.experiment.release
+        masked = table.active and table.trust == "secure-aggregation"
+        if masked and isinstance(getattr(step, "encoding", None), Delta):
+            raise FedkdError(
+                "Predict: encoding = Delta(...) is not allowed with release.trust = "
+                f"{table.trust!r}: which rows have changed would be seen of each client; allowed: "
+                "Quantised(...), or none"
+            )
         if not table.active or not isinstance(step, SENDS) or applies(step, table):
             return
         on = getattr(step, "on", None)
@@ -364,8 +372,8 @@ class Checker:
         per = " per class" if getattr(step, "per", "") == "class" else ""
         raise FedkdError(
             f"{type(step).__name__}{where}{per} is not allowed with [release]: it would leave the "
-            "client unreleased; allowed: Predict a row a sample, on 'transfer', 'common' or on "
-            "samples sent along"
+            "client unreleased; allowed: Predict a row a sample, on 'transfer', 'common', rows of "
+            "these, or samples sent along"
         )
 
 

@@ -9,7 +9,7 @@ import texts
 import torch
 from lines import Killed, KilledAfter, measured, sampled
 
-from fedkd import run
+from fedkd import FedkdError, run
 from fedkd.codec import nbytes
 from fedkd.distillation.targets import entropy, power, retemper
 from fedkd.encodings import as_received
@@ -208,6 +208,16 @@ def test_deltas_change_no_number_but_bytes(small, tmp_path):
     )
     assert measured(delta)[1] == measured(whole)[1]
     assert delta.summary["bytes_up"] < whole.summary["bytes_up"]
+
+
+def test_behind_masks_nobody_sees_which_rows_have_changed(small, tmp_path):
+    masked = ("release.trust=secure-aggregation", "release.mechanism=gaussian", "release.scale=0.1")
+    with pytest.raises(
+        FedkdError, match=r"Delta\(...\) is not allowed with release.trust = 'secure"
+    ):
+        run(small(CFD, *masked), tmp_path / "delta")
+    done = run(small(CFD, *masked, "strategy.delta=false", "rounds=1"), tmp_path / "whole")
+    assert guarantee(done.releases, done.experiment).epsilon is not None
 
 
 def test_each_option_of_cfd_changes_the_numbers(each_changes_the_numbers):
