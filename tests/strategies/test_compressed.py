@@ -15,7 +15,7 @@ from fedkd.distillation.targets import entropy, power, retemper
 from fedkd.encodings import as_received
 from fedkd.engine.worker import Worker
 from fedkd.lab.audit import guarantee
-from fedkd.work import Delta, Fit, Predict, Quantised, Rows, Soft
+from fedkd.work import Delta, Fit, Predict, Quantised, Rows
 
 SCARLET, CFD = "strategy.name=scarlet", "strategy.name=cfd"
 FOLDER = Path(__file__).parents[2] / "strategies"
@@ -280,11 +280,3 @@ def test_on_text_a_row_asked_for_is_a_sample_and_its_tokens_are_answered(
                 assert len(reply.values["soft_labels"]) == int((inputs != 0).sum())
                 return
     assert name == "cfd"
-
-
-def test_soft_is_what_scarlet_distils(made):
-    strategy = made("scarlet")
-    strategy.cache = torch.zeros(0, 10)
-    (step,) = strategy.receive(1, 0)
-    assert isinstance(step.terms[0], Soft)
-    assert step.terms[0].encoding == Delta()
