@@ -16,10 +16,26 @@ field of ``Share`` and ``Load``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from fedkd.work import Delta, Encoding, Parameters, Quantised
+from fedkd.distillation.objectives import made, traits
+from fedkd.errors import FedkdError
+from fedkd.fields import check_fields, source_name
+from fedkd.work import (
+    Delta,
+    Encoding,
+    Fit,
+    Parameters,
+    Predict,
+    Quantised,
+    Soft,
+    Source,
+    Step,
+    origin,
+)
 
 BYTE = 8
 
@@ -87,6 +103,72 @@ def as_received(values: Tensor, encoding: Encoding | None) -> Tensor:
     if how is None:
         return values
     return _levels(_quantised(values, how), how, (values.shape[0], values.shape[1]))
+
+
+# --- what may be encoded --------------------------------------------------------------------
+
+
+def check_encodings(step: Step, travels: bool) -> None:
+    """Refuse encodings of a step, its other fields checked already, that are not for it.
+
+    Raises
+    ------
+    FedkdError
+        One line naming the step or term and what is allowed; also where nothing of the step
+        ``travels``.
+    """
+    if isinstance(step, Predict) and step.encoding is not None:
+        _check("Predict", step.encoding, step.on, step.per, step.output == "logits", travels)
+    if not isinstance(step, Fit):
+        return
+    for term in (term for peer in step.peers for term in peer.terms):
+        if isinstance(term, Soft) and term.encoding is not None:
+            if isinstance(term.targets, str):
+                raise FedkdError("Soft: encoding is not allowed with the name of a student")
+            on = step.on if term.on is None else term.on
+            takes = traits(made(term.objective)).targets
+            _check("Soft", term.encoding, on, term.per, takes == "logits", travels)
+
+
+def _check(
+    name: str, encoding: Encoding, on: Source, per: str, logits: bool, travels: bool
+) -> None:
+    check_fields(encoding)
+    if not travels:
+        raise FedkdError(f"{name}: encoding is not allowed here: nothing of the step travels")
+    if origin(on) != "transfer" or per != "sample":
+        raise FedkdError(
+            f"{name}: encoding is not allowed {'per class' if per == 'class' else 'on'} "
+            f"{source_name(on)}; allowed: a row a sample, on 'transfer' or some rows of it"
+        )
+    how = encoding.rows if isinstance(encoding, Delta) else encoding
+    if how is None:
+        return
+    check_fields(how)
+    if logits and how.grid == "simplex":
+        raise FedkdError(
+            f"{name}: Quantised: grid = 'simplex' is not allowed with logits, which do not sum to "
+            "1; allowed: 'range'"
+        )
+
+
+def check_deltas(steps: Sequence[Step]) -> None:
+    """Refuse two deltas of one name that travel the same way in one assignment.
+
+    Raises
+    ------
+    FedkdError
+        One line naming it: they would be to each other.
+    """
+    sent = [step.encoding for step in steps if isinstance(step, Predict)]
+    terms = [term for step in steps if isinstance(step, Fit) for term in step.terms]
+    for way in (sent, [term.encoding for term in terms if isinstance(term, Soft)]):
+        names = [encoding.name for encoding in way if isinstance(encoding, Delta)]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise FedkdError(
+                f"two deltas of one name, {min(twice)!r}, travel the same way in one phase; give "
+                "each a name of its own"
+            )
 
 
 # --- levels ---------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fedkd import students
-from fedkd.distillation.objectives import made, traits
+from fedkd.encodings import check_deltas, check_encodings
 from fedkd.errors import FedkdError, about, brief, nearest
 from fedkd.fields import check_fields, kinds_of, source_name
 from fedkd.privacy.dpsgd import is_private, sees_private
@@ -27,7 +27,6 @@ from fedkd.terms import Learner, Seen, check_fit
 from fedkd.work import (
     SOURCES,
     Delta,
-    Encoding,
     Evaluate,
     Expose,
     Fit,
@@ -42,10 +41,8 @@ from fedkd.work import (
     Samples,
     Select,
     Share,
-    Soft,
     Source,
     Step,
-    origin,
 )
 
 SENDS = (Predict, Represent, Select, Share)
@@ -219,17 +216,9 @@ class Checker:
             student().part(tuple(step.part))
         elif isinstance(step, Fit):
             self._fit(hook, step, client, models)
-            for term in (term for peer in step.peers for term in peer.terms):
-                if isinstance(term, Soft) and term.encoding is not None:
-                    on = step.on if term.on is None else term.on
-                    takes = traits(made(term.objective)).targets
-                    per = "student" if isinstance(term.targets, str) else term.per
-                    _encoding(hook, "Soft", term.encoding, on, per, takes == "logits")
         elif isinstance(step, Predict | Represent | Evaluate):
             self._answer(step, client, student)
-        if isinstance(step, Predict) and step.encoding is not None:
-            logits = step.output == "logits"
-            _encoding(hook, "Predict", step.encoding, step.on, step.per, logits)
+        check_encodings(step, travels=hook in ("learn", "receive"))
         if hook in ("learn", "receive"):
             self._release(step)
 
@@ -404,6 +393,13 @@ class Checker:
     def _release(self, step: Step) -> None:
         """Refuse what leaves a client around ``[release]``."""
         table = self.shapes.experiment.release
+        masked = table.active and table.trust == "secure-aggregation"
+        if masked and isinstance(getattr(step, "encoding", None), Delta):
+            raise FedkdError(
+                "Predict: encoding = Delta(...) is not allowed with release.trust = "
+                f"{table.trust!r}: which rows have changed would be seen of each client; allowed: "
+                "Quantised(...), or none"
+            )
         if not table.active or not isinstance(step, SENDS) or applies(step, table):
             return
         on = getattr(step, "on", None)
@@ -411,8 +407,8 @@ class Checker:
         per = " per class" if getattr(step, "per", "") == "class" else ""
         raise FedkdError(
             f"{type(step).__name__}{where}{per} is not allowed with [release]: it would leave the "
-            "client unreleased; allowed: Predict a row a sample, on 'transfer', 'common' or on "
-            "samples sent along"
+            "client unreleased; allowed: Predict a row a sample, on 'transfer', 'common', rows of "
+            "these, or samples sent along"
         )
 
 
@@ -492,29 +488,6 @@ def _load(step: Load, parameters: Parameters, student: Student) -> None:
         )
 
 
-def _encoding(hook: str, name: str, encoding: Encoding, on: Source, per: str, logits: bool) -> None:
-    """Refuse an encoding of what does not travel, or of what it is not for."""
-    check_fields(encoding)
-    if hook not in ("learn", "receive"):
-        raise FedkdError(f"{name}: encoding is not allowed in {hook}: nothing of it travels")
-    if per == "student":
-        raise FedkdError("Soft: encoding is not allowed with the name of a student as targets")
-    if origin(on) != "transfer" or per != "sample":
-        raise FedkdError(
-            f"{name}: encoding is not allowed {'per class' if per == 'class' else 'on'} "
-            f"{source_name(on)}; allowed: a row a sample, on 'transfer' or some rows of it"
-        )
-    how = encoding.rows if isinstance(encoding, Delta) else encoding
-    if how is None:
-        return
-    check_fields(how)
-    if logits and how.grid == "simplex":
-        raise FedkdError(
-            f"{name}: Quantised: grid = 'simplex' is not allowed with logits, which do not sum to "
-            "1; allowed: 'range'"
-        )
-
-
 def _is_real(dtype: torch.dtype) -> bool:
     return dtype.is_floating_point
 
@@ -536,14 +509,6 @@ def names_of(steps: Sequence[Step]) -> Iterator[tuple[str, str]]:
             yield "array", step.key
 
 
-def _deltas(steps: Sequence[Step]) -> Iterator[list[str]]:
-    """The names of deltas that clients send, and of those that they get."""
-    sent = [step.encoding for step in steps if isinstance(step, Predict)]
-    terms = [term for step in steps if isinstance(step, Fit) for term in step.terms]
-    for way in (sent, [term.encoding for term in terms if isinstance(term, Soft)]):
-        yield [encoding.name for encoding in way if isinstance(encoding, Delta)]
-
-
 def check_keys(steps: Sequence[Step]) -> None:
     """Refuse two steps of one assignment that reply under the same key.
 
@@ -552,12 +517,7 @@ def check_keys(steps: Sequence[Step]) -> None:
     FedkdError
         One line naming the key: the second answer would take the place of the first.
     """
-    for way in _deltas(steps):
-        if len({*way}) < len(way):
-            raise FedkdError(
-                f"two deltas of one name, {next(n for n in way if way.count(n) > 1)!r}, travel the "
-                "same way in one phase; give each a name of its own"
-            )
+    check_deltas(steps)
     names = list(names_of(steps))
     if len({*names}) == len(names):
         return

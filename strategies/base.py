@@ -250,7 +250,7 @@ class KnowledgeStrategy(Rounds, base=True):
     def rows(self, index: torch.Tensor) -> str | Rows:
         """The samples ``index`` ``(K,)`` of the transfer set, as a source.
 
-        All of them, ascending as :meth:`draw_rows` gives them, are the transfer set itself, and no
-        numbers need to travel.
+        All of them, ascending, are the transfer set itself, and no numbers need to travel.
         """
-        return "transfer" if len(index) == len(self.transfer) else Rows("transfer", index)
+        everything = torch.equal(index, torch.arange(len(self.transfer)))
+        return "transfer" if everything else Rows("transfer", index)

@@ -72,21 +72,25 @@ class SCARLET(Uniform):
         return [Fit(), Predict(self.rows(self.asked))] if len(self.asked) else [Fit()]
 
     def fuse(self, round: int, replies: Replies) -> None:
-        """Cache the sharpened means."""
-        if not len(self.asked):
-            return
-        super().fuse(round, replies)
-        if not len(self.cache):
-            self.cache = torch.zeros(len(self.label_rows()), self.fused.shape[1])
-        rows = self.label_rows(self.asked)
-        self.cache = self.cache.index_copy(0, rows, power(self.fused, self.options.beta))
-        self.made = self.made.index_fill(0, self.asked, round)
+        """Cache the sharpened means; ``fused`` (R, C) are the labels of P."""
+        if len(self.asked):
+            super().fuse(round, replies)
+            if not len(self.cache):
+                size, columns = len(self.label_rows()), self.fused.shape[1]
+                self.cache = torch.full((size, columns), 1 / columns)
+            rows = self.label_rows(self.asked)
+            self.cache = self.cache.index_copy(0, rows, power(self.fused, self.options.beta))
+            self.made = self.made.index_fill(0, self.asked, round)
+        self.fused = self.cache[self.label_rows(self.drawn)]
 
     def receive(self, round: int, client: int) -> Sequence[Step]:
         """Learn from the labels of P, of which those travel that the client does not hold."""
-        labels = self.cache[self.label_rows(self.drawn)]
         encoding = Delta() if self.options.duration else None
-        return [self.distil(Soft(labels, encoding=encoding), on=self.rows(self.drawn))]
+        return [self.distil(Soft(self.fused, encoding=encoding), on=self.rows(self.drawn))]
+
+    def fused_labels(self, client: int, steps: Sequence[Step]) -> Tensor:
+        """All labels that were made; the uniform law stands for the others."""
+        return self.cache
 
     def record(self, round: int, replies: Replies, label_counts: Tensor) -> dict[str, float]:
         """The share of the drawn samples that were asked for."""

@@ -18,7 +18,7 @@ from fedkd.lab import measure
 from fedkd.privacy.ledger import Ledger, Line
 from fedkd.privacy.public import Public
 from fedkd.shapes import Shapes
-from fedkd.training import on_all_items
+from fedkd.training import item_counts, item_numbers, on_all_items
 from fedkd.work import (
     Assignment,
     Predict,
@@ -55,6 +55,17 @@ class Watch(Ledger):
         self.canaries, self.transfer = canaries, transfer
         self.exposures: list[Line] = []
         self._students: dict[int, Tensor] = {}
+        # By client and key: soft labels of those who answer for some rows at a time.
+        self._rows: dict[int, dict[str, Tensor]] = {}
+
+    def state(self) -> Line:
+        """What later rounds depend on."""
+        return super().state() | {"rows": {n: dict(kept) for n, kept in self._rows.items() if kept}}
+
+    def restore(self, state: Line) -> None:
+        """Take in what :meth:`state` gave."""
+        super().restore(state)
+        self._rows = {client: dict(kept) for client, kept in state["rows"].items()}
 
     def begin(self, round: int) -> None:
         """Begin a round with no lines."""
@@ -89,24 +100,44 @@ class Watch(Ledger):
         end of the round it is measured on secrets that it was not trained on.
         """
         found = reply.values.pop(EXPOSURE, None)
-        if self.canaries is None or not isinstance(found, Tensor):
+        if self.canaries is None:
+            return
+        sent = self._labels(assignment, reply)
+        if not isinstance(found, Tensor):
             return
         if assignment.phase != "learn":
             self._students[reply.client] = found
             return
         own = self.canaries.held_by(reply.client)
         self._note("teacher", reply.client, found, own)
-        for step in assignment.steps:
+        for labels in sent:
+            self._note("released", reply.client, self._by_labels(labels), own)
+
+    def _labels(self, assignment: Assignment, reply: Reply) -> list[Tensor]:
+        """Soft labels of the transfer set that somebody has of a client, ``(M, C)``, by key.
+
+        Where it answers for some rows at a time, they are the last that it gave of each; of rows
+        that it was never asked for, the uniform law, which says nothing.
+        """
+        whole, kept = [], self._rows.setdefault(reply.client, {})
+        for step in assignment.steps if assignment.phase == "learn" else ():
             if not isinstance(step, Predict) or step.per != "sample":
                 continue
-            if origin(step.on) != "transfer":
+            # Of a reply that was left out, there are no values.
+            if origin(step.on) != "transfer" or step.key not in reply.values:
                 continue
-            if step.key in reply.values:  # of a reply that was left out, it is not
-                labels = cast(Tensor, reply.values[step.key])
-                labels = labels.softmax(1) if step.output == "logits" else labels
-                if isinstance(step.on, Rows):  # of the others it says nothing
-                    labels = on_all_items(labels, step.on.index, self.transfer)
-                self._note("released", reply.client, self._by_labels(labels), own)
+            labels = cast(Tensor, reply.values[step.key])
+            labels = labels.softmax(1) if step.output == "logits" else labels
+            if isinstance(step.on, Rows):
+                rows = item_numbers(step.on.index, item_counts(self.transfer))
+                before = kept.get(step.key)
+                if before is None:
+                    before = on_all_items(labels, step.on.index, self.transfer)
+                kept[step.key] = before.index_copy(0, rows, labels)
+            else:
+                kept.pop(step.key, None)
+                whole.append(labels)
+        return [*whole, *kept.values()]
 
     def fused(self, labels: Mapping[int, Tensor]) -> None:
         """Measure fused soft labels, by who gets them, on secrets that are not the receiver's.

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 import texts
 import torch
-from lines import measured, sampled
+from lines import Killed, KilledAfter, measured, sampled
 
-from fedkd import run
+from fedkd import FedkdError, run
 from fedkd.codec import nbytes
 from fedkd.distillation.targets import entropy, power, retemper
 from fedkd.encodings import as_received
 from fedkd.engine.worker import Worker
 from fedkd.lab.audit import guarantee
-from fedkd.work import Delta, Fit, Predict, Quantised, Rows, Soft
+from fedkd.work import Delta, Fit, Predict, Quantised, Rows
 
 SCARLET, CFD = "strategy.name=scarlet", "strategy.name=cfd"
 FOLDER = Path(__file__).parents[2] / "strategies"
@@ -150,6 +150,20 @@ def test_rows_that_are_cached_cost_nothing(small, tmp_path):
     assert rho["again"] == pytest.approx(3 * rho["once"])
 
 
+def test_what_is_known_of_a_client_is_all_that_it_ever_answered(small, tmp_path):
+    """Exposure by labels that a client sent, in rounds in which it sends few; also resumed."""
+    secrets = ("canary.secrets=1", "canary.repeats=[8]", "canary.length=2", "canary.public=exact")
+    how = (SCARLET, *secrets, "strategy.share=0.5", "rounds=6", "checkpoint_every=1")
+    done = run(small(*how), tmp_path / "whole")
+    assert done.rounds[-1]["strategy"]["asked"] < 0.1
+    released = [line["exposure"] for line in done.exposures if line["place"] == "released"]
+    assert len(released) == 4
+    assert min(released) > 3
+    with pytest.raises(Killed):
+        run(small(*how), tmp_path / "killed", observer=KilledAfter(4))
+    assert run(small(*how), tmp_path / "killed", resume=True).exposures == done.exposures
+
+
 # --- CFD ------------------------------------------------------------------------------------
 
 
@@ -194,6 +208,16 @@ def test_deltas_change_no_number_but_bytes(small, tmp_path):
     )
     assert measured(delta)[1] == measured(whole)[1]
     assert delta.summary["bytes_up"] < whole.summary["bytes_up"]
+
+
+def test_behind_masks_nobody_sees_which_rows_have_changed(small, tmp_path):
+    masked = ("release.trust=secure-aggregation", "release.mechanism=gaussian", "release.scale=0.1")
+    with pytest.raises(
+        FedkdError, match=r"Delta\(...\) is not allowed with release.trust = 'secure"
+    ):
+        run(small(CFD, *masked), tmp_path / "delta")
+    done = run(small(CFD, *masked, "strategy.delta=false", "rounds=1"), tmp_path / "whole")
+    assert guarantee(done.releases, done.experiment).epsilon is not None
 
 
 def test_each_option_of_cfd_changes_the_numbers(each_changes_the_numbers):
@@ -256,11 +280,3 @@ def test_on_text_a_row_asked_for_is_a_sample_and_its_tokens_are_answered(
                 assert len(reply.values["soft_labels"]) == int((inputs != 0).sum())
                 return
     assert name == "cfd"
-
-
-def test_soft_is_what_scarlet_distils(made):
-    strategy = made("scarlet")
-    strategy.cache = torch.zeros(0, 10)
-    (step,) = strategy.receive(1, 0)
-    assert isinstance(step.terms[0], Soft)
-    assert step.terms[0].encoding == Delta()
