@@ -141,6 +141,17 @@ class TrainingTable(Table):
     pretrained body; also ``"body"``. Empty: all. What a student's factory froze never learns."""
     dp: PrivateTraining = PrivateTraining()
 
+    def length(self, epochs: float | None, min_steps: int | None) -> tuple[float, int]:
+        """Passes and fewest steps of a piece of training; what it does not say is said here.
+
+        One that asks for no pass, and for no steps, gets none, whatever ``min_steps`` is here.
+        """
+        least = 0 if epochs == 0 else self.min_steps
+        return (
+            self.local_epochs if epochs is None else epochs,
+            least if min_steps is None else min_steps,
+        )
+
 
 class StrategyTable(Table):
     """``[strategy]``: the method, and options of its own."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -56,10 +56,13 @@ class ServerStudents:
         min_steps: int = 0,
         lr: float | None = None,
         batch_size: int | None = None,
+        optimiser: Literal["adam", "adamw", "sgd"] | None = None,
     ) -> float:
         """Train the student ``name`` on ``samples``; the mean loss of the last pass.
 
-        A term with ``on="public"`` draws from the transfer set as it was before canaries.
+        What is not given comes from ``[training]``; with an ``optimiser`` of its own the server
+        has neither the clients' momentum nor their weight decay. A term with ``on="public"``
+        draws from the transfer set as it was before canaries.
 
         Raises
         ------
@@ -75,6 +78,9 @@ class ServerStudents:
         training = self._experiment.training
         if batch_size is not None:
             training = training.model_copy(update={"batch_size": batch_size})
+        if optimiser is not None:
+            own = {"optimiser": optimiser, "momentum": 0.0, "weight_decay": 0.0}
+            training = training.model_copy(update=own)
         purpose = ("server", name, round, self._fits[name, round])
         public = Samples(torch.empty(0)) if self._public is None else self._public.samples
         try:

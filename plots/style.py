@@ -49,7 +49,8 @@ LINES: tuple[Any, ...] = ("-", "--", "-.", (0, (1, 1)))
 PLACES = (
     *("knfu", "fedmd", "dsfl", "uniform", "fedavg", "local", "fedprox", "feddistill"),
     *("fedd2s", "fedgkt", "fml", "feddf", "fedproto", "ditto", "swing"),
-    *("fedavg-ft", "fedper", "fedrep", "ktpfl", "selectivefd", "fedkd-svd"),
+    *("fedavg-ft", "fedper", "fedrep", "ktpfl", "selectivefd"),
+    *("lg-fedavg", "fedgh", "fedgkd", "comet", "fedbn", "fedbabu", "fedcache", "fedkd-svd"),
 )
 """Only ever add at the end: a name's place is its look in all figures."""
 

@@ -60,7 +60,7 @@ def test_what_is_not_of_its_group_is_one_line(added, group):
 def test_a_strategy_must_be_a_class_of_strategies():
     for wrong in (lambda *given: None, 3, dict, object()):
         registry.register("strategies", "mine")(wrong)
-        with pytest.raises(FedkdError, match="it must be a subclass of strategies"):
+        with pytest.raises(FedkdError, match="it must be a subclass of fedkd.strategies"):
             registry.load("strategies", "mine")
     registry.register("strategies", "mine")(Local)
     assert registry.load("strategies", "mine") is Local

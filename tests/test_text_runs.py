@@ -75,7 +75,7 @@ def test_means_by_class_are_by_the_next_token(text):
     assert values["representation"]["mean"].shape == (worker.data.task.classes, 13)
 
 
-@pytest.mark.parametrize("name", ["fedgkt", "fedd2s"])
+@pytest.mark.parametrize("name", ["fedcache", "fedgkt", "fedd2s"])
 def test_methods_that_send_representations_of_samples_say_that_text_has_none(name, text, tmp_path):
     with pytest.raises(FedkdError, match=rf"strategy\.name = '{name}' is not allowed") as error:
         run(text(f"strategy.name={name}"), tmp_path / "run")

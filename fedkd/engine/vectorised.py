@@ -60,8 +60,7 @@ def fit(
         Batches(samples, training.batch_size, draw, augment)
         for samples, draw in zip(sources, generators, strict=True)
     ]
-    epochs = training.local_epochs if step.epochs is None else step.epochs
-    least = training.min_steps if step.min_steps is None else step.min_steps
+    epochs, least = training.length(step.epochs, step.min_steps)
     there = [len(samples.inputs) > 0 for samples in sources]
     passes = [source.per_epoch for source in batches]
     steps = [

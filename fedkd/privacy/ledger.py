@@ -230,8 +230,7 @@ class Ledger:
         terms = [term for peer in step.peers for term in peer.terms]
         on += [term.on for term in terms if not isinstance(term, Proximal) and term.on]
         passes = [-(-max(1, self._items(source, client)) // training.batch_size) for source in on]
-        epochs = training.local_epochs if step.epochs is None else step.epochs
-        least = training.min_steps if step.min_steps is None else step.min_steps
+        epochs, least = training.length(step.epochs, step.min_steps)
         rate = max(1 / each for source, each in zip(on, passes, strict=True) if is_private(source))
         return rate, max(math.ceil(epochs * passes[0] - 1e-9), least)
 
@@ -390,8 +389,7 @@ def changed(step: Step, training: TrainingTable) -> list[str]:
     if isinstance(step, Load | Hold):
         return [step.student]
     if isinstance(step, Fit):
-        epochs = training.local_epochs if step.epochs is None else step.epochs
-        least = training.min_steps if step.min_steps is None else step.min_steps
+        epochs, least = training.length(step.epochs, step.min_steps)
         return [peer.student for peer in step.peers] if epochs or least else []
     return []
 

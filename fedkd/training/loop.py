@@ -139,6 +139,7 @@ def fit_together(
     """
     if not len(samples.inputs):
         return [0.0] * len(trainees)
+    epochs, min_steps = training.length(epochs, min_steps)
     together = len(trainees) > 1
     with ExitStack() as stack:
         learners = []
@@ -154,8 +155,8 @@ def fit_together(
             samples,
             training,
             generator,
-            epochs=training.local_epochs if epochs is None else epochs,
-            min_steps=training.min_steps if min_steps is None else min_steps,
+            epochs=epochs,
+            min_steps=min_steps,
             sources=sources,
             augment=augment,
         )

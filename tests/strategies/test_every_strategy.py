@@ -12,9 +12,9 @@ from fedkd.work import Fit
 
 ALL = registry.names("strategies")
 SEND_LABELS = ["dsfl", "fedmd", "knfu", "ktpfl", "uniform"]
-NEED_TRANSFER = [*SEND_LABELS, "feddf", "selectivefd"]
-AVERAGE_PARAMETERS = ["fedavg", "fedavg-ft", "feddf", "fedprox"]
-ONE_ARCHITECTURE = [*AVERAGE_PARAMETERS, "ditto", "fedper", "fedrep"]
+NEED_TRANSFER = [*SEND_LABELS, "comet", "feddf", "selectivefd"]
+AVERAGE_PARAMETERS = ["fedavg", "fedavg-ft", "fedbn", "feddf", "fedgkd", "fedprox"]
+ONE_ARCHITECTURE = [*AVERAGE_PARAMETERS, "ditto", "fedbabu", "fedper", "fedrep"]
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -54,6 +54,16 @@ def test_the_order_in_which_clients_finish_does_not_matter(name, small, tmp_path
     assert measured(run(experiment, tmp_path / "backwards")) == straight
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ALL)
+def test_worker_processes_give_the_numbers_of_this_one(name, small, tmp_path):
+    keys = (f"strategy.name={name}", "participation=0.75", "engine.cohort=off")
+    inline = run(small(*keys, "engine.name=inline"), tmp_path / "inline")
+    procs = run(small(*keys, "engine.name=procs", "engine.workers=2"), tmp_path / "procs")
+    assert measured(procs) == measured(inline)
+    assert procs.releases == inline.releases
+
+
 @pytest.mark.parametrize("name", sampled(ALL, "fedavg", "knfu"))
 def test_another_seed_gives_other_numbers(name, small, tmp_path):
     runs = [
@@ -81,7 +91,7 @@ def test_local_training_sends_nothing(small, tmp_path):
     assert (summary["bytes_up"], summary["bytes_down"]) == (0, 0)
 
 
-@pytest.mark.parametrize("name", [*SEND_LABELS, "selectivefd"])
+@pytest.mark.parametrize("name", [*SEND_LABELS, "comet", "selectivefd"])
 def test_architectures_may_differ_where_soft_labels_are_exchanged(name, small, tmp_path):
     experiment = small(f"strategy.name={name}", "student.models=['cnn2', 'mlp']", "rounds=1")
     done = run(experiment, tmp_path / "run")

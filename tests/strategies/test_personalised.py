@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from lines import Killed, KilledAfter, measured
-from torch.nn import functional as F
+from torch.nn import functional
 
 from fedkd import FedkdError, check, run, students
 from fedkd.data.federated import load
@@ -14,8 +14,9 @@ from fedkd.engine.worker import Worker
 from fedkd.random import generator
 from fedkd.registry import load as find
 from fedkd.strategies.base import Replies
-from fedkd.strategies.ktpfl import descend, objective, onto_simplex
-from fedkd.work import Assignment, Fit, Load, Predict, Reply
+from fedkd.strategies.fedavg import average
+from fedkd.strategies.ktpfl import descend, objective, official, onto_simplex
+from fedkd.work import Assignment, Fit, Load, Predict, Reply, Share
 
 ALL = ["fedavg-ft", "fedper", "fedrep", "ditto", "fml", "fedkd-svd", "feddf", "ktpfl"]
 
@@ -241,9 +242,11 @@ def test_fml_is_what_a_loop_of_ones_own_does(shared, play):
         for batch in torch.randperm(len(data.labels), generator=draw).split(training.batch_size):
             own, meme = (student.train()(data.inputs[batch]) for student in pair)
             losses = [
-                weight * F.cross_entropy(mine, data.labels[batch])
+                weight * functional.cross_entropy(mine, data.labels[batch])
                 + (1 - weight)
-                * F.kl_div(mine.log_softmax(1), its.detach().softmax(1), reduction="batchmean")
+                * functional.kl_div(
+                    mine.log_softmax(1), its.detach().softmax(1), reduction="batchmean"
+                )
                 for weight, mine, its in ((0.3, own, meme), (0.6, meme, own))
             ]
             for optimiser, loss in zip(optimisers, losses, strict=True):
@@ -321,6 +324,24 @@ def test_feddf_brings_the_average_near_the_ensemble(play):
     assert apart[1] < apart[0] / 2
 
 
+def test_feddf_distils_with_adam_also_where_clients_use_sgd(play):
+    """With SGD at a rate that suits Adam, the server would hardly move, and FedDF be FedAvg."""
+    sgd = ["training.optimiser=sgd", "training.lr=0.05", "training.momentum=0.5"]
+    game = play("feddf", *sgd, "strategy.server_epochs=20")
+    strategy = game.strategy
+    replies = Replies(game.do(n, strategy.learn(1, n)) for n in range(4))
+    ensemble = strategy.ensemble(replies)
+    averaged = average(replies.parameters(), replies.samples)
+    strategy.fuse(1, replies)
+
+    def apart(parameters):
+        strategy.server.load("global", parameters)
+        given = strategy.server.predict("global", strategy.transfer).softmax(1)
+        return float((ensemble * (ensemble / given).log()).sum(1).mean())
+
+    assert apart(strategy.parameters) < apart(averaged) / 2
+
+
 # --- KT-pFL ---------------------------------------------------------------------------------
 
 
@@ -334,6 +355,7 @@ def labels():
 
 
 UNIFORM = torch.full((5, 5), 1 / 5, dtype=torch.float64)
+SHARES = torch.tensor([0.3, 0.1, 0.2, 0.2, 0.2], dtype=torch.float64)
 
 
 @pytest.mark.parametrize("option", ["strategy.coefficient_steps=0", "strategy.rho=1e12"])
@@ -347,10 +369,10 @@ def test_ktpfl_held_at_uniform_coefficients_is_uniform_fusion_to_the_bit(option,
 
 @pytest.mark.parametrize("rho", [0.0, 0.7, 100.0])
 def test_the_coefficients_descend_and_stay_on_the_simplex(rho, labels):
-    values, now = [objective(UNIFORM, labels, rho)], UNIFORM
+    values, now = [objective(UNIFORM, labels, SHARES, rho)], UNIFORM
     for _ in range(5):
-        now = descend(now, labels, rho, 0.05, 2)
-        values.append(objective(now, labels, rho))
+        now = descend(now, labels, SHARES, rho, 0.05, 2)
+        values.append(objective(now, labels, SHARES, rho))
         assert torch.allclose(now.sum(1), torch.ones(5, dtype=torch.float64))
         assert (now >= 0).all()
     assert values == sorted(values, reverse=True)
@@ -366,31 +388,62 @@ def test_the_slope_of_the_coefficients_is_that_of_the_objective(labels):
     for index in range(25):
         nudge = torch.zeros(25, dtype=torch.float64)
         nudge[index] = 1e-6
-        up, down = (objective(start + s * nudge.view(5, 5), labels, rho) for s in (1, -1))
+        up, down = (objective(start + s * nudge.view(5, 5), labels, SHARES, rho) for s in (1, -1))
         slope.view(-1)[index] = (up - down) / 2e-6
-    step = (start - descend(start, labels, rho, lr, 1)) / lr
+    step = (start - descend(start, labels, SHARES, rho, lr, 1)) / lr
     assert torch.allclose(step, slope - slope.mean(1, keepdim=True), atol=1e-3)
 
 
 def test_permuting_clients_permutes_the_coefficients(labels):
     order = torch.tensor([3, 0, 4, 1, 2])
-    plain = descend(UNIFORM, labels, 0.7, 0.05, 10)
-    assert torch.allclose(descend(UNIFORM, labels[order], 0.7, 0.05, 10), plain[order][:, order])
+    plain = descend(UNIFORM, labels, SHARES, 0.7, 0.05, 10)
+    permuted = descend(UNIFORM, labels[order], SHARES[order], 0.7, 0.05, 10)
+    assert torch.allclose(permuted, plain[order][:, order])
+    plain, permuted = official(UNIFORM, labels, 0.7), official(UNIFORM, labels[order], 0.7)
+    assert torch.allclose(permuted, plain[order][:, order])
 
 
 def test_clients_that_are_alike_weigh_more_with_each_other(labels):
-    found = descend(UNIFORM, labels, 0.7, 0.05, 50)
+    found = descend(UNIFORM, labels, SHARES, 0.7, 0.05, 50)
     assert (found[0, 1] > found[0, 2:]).all()
     assert (found[1, 0] > found[1, 2:]).all()
 
 
 def test_without_penalty_a_client_ends_with_itself(labels):
-    assert (descend(UNIFORM, labels, 0.0, 0.05, 3000).diagonal() > 0.99).all()
+    assert (descend(UNIFORM, labels, SHARES, 0.0, 0.05, 3000).diagonal() > 0.99).all()
 
 
 def test_equal_clients_keep_uniform_coefficients(labels):
-    found = descend(UNIFORM, labels[:1].expand(5, -1, -1), 0.0, 0.05, 20)
-    assert torch.allclose(found, UNIFORM, atol=1e-12)
+    same = labels[:1].expand(5, -1, -1)
+    assert torch.allclose(descend(UNIFORM, same, SHARES, 0.0, 0.05, 20), UNIFORM, atol=1e-12)
+    assert torch.allclose(official(UNIFORM, same, 0.7), UNIFORM, atol=1e-12)
+
+
+def test_the_official_rule_is_that_of_the_authors_code(labels):
+    """Row by row and by automatic differentiation, as that code goes about it."""
+    rho, start = 0.7, torch.rand(5, 5, generator=torch.Generator().manual_seed(1)).double()
+    start = start / start.sum(1, keepdim=True)
+    expected = []
+    for row, own in zip(start, labels.double(), strict=True):
+        moving = row.clone().requires_grad_()
+        mixed = torch.einsum("m,mxc->xc", moving, labels.double())
+        (functional.mse_loss(own, mixed) + rho * (moving - 0.2).square().mean()).backward()
+        mean, rate = float(moving.grad.abs().mean()), 1.0
+        for _ in range(5):
+            if mean > 0.01:
+                mean, rate = mean / 5, rate / 5
+            if mean < 0.01:
+                mean, rate = mean * 5, rate * 5
+        expected.append((5 * (row - rate * moving.grad)).softmax(0))
+    assert torch.allclose(official(start, labels, rho), torch.stack(expected))
+
+
+def test_ktpfl_mixes_before_it_learns_coefficients_and_the_authors_code_after(play, labels):
+    for rule, mixed_by in [("paper", UNIFORM), ("official", official(UNIFORM, labels, 0.7))]:
+        strategy = play("ktpfl", "data.clients=5", f"strategy.coefficients={rule}").strategy
+        strategy.fuse(1, Replies(Reply(n, 10, {"soft_labels": labels[n]}) for n in range(5)))
+        assert torch.equal(strategy.fused[2], mix(mixed_by, labels)[2])
+        assert not torch.equal(strategy.coefficients, UNIFORM)
 
 
 def test_the_simplex_projection_has_known_answers():
@@ -434,8 +487,9 @@ def test_only_the_coefficients_of_those_present_move(play, labels):
         ("feddf", "strategy.server_lr=0.01"),
         ("feddf", "strategy.server_batch_size=16"),
         ("ktpfl", "strategy.rho=5"),
-        ("ktpfl", "strategy.coefficient_lr=0.01"),
-        ("ktpfl", "strategy.coefficient_steps=3"),
+        ("ktpfl", "strategy.coefficient_lr=0.5"),
+        ("ktpfl", "strategy.coefficient_steps=30"),
+        ("ktpfl", "strategy.coefficients=official"),
         ("ktpfl", "strategy.tau=3"),
         ("ktpfl", "strategy.distill_epochs=2"),
     ],
@@ -446,6 +500,26 @@ def test_every_option_changes_the_numbers(name, option, small, tmp_path):
         run(small(*few, *more), tmp_path / str(len(more))).rounds[-1] for more in ([], [option])
     )
     assert plain["own_loss_mean"] != chosen["own_loss_mean"]
+
+
+@pytest.mark.parametrize("cohort", ["on", "off"])
+@pytest.mark.parametrize(
+    ("name", "option", "stays"),
+    [
+        ("fedrep", "strategy.body_epochs=0", "fc"),
+        ("fedrep", "strategy.head_epochs=0", "head"),
+        ("ditto", "strategy.personal_epochs=0", ""),
+    ],
+)
+def test_no_epochs_are_none_also_where_min_steps_asks_for_some(play, name, option, stays, cohort):
+    game = play(name, option, "training.min_steps=7", f"engine.cohort={cohort}")
+    steps = game.strategy.learn(1, 0)
+    given = [step for step in steps if isinstance(step, Load) and step.student == "own"]
+    before = game.do(0, [*given, Share(key="all")]).values["all"]
+    game.do(0, steps)
+    after = game.do(0, [Share(key="all")]).values["all"]
+    same = {key for key in before if torch.equal(before[key], after[key])}
+    assert same == {key for key in before if key.startswith(stays)}
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -9,7 +9,17 @@ from fedkd.privacy.average import private_average
 from fedkd.random import numpy_noise
 from fedkd.strategies.fedavg import FedAvg, average
 
-CLIPPED = ["ditto", "fedavg", "fedavg-ft", "fedper", "fedprox", "fedrep"]
+CLIPPED = [
+    "ditto",
+    "fedavg",
+    "fedavg-ft",
+    "fedbabu",
+    "fedgkd",
+    "fedper",
+    "fedprox",
+    "fedrep",
+    "lg-fedavg",
+]
 BEFORE = {"w": torch.ones(200, 100), "b": torch.zeros(50)}
 
 
