@@ -19,11 +19,10 @@ from fedkd import students
 from fedkd.encodings import check_deltas, check_encodings
 from fedkd.errors import FedkdError, about, brief, nearest
 from fedkd.fields import check_fields, kinds_of, source_name
-from fedkd.privacy.dpsgd import is_private, sees_private
 from fedkd.privacy.release import applies
 from fedkd.replies import COHORT, DP, bounded
 from fedkd.shapes import Shapes, Student
-from fedkd.terms import Learner, Seen, check_fit
+from fedkd.terms import Learner, Seen, check_fit, check_together
 from fedkd.work import (
     SOURCES,
     Delta,
@@ -388,7 +387,7 @@ class Checker:
             )
             part = tuple(peer.part) or self.shapes.experiment.training.part
             check_fit(step.on, peer.terms, part, learner, self._seen)
-        _together(step, self.shapes.experiment.training.dp.noise_multiplier)
+        check_together(step, self.shapes.experiment.training.dp.noise_multiplier)
 
     def _release(self, step: Step) -> None:
         """Refuse what leaves a client around ``[release]``."""
@@ -419,42 +418,6 @@ def _known(step: Step | Peer, models: Collection[str]) -> None:
             f"{type(step).__name__}: student {name!r} is not known{nearest(name, [*models])}; "
             f"known: {', '.join(models)}"
         )
-
-
-def _together(step: Fit, noise_multiplier: float) -> None:
-    """Refuse students that cannot learn together."""
-    names = [peer.student for peer in step.peers]
-    if len({*names}) < len(names):
-        raise FedkdError(
-            f"Fit: together: the students that learn are {', '.join(names)}; each can learn once"
-        )
-    if step.together and noise_multiplier and sees_private(step) and not is_private(step.on):
-        raise FedkdError(
-            f"Fit: together: on = {source_name(step.on)} with terms that draw private samples is "
-            f"not allowed with training.dp.noise_multiplier = {noise_multiplier:g}; allowed: "
-            "on = 'private'"
-        )
-    sources = {
-        peer.student: {None, *(getattr(term, "on", None) for term in peer.terms)}
-        for peer in step.peers
-    }
-    for peer in step.peers:
-        for term in peer.terms:
-            if not isinstance(term, Soft):
-                continue
-            others = sources.keys() - {peer.student}
-            live = isinstance(term.targets, str) and term.targets in others
-            if term.adaptive and not live:
-                raise FedkdError(
-                    f"Soft: adaptive = True is not allowed with targets = {brief(term.targets)}; "
-                    f"allowed: a student that learns together ({', '.join(others) or 'none here'})"
-                )
-            if isinstance(term.targets, str) and live and term.on not in sources[term.targets]:
-                raise FedkdError(
-                    f"Soft: targets = {term.targets!r} is not allowed with on = {term.on!r}: this "
-                    "student learns in the same step, and not from there; give it a term with this "
-                    "on, or a step of its own"
-                )
 
 
 def _copy(step: Load, of: str, models: Mapping[str, str]) -> None:

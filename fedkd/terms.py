@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from fedkd.distillation.objectives import made, name_of, traits
 from fedkd.distillation.targets import check_probabilities
-from fedkd.errors import FedkdError, about
+from fedkd.errors import FedkdError, about, brief
 from fedkd.fields import check_fields, source_name
+from fedkd.privacy.dpsgd import is_private, sees_private
 from fedkd.replies import bounded
 from fedkd.shapes import Student, rows_of
 from fedkd.training import predict
@@ -102,6 +103,48 @@ def check_fit(
             _soft(term, source, learner, seen)
         elif isinstance(term, Prototype):
             _prototype(term, learner, seen)
+
+
+def check_together(step: Fit, noise_multiplier: float) -> None:
+    """Refuse students that cannot learn together, where ``noise_multiplier`` is DP-SGD's.
+
+    Raises
+    ------
+    FedkdError
+        One line naming them, or the term of one that has no targets there.
+    """
+    names = [peer.student for peer in step.peers]
+    if len({*names}) < len(names):
+        raise FedkdError(
+            f"Fit: together: the students that learn are {', '.join(names)}; each can learn once"
+        )
+    if step.together and noise_multiplier and sees_private(step) and not is_private(step.on):
+        raise FedkdError(
+            f"Fit: together: on = {source_name(step.on)} with terms that draw private samples is "
+            f"not allowed with training.dp.noise_multiplier = {noise_multiplier:g}; allowed: "
+            "on = 'private'"
+        )
+    sources = {
+        peer.student: {None, *(getattr(term, "on", None) for term in peer.terms)}
+        for peer in step.peers
+    }
+    for peer in step.peers:
+        for term in peer.terms:
+            if not isinstance(term, Soft):
+                continue
+            others = sources.keys() - {peer.student}
+            live = isinstance(term.targets, str) and term.targets in others
+            if term.adaptive and not live:
+                raise FedkdError(
+                    f"Soft: adaptive = True is not allowed with targets = {brief(term.targets)}; "
+                    f"allowed: a student that learns together ({', '.join(others) or 'none here'})"
+                )
+            if isinstance(term.targets, str) and live and term.on not in sources[term.targets]:
+                raise FedkdError(
+                    f"Soft: targets = {term.targets!r} is not allowed with on = {term.on!r}: this "
+                    "student learns in the same step, and not from there; give it a term with this "
+                    "on, or a step of its own"
+                )
 
 
 def check_server_fit(step: Fit, student: nn.Sequential, samples: Samples, public: Samples) -> None:
