@@ -154,7 +154,11 @@ def test_the_nearest_prototype_decides():
 @pytest.mark.parametrize("name", ["fedproto", "fedgkt", "dsfl", "fml"])
 def test_named_students_are_the_same_on_every_engine(name, small, tmp_path):
     lines = [
-        measured(run(small(f"strategy.name={name}", *engine), tmp_path / str(number)))
+        measured(
+            run(
+                small(f"strategy.name={name}", "engine.cohort=off", *engine), tmp_path / str(number)
+            )
+        )
         for number, engine in enumerate(
             (["engine.name=inline"], ["engine.name=procs", "engine.workers=2"])
         )
