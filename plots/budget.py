@@ -87,7 +87,7 @@ def draw(runs: Sequence[Run]) -> Figure:
 
 
 def _look(place: int) -> dict[str, Any]:
-    """Colour and marker of a line by its place; from the ninth on they come again, hollow."""
+    """Look of a line by its place; from the ninth on colours come again, hollow and interrupted."""
     colour = COLOURS[place % len(COLOURS)]
     face = "none" if place >= len(COLOURS) else colour
     return {
@@ -95,7 +95,7 @@ def _look(place: int) -> dict[str, Any]:
         "marker": MARKERS[place % len(MARKERS)],
         "markerfacecolor": face,
         "markeredgecolor": colour,
-        "linestyle": "-",
+        "linestyle": "-" if place < len(COLOURS) else "-.",
     }
 
 
@@ -151,7 +151,8 @@ def _draw(
         return counts
     x, mean, low, high = np.array(sorted(points)).T
     if np.isnan(x).any():
-        style = line.style | {"marker": "", "linestyle": "--"}
+        again = line.style["linestyle"] != "-"
+        style = line.style | {"marker": "", "linestyle": (0, (5, 1, 1, 1, 1, 1)) if again else "--"}
         axes.axhline(float(mean[0]), label=line.label, **style)
         return counts
     bars = np.nan_to_num(np.array([mean - low, high - mean]))

@@ -34,13 +34,13 @@ class KTpFL(KnowledgeStrategy):
 
     Departures: the coefficients move by the soft labels from before the distillation, so that they
     need not be sent a second time. Choices of its own: ``coefficient_steps`` of proximal gradient
-    descent, the penalty taken implicitly so that no rho is too large, then Euclidean projection
-    onto the simplex. ``coefficients = "official"`` is the rule of the authors' code instead: before
-    the distillation, one step down the mean squared difference of G_n and F_n, as long as makes
-    the mean of its slopes about 0.01, and then ``softmax(5 c)``; that code also distils before it
-    trains on private data, which is not followed. Where only some clients take part, their rows and
-    columns are scaled to sum to 1, updated, and put back in with the mass that they had: what
-    others have in c does not move.
+    descent, clients counting the same under ``[release]``, the penalty taken implicitly so that no
+    rho is too large, then Euclidean projection onto the simplex. ``coefficients = "official"`` is
+    the rule of the authors' code instead: before the distillation, one step down the mean squared
+    difference of G_n and F_n, as long as makes the mean of its slopes about 0.01, and then
+    ``softmax(5 c)``; that code also distils before it trains on private data, which is not
+    followed. Where only some clients take part, their rows and columns are scaled to sum to 1,
+    updated, and put back in with the mass that they had: what others have in c does not move.
     """
 
     class Options(DistillOptions):
@@ -85,7 +85,11 @@ class KTpFL(KnowledgeStrategy):
         if options.coefficients == "official":
             self.weights = moved = official(known, labels, options.rho)
         else:
-            shares = replies.samples / replies.samples.sum()
+            # Of released labels no more may count than what is released.
+            samples = (
+                torch.ones(len(replies)) if self.experiment.release.active else replies.samples
+            )
+            shares = samples.double() / samples.sum()
             lr, steps = options.coefficient_lr, options.coefficient_steps
             self.weights, moved = known, descend(known, labels, shares, options.rho, lr, steps)
         self.coefficients[present[:, None], present] = mass * moved

@@ -40,14 +40,15 @@ def small(small):
 def trained(monkeypatch):
     """How often students were trained on private labels, and otherwise."""
     found = Counter()
-    fit = module.fit
+    fit = module.fit_together
 
-    def counting(student, samples, terms, *given, **how):
+    def counting(trainees, *given, **how):
+        terms = [term for trainee in trainees for term in trainee.terms]
         plain = all(term == CrossEntropy(term.weight) for term in terms)
         found["plain" if plain else "other"] += 1
-        return fit(student, samples, terms, *given, **how)
+        return fit(trainees, *given, **how)
 
-    monkeypatch.setattr(module, "fit", counting)
+    monkeypatch.setattr(module, "fit_together", counting)
     return found
 
 
@@ -56,16 +57,17 @@ def forbidden(monkeypatch):
     """A function after which nobody may train on private labels, nor measure exposure."""
 
     def forbid():
-        fit = module.fit
+        fit = module.fit_together
 
-        def refuse(student, samples, terms, *given, **how):
+        def refuse(trainees, *given, **how):
+            terms = [term for trainee in trainees for term in trainee.terms]
             assert not all(term == CrossEntropy(term.weight) for term in terms), "trained again"
-            return fit(student, samples, terms, *given, **how)
+            return fit(trainees, *given, **how)
 
         def never(*given):
             raise AssertionError("measured again")
 
-        monkeypatch.setattr(module, "fit", refuse)
+        monkeypatch.setattr(module, "fit_together", refuse)
         monkeypatch.setattr(measure, "by_student", never)
 
     return forbid
