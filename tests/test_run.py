@@ -20,7 +20,7 @@ from fedkd import Experiment, FedkdError, Observer, Run, checkpoint, interrupt, 
 from fedkd.engine.worker import Worker
 from fedkd.errors import CheckpointError, FedkdWarning
 from fedkd.interrupt import Interrupted
-from fedkd.training import fit
+from fedkd.training import fit_together
 
 
 @pytest.mark.parametrize("name", sampled(registry.names("strategies"), "fedgkt", "fml", "knfu"))
@@ -737,8 +737,8 @@ def test_fit_is_the_loop_that_runs_learn(small, monkeypatch, tmp_path):
 
     def counting(*args, **kwargs):
         calls.append(1)
-        return fit(*args, **kwargs)
+        return fit_together(*args, **kwargs)
 
-    monkeypatch.setattr("fedkd.engine.session.fit", counting)
+    monkeypatch.setattr("fedkd.engine.session.fit_together", counting)
     run(small("strategy.name=local", "rounds=3", "engine.cohort=off"), tmp_path / "run")
     assert len(calls) == 3 * 4

@@ -7,10 +7,9 @@ import torch
 from fedkd.data import normalisation
 from fedkd.data.dataset import Dataset, Part
 from fedkd.data.federated import load
-from fedkd.data.partitions import PARTITIONS
 from fedkd.data.transfer import reshaped
 from fedkd.errors import FedkdError
-from fedkd.registry import register
+from fedkd.registry import names, register
 
 
 def contents(samples):
@@ -31,7 +30,7 @@ def everything(data):
 SMALL = {"transfer": {"size": 200}, "validation_fraction": 0.2}
 
 
-@pytest.mark.parametrize("partition", PARTITIONS)
+@pytest.mark.parametrize("partition", names("partitions"))
 def test_no_sample_is_in_two_places(toy, experiment, partition):
     data = load(experiment(dataset=toy, partition=partition, test={"common": 80}, **SMALL))
     held = everything(data)

@@ -14,7 +14,6 @@ from pydantic import BaseModel
 
 from fedkd import registry
 from fedkd.checks import check
-from fedkd.data.partitions import PARTITIONS
 from fedkd.experiment import Experiment
 from fedkd.simulations import claim, shipped
 
@@ -35,7 +34,17 @@ def keys(model=Experiment, prefix=""):
 KEYS = [*keys(), "strategy.beta", "strategy.tau", "strategy.nothing", "nothing", ""]
 NAMES = [
     *(*registry.names("strategies"), *registry.names("students"), *registry.names("datasets")),
-    *(*PARTITIONS, "sgd", "exact", "matched", "natural", "gaussian", "public", "train", "npz:x"),
+    *(
+        *registry.names("partitions"),
+        "sgd",
+        "exact",
+        "matched",
+        "natural",
+        "gaussian",
+        "public",
+        "train",
+        "npz:x",
+    ),
 ]
 SETTINGS = st.one_of(VALUES.filter(lambda value: value is not None), st.sampled_from(NAMES))
 
