@@ -26,6 +26,7 @@ def test_the_strategy_of_the_readme_runs_as_it_stands(tmp_path, capsys):
     assert str(summary["own_accuracy_mean"]) in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_script_runs_in_a_project_that_has_folders_of_these_names(tmp_path):
     """``strategies/``, ``simulations/`` and ``plots/`` of one's own are not taken for fedkd's."""
     for name in ("strategies", "simulations", "plots"):

@@ -421,6 +421,7 @@ def test_a_finished_run_that_was_edited_is_not_given_back(short, tmp_path, resum
 # --- disks that are full, signals ---------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("writes", "error"),
     [*[(writes, errno.ENOSPC) for writes in (0, 3, 9, 14, 20, 26)], (9, errno.EROFS)],

@@ -73,6 +73,7 @@ def forbidden(monkeypatch):
     return forbid
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRIVATE)
 def test_a_run_that_remembers_has_the_numbers_of_one_that_does_not(
     name, small, tmp_path, forbidden

@@ -24,6 +24,7 @@ def test_limits_are_the_shipped_ones_until_they_are_measured():
     assert rule.limits() == rule.LIMITS
 
 
+@pytest.mark.slow
 def test_every_kind_and_work_is_measured_at_every_batch(monkeypatch):
     monkeypatch.setattr(tune, "SLOWEST", float("inf"))
     told = []

@@ -74,6 +74,7 @@ def sent(monkeypatch):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_all_that_leaves_a_client_has_a_line(name, small, tmp_path, sent):
     done = run(small(f"strategy.name={name}", "participation=0.5"), tmp_path / "run")
@@ -372,6 +373,7 @@ def test_private_training_is_told_once_with_the_next_release(small, tmp_path):
 # --- killed and resumed ---------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [[*STILL], ["strategy.name=knfu"], ["strategy.name=fedavg"]])
 def test_a_killed_run_ends_with_the_releases_and_exposures_it_would_have_had(how, small, tmp_path):
     noise = [] if how[0].endswith("fedavg") else GAUSSIAN

@@ -102,6 +102,7 @@ def test_every_figure_has_a_command():
     assert {name for name, _, _ in FIGURES.values()} == commands
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("title", FIGURES)
 def test_there_is_ink_in_every_panel(drawn, title):
     figure = drawn(title)

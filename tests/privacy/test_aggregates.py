@@ -136,6 +136,7 @@ def test_clients_send_no_noise_and_answer_whatever_their_student_says():
 # --- every method ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keys", [CENTRAL, MASKED, VOTES], ids=["central", "masked", "votes"])
 @pytest.mark.parametrize("name", LABELLING)
 def test_every_method_that_shares_labels_runs_on_the_aggregate(

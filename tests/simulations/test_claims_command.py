@@ -134,6 +134,7 @@ def test_claims_are_listed_with_their_statements(fedkd):
 # --- claims and suites that come with fedkd ---------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", ["quick", "full"])
 @pytest.mark.parametrize("name", claims())
 def test_every_claim_fits_its_suite_at_both_scales(name, scale):
@@ -155,6 +156,7 @@ def test_every_claim_fits_its_suite_at_both_scales(name, scale):
     assert len(seeds) >= one.seeds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", suites())
 def test_every_suite_has_a_place_on_the_page(name):
     shown = results_page.SECTIONS[name]
@@ -214,6 +216,7 @@ def page(tmp_path, monkeypatch, claim):
     return tmp_path / "docs" / "results.md"
 
 
+@pytest.mark.slow
 def test_one_command_makes_the_page(page, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FEDKD_DATA", str(tmp_path / "private" / "data"))
     (page.parent / "figures").mkdir(parents=True)

@@ -270,6 +270,7 @@ def test_conditions_leave_cells_that_meet_all_of_them(grid):
     assert left("method=knfu", "method=local") == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", ["quick", "full"])
 @pytest.mark.parametrize("name", list(suite.suites()))
 def test_shipped_suites_can_be_run_as_far_as_is_known_without_data(name, scale, monkeypatch):
