@@ -19,45 +19,23 @@ decomposition.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import ClassVar
 
-from fedkd.experiment import Experiment
-from fedkd.strategies.base import KnowledgeStrategy, Replies, StrategyOptions
-from fedkd.strategies.fedavg import average
-from fedkd.strategies.fml import check_shared_model
-from fedkd.work import CrossEntropy, Fit, Hold, Load, Peer, Share, Soft, Step
+from fedkd.strategies.fml import FML, SharedStudentOptions
+from fedkd.work import CrossEntropy, Soft, Term
 
 
-class FedKD(KnowledgeStrategy):
+class FedKD(FML):
     """Mentors and a shared, averaged mentee teach each other what they know (Wu et al. 2022)."""
 
-    class Options(StrategyOptions):
+    class Options(SharedStudentOptions):
         """Keys of ``[strategy]``."""
 
-        shared_model: str = ""
-        """The mentee's architecture, a name of ``fedkd list students``; empty: the clients' own."""
+    shared: ClassVar[str] = "mentee"
 
-    def setup(self) -> None:
-        """The mentee, freshly initialised; the same weights that clients hold at first."""
-        self.mentee = self.initial_parameters(self.options.shared_model)
-
-    @classmethod
-    def check(cls, experiment: Experiment) -> None:
-        """Also refuse mentees that could not be averaged."""
-        super().check(experiment)
-        check_shared_model(experiment, cls.read_options(experiment).shared_model)
-
-    def learn(self, round: int, client: int) -> Sequence[Step]:
-        """Learn from the labels and from each other, batch by batch; send the mentee."""
-        terms = (CrossEntropy(), Soft("own", adaptive=True))
-        mentee = Peer("mentee", terms, key="mentee_loss")
-        return [
-            Hold("mentee", model=self.options.shared_model),
-            Load(self.mentee, student="mentee"),
-            Fit(terms=(CrossEntropy(), Soft("mentee", adaptive=True)), together=(mentee,)),
-            Share(student="mentee"),
-        ]
-
-    def fuse(self, round: int, replies: Replies) -> None:
-        """Average the mentees."""
-        self.mentee = average(replies.parameters(), replies.samples)
+    def terms(self) -> tuple[tuple[Term, ...], tuple[Term, ...]]:
+        """Both by the labels, and by each other as far as both know the batch."""
+        return (
+            (CrossEntropy(), Soft(self.shared, adaptive=True)),
+            (CrossEntropy(), Soft("own", adaptive=True)),
+        )

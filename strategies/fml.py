@@ -18,6 +18,7 @@ Departures: none known.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -26,54 +27,69 @@ from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
 from fedkd.strategies.base import KnowledgeStrategy, Replies, StrategyOptions
 from fedkd.strategies.fedavg import average
-from fedkd.work import CrossEntropy, Evaluate, Fit, Hold, Load, Peer, Share, Soft, Step
+from fedkd.work import CrossEntropy, Evaluate, Fit, Hold, Load, Peer, Share, Soft, Step, Term
+
+
+class SharedStudentOptions(StrategyOptions):
+    """Options of methods with a private student and a shared one on each client."""
+
+    shared_model: str = ""
+    """The shared student's architecture, a name of ``fedkd list students``; empty: the clients'
+    own."""
 
 
 class FML(KnowledgeStrategy):
     """Private students learn mutually with a shared, averaged one (Shen et al. 2020)."""
 
-    class Options(StrategyOptions):
+    class Options(SharedStudentOptions):
         """Keys of ``[strategy]``."""
 
         alpha: float = Field(0.5, ge=0, le=1)
         """Weight of hard labels for the private student; 1 is local training."""
         beta: float = Field(0.5, ge=0, le=1)
         """Weight of hard labels for the meme; 1 is FedAvg of memes."""
-        shared_model: str = ""
-        """The meme's architecture, a name of ``fedkd list students``; empty: the clients' own."""
+
+    shared: ClassVar[str] = "meme"
+    """What the shared student is called."""
 
     def setup(self) -> None:
-        """The meme, freshly initialised; the same weights that clients hold at first."""
-        self.meme = self.initial_parameters(self.options.shared_model)
+        """The shared student, freshly initialised; the same weights that clients hold at first."""
+        self.average = self.initial_parameters(self.options.shared_model)
 
     @classmethod
     def check(cls, experiment: Experiment) -> None:
-        """Also refuse memes that could not be averaged."""
+        """Also refuse shared students that could not be averaged."""
         super().check(experiment)
         check_shared_model(experiment, cls.read_options(experiment).shared_model)
 
     def learn(self, round: int, client: int) -> Sequence[Step]:
-        """Learn from the labels and from each other, batch by batch; send the meme."""
-        alpha, beta = self.options.alpha, self.options.beta
-        meme = Peer("meme", (CrossEntropy(beta), Soft("own", weight=1 - beta)), key="meme_loss")
+        """Learn from the labels and from each other, batch by batch; send the shared student."""
+        own, shared = self.terms()
+        peer = Peer(self.shared, shared, key=f"{self.shared}_loss")
+        return [*self.given(), Fit(terms=own, together=(peer,)), Share(student=self.shared)]
+
+    def given(self) -> list[Step]:
+        """The averaged student, beside the private one."""
         return [
-            Hold("meme", model=self.options.shared_model),
-            Load(self.meme, student="meme"),
-            Fit(terms=(CrossEntropy(alpha), Soft("meme", weight=1 - alpha)), together=(meme,)),
-            Share(student="meme"),
+            Hold(self.shared, model=self.options.shared_model),
+            Load(self.average, student=self.shared),
         ]
+
+    def terms(self) -> tuple[tuple[Term, ...], tuple[Term, ...]]:
+        """What the private student learns by, and what the shared one does."""
+        alpha, beta = self.options.alpha, self.options.beta
+        return (
+            (CrossEntropy(alpha), Soft(self.shared, weight=1 - alpha)),
+            (CrossEntropy(beta), Soft("own", weight=1 - beta)),
+        )
 
     def fuse(self, round: int, replies: Replies) -> None:
-        """Average the memes."""
-        self.meme = average(replies.parameters(), replies.samples)
+        """Average the shared students."""
+        self.average = average(replies.parameters(), replies.samples)
 
     def score(self, round: int, client: int) -> Sequence[Step]:
-        """The averaged meme, beside the private student."""
-        return [
-            Hold("meme", model=self.options.shared_model),
-            Load(self.meme, student="meme"),
-            Evaluate(key="meme", student="meme"),
-        ]
+        """The averaged student, beside the private one."""
+        return [*self.given(), Evaluate(key=self.shared, student=self.shared)]
 
 
 def check_shared_model(experiment: Experiment, model: str) -> None:

@@ -205,15 +205,20 @@ def test_fml_with_hard_labels_alone_is_local_training_to_the_bit(small, tmp_path
 def test_fml_averages_the_memes_and_keeps_private_students(play):
     game = play("fml", "strategy.shared_model=cnn2", "student.models=['mlp', 'cnn3']")
     (first, *_) = game.round()
-    assert set(first.values["parameters"]) == set(game.strategy.meme)
-    assert {name.split(".")[0] for name in game.strategy.meme} == {"conv1", "conv2", "fc1", "head"}
+    assert set(first.values["parameters"]) == set(game.strategy.average)
+    assert {name.split(".")[0] for name in game.strategy.average} == {
+        "conv1",
+        "conv2",
+        "fc1",
+        "head",
+    }
     assert not same(game.student(0), game.student(2))
 
 
 def test_fml_clients_begin_with_the_meme_that_the_server_has(play):
     game = play("fml", "strategy.shared_model=cnn2")
     game.do(0, game.strategy.learn(1, 0)[:1])
-    assert same(game.student(0, "meme"), game.strategy.meme)
+    assert same(game.student(0, "meme"), game.strategy.average)
 
 
 def test_fml_students_without_labels_draw_near_each_other(play):
@@ -263,7 +268,7 @@ def test_fml_with_hard_labels_alone_is_fedavg_of_memes_to_the_bit(play):
     for round in (1, 2):
         memes.round(round)
         plain.round(round)
-    assert same(memes.strategy.meme, plain.strategy.parameters)
+    assert same(memes.strategy.average, plain.strategy.parameters)
 
 
 def test_fml_needs_one_architecture_for_memes(small):
@@ -280,12 +285,12 @@ def test_fml_needs_one_architecture_for_memes(small):
 
 def test_fedkd_mentors_and_mentee_teach_each_other_and_mentees_alone_are_averaged(play):
     game = play("fedkd-mutual", "strategy.shared_model=mlp", "student.models=['cnn2', 'mlp']")
-    before = dict(game.strategy.mentee)
+    before = dict(game.strategy.average)
     replies = game.round()
     assert {"train_loss", "mentee_loss"} < replies[0].metrics.keys()
     mean = sum(reply.samples * reply.values["parameters"]["head.bias"] for reply in replies)
-    assert torch.allclose(game.strategy.mentee["head.bias"], mean / 240, atol=1e-6)
-    assert not same(before, game.strategy.mentee)
+    assert torch.allclose(game.strategy.average["head.bias"], mean / 240, atol=1e-6)
+    assert not same(before, game.strategy.average)
     assert not same(game.student(1), game.student(3))
 
 
