@@ -135,3 +135,18 @@ def average(parameters: Sequence[Parameters], weights: torch.Tensor) -> Paramete
             total.add_(client[name], alpha=share)
         mean[name] = total
     return mean
+
+
+def refuse_part(experiment: Experiment, why: str) -> None:
+    """Refuse ``training.part`` where the method itself says which blocks learn.
+
+    Raises
+    ------
+    FedkdError
+        It is set.
+    """
+    if part := experiment.training.part:
+        raise FedkdError(
+            f"training.part = {list(part)} is not allowed with strategy.name = "
+            f"{experiment.strategy.name!r}: {why}"
+        )

@@ -14,11 +14,10 @@ from collections.abc import Sequence
 from typing import Literal
 
 from fedkd import students
-from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
 from fedkd.options import Epochs
 from fedkd.strategies.base import Replies
-from fedkd.strategies.fedavg import AverageOptions, FedAvg
+from fedkd.strategies.fedavg import AverageOptions, FedAvg, refuse_part
 from fedkd.work import Fit, Load, Share, Step
 
 
@@ -42,11 +41,7 @@ class FedBABU(FedAvg):
     def check(cls, experiment: Experiment) -> None:
         """Also refuse another say in which blocks learn."""
         super().check(experiment)
-        if part := experiment.training.part:
-            raise FedkdError(
-                f"training.part = {list(part)} is not allowed with strategy.name = "
-                f"{experiment.strategy.name!r}: it trains the body, and for the test the head"
-            )
+        refuse_part(experiment, "it trains the body, and for the test the head")
 
     def setup(self) -> None:
         """The body and the head that all clients start from, and who has the head."""

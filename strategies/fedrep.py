@@ -17,10 +17,9 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
 from fedkd.options import Epochs
-from fedkd.strategies.fedavg import AverageOptions
+from fedkd.strategies.fedavg import AverageOptions, refuse_part
 from fedkd.strategies.fedper import FedPer
 from fedkd.work import Fit
 
@@ -42,11 +41,7 @@ class FedRep(FedPer):
     def check(cls, experiment: Experiment) -> None:
         """Also refuse another say in which blocks learn."""
         super().check(experiment)
-        if part := experiment.training.part:
-            raise FedkdError(
-                f"training.part = {list(part)} is not allowed with strategy.name = "
-                f"{experiment.strategy.name!r}: it trains the head, then the body"
-            )
+        refuse_part(experiment, "it trains the head, then the body")
 
     def local_fits(self) -> Sequence[Fit]:
         """The head on the received body, then the body below that head."""
