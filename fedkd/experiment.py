@@ -25,7 +25,7 @@ from fedkd.sections import (
     TrainingTable,
 )
 from fedkd.toml import dotted, parse, settings
-from fedkd.work import Rows, Source
+from fedkd.work import Source, origin
 
 
 class Experiment(Table):
@@ -94,14 +94,16 @@ class Experiment(Table):
 
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
 
-    def training_on(self, source: Source, round: int = 1) -> TrainingTable:
+    def training_on(self, source: Source, round: int | None = None) -> TrainingTable:
         """How a client trains on ``source`` in ``round``, the schedule being in the rate.
 
-        On the transfer set, or rows of it, with what ``[distill]`` sets.
+        On the transfer set, or rows of it, with what ``[distill]`` sets. Without a round, as in
+        training that is undone after a test, there is no schedule.
         """
-        name = source.source if isinstance(source, Rows) else source
-        changes = self.distill.model_dump(exclude_none=True) if name == "transfer" else {}
-        if (factor := self.training.rate(round, self.rounds)) != 1:
+        on_transfer = origin(source) == "transfer"
+        changes = self.distill.model_dump(exclude_none=True) if on_transfer else {}
+        factor = 1.0 if round is None else self.training.rate(round, self.rounds)
+        if factor != 1:
             changes["lr"] = factor * changes.get("lr", self.training.lr)
         return self.training.model_copy(update=changes) if changes else self.training
 

@@ -130,7 +130,7 @@ class TrainingTable(Table):
     schedule: Literal["constant", "cosine", "step"] = "constant"
     """How the rate goes over the rounds: ``cosine`` from ``lr`` down to almost 0 in the last one,
     ``step`` times ``schedule_factor`` after every ``schedule_rounds``. Rates that a method sets
-    itself, and the server's, stay as they are."""
+    itself, the server's, and that of training for a test alone stay as they are."""
     schedule_rounds: int = Field(10, ge=1, le=MOST)
     """Rounds between two steps of ``step``."""
     schedule_factor: float = Field(0.1, gt=0, le=1)

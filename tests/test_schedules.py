@@ -52,3 +52,17 @@ def test_what_is_remembered_knows_the_rate(small):
         again = small(*few, f"rounds={rounds}", "engine.remember=true")
         remembered = run(again, f"remembered{rounds}")
         assert measured(remembered) == measured(plain)
+
+
+@pytest.mark.parametrize("cohort", ["on", "off"])
+@pytest.mark.parametrize("name", ["fedavg-ft", "fedbabu"])
+def test_students_are_tuned_for_a_test_at_the_full_rate(small, name, cohort):
+    """Else the last round, by which methods are compared, would hardly tune them."""
+    few = [f"strategy.name={name}", "rounds=2", f"engine.cohort={cohort}"]
+    stepping = ["training.schedule=step", "training.schedule_rounds=1"]
+    # In round 2 the global student hardly moves: what is tested is what was tested in round 1.
+    first, second = run(small(*few, *stepping, "training.schedule_factor=1e-9"), "late").rounds
+    untuned = run(small(*few, "strategy.finetune_epochs=0"), "untuned").rounds[0]
+    tuning = untuned["own_loss_mean"] - first["own_loss_mean"]
+    assert tuning > 0
+    assert untuned["own_loss_mean"] - second["own_loss_mean"] > 0.5 * tuning

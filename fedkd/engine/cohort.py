@@ -181,7 +181,7 @@ class Cohort:
 
     def _fit(self, steps: tuple[Fit, ...], phase: str) -> None:
         clients, first = self.clients, steps[0]
-        training = clients.experiment.training_on(first.on, self.sessions[0].assignment.round)
+        training = self.sessions[0].training(first)
         sources = self._sources([step.on for step in steps])
         names = [peer.student for peer in first.peers]
         draws = [

@@ -24,6 +24,7 @@ from fedkd.privacy.accounting import Release
 from fedkd.privacy.dpsgd import DPSGD, sees_private
 from fedkd.privacy.release import applies, known_of, release
 from fedkd.random import generator, key, privacy_noise
+from fedkd.sections import TrainingTable
 from fedkd.training import (
     BatchOfOne,
     Trainee,
@@ -155,10 +156,15 @@ class Session:
         whose = self.assignment.client, self.assignment.round
         return key(self.clients.experiment.seed, "answer", *whose, purpose)
 
+    def training(self, step: Fit) -> TrainingTable:
+        """How the step trains; what is undone after a test goes by no schedule."""
+        round = None if self.trying else self.assignment.round
+        return self.clients.experiment.training_on(step.on, round)
+
     def fit(self, step: Fit, phase: str) -> None:
         """Train the student, and those that learn together with it, in place."""
         experiment, samples = self.clients.experiment, self.samples(step.on)
-        training = experiment.training_on(step.on, self.assignment.round)
+        training = self.training(step)
         draws = self.draws(step, phase)
         private = bool(experiment.training.dp.noise_multiplier) and sees_private(step)
         trainees = [
