@@ -52,6 +52,8 @@ class MOON(FedAvg):
         options = self.options
         if not options.mu or client not in self.former:
             return super().learn(round, client)
+        # Of a client that is left out what it then has may be no number: it begins again.
+        self.former.remove(client)
         # Just loaded, the own student is the global one when training begins.
         contrast = Contrast("own", "former", self.cut, options.tau, options.mu)
         return [

@@ -7,6 +7,7 @@ from lines import measured, sampled
 from fedkd import FedkdError, check, registry, run
 from fedkd.engine.host import HostGrid
 from fedkd.engine.worker import Worker
+from fedkd.experiment import Experiment
 from fedkd.strategies.base import KnowledgeStrategy
 from fedkd.work import Fit
 
@@ -89,6 +90,22 @@ def test_parameters_are_what_is_counted_as_bytes(name, small, tmp_path):
     done = run(small(f"strategy.name={name}", "rounds=1"), tmp_path / "run")
     parameters = 4 * (64 * 200 + 200 + 200 * 200 + 200 + 200 * 10 + 10)
     assert done.rounds[0]["bytes_up"] == done.rounds[0]["bytes_down"] == 4 * parameters
+
+
+@pytest.mark.parametrize("name", sampled(AVERAGE_PARAMETERS, "fedavg", "moon"))
+def test_clients_that_diverged_once_train_again_from_the_global_student(
+    name, small, tmp_path, monkeypatch
+):
+    plain = Experiment.training_on
+
+    def diverging(self, source, round=None):
+        table = plain(self, source, round)
+        return table.model_copy(update={"lr": 1e30}) if round == 2 else table
+
+    monkeypatch.setattr(Experiment, "training_on", diverging)
+    experiment = small(f"strategy.name={name}", "rounds=4", "on_empty_round=skip")
+    rounds = run(experiment, tmp_path / "run").rounds
+    assert [line["participants"] for line in rounds] == [[*range(4)], [], [*range(4)], [*range(4)]]
 
 
 def test_local_training_sends_nothing(small, tmp_path):
