@@ -28,7 +28,7 @@ class Interrupted(KeyboardInterrupt):
 def interruptible() -> Iterator[None]:
     """Raise :class:`Interrupted` where such a signal would end the process on the spot.
 
-    Of signals that follow within ten seconds, Ctrl-C's too, only the first counts. What somebody
+    Of signals within ten seconds after one that counted, Ctrl-C's too, none counts. What somebody
     else does about a signal, or that it is ignored (``nohup``), stays as it is.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -43,9 +43,10 @@ def interruptible() -> Iterator[None]:
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         nonlocal last
-        before, last = last, time.monotonic()
-        if last - before < SAME_SECONDS:
+        now = time.monotonic()
+        if now - last < SAME_SECONDS:
             return
+        last = now
         raise KeyboardInterrupt if number == signal.SIGINT else Interrupted(number)
 
     for number in free:
