@@ -121,7 +121,11 @@ def check_encodings(step: Step, travels: bool) -> None:
         _check("Predict", step.encoding, step.on, step.per, step.output == "logits", travels)
     if not isinstance(step, Fit):
         return
-    for term in (term for peer in step.peers for term in peer.terms):
+    if any(isinstance(t, Soft) and t.encoding for peer in step.together for t in peer.terms):
+        raise FedkdError(
+            "Soft: encoding is not allowed for a student of together; allowed: in the step's terms"
+        )
+    for term in step.terms:
         if isinstance(term, Soft) and term.encoding is not None:
             if isinstance(term.targets, str):
                 raise FedkdError("Soft: encoding is not allowed with the name of a student")

@@ -21,7 +21,7 @@ from fedkd.encodings import (
 from fedkd.engine.worker import Worker
 from fedkd.lab.worlds import WatchedWorker
 from fedkd.strategies.base import DistillOptions, KnowledgeStrategy
-from fedkd.work import Assignment, Delta, Fit, Predict, Quantised, Rows, Samples, Soft
+from fedkd.work import Assignment, Delta, Fit, Hold, Peer, Predict, Quantised, Rows, Samples, Soft
 
 NAME = "strategy.name=encoded"
 BITS = range(1, 9)
@@ -295,13 +295,21 @@ LABELS = torch.full((80, 10), 0.1)
             Fit("transfer", (Soft(LABELS, encoding=Delta()), Soft(LABELS, encoding=Delta()))),
             "two deltas of one name, 'soft_labels'",
         ),
+        (
+            Fit(
+                "transfer",
+                (Soft(LABELS),),
+                together=(Peer("meme", (Soft(LABELS, encoding=Quantised(1)),), key="meme_loss"),),
+            ),
+            "encoding is not allowed for a student of together",
+        ),
     ],
 )
 def test_an_encoding_that_is_not_for_it_is_one_line(step, reason, small, tmp_path):
     @registry.register("strategies", "encoded")
     class Wrong(KnowledgeStrategy):
         def learn(self, round, client):
-            return [step]
+            return [Hold("meme"), step]
 
     with pytest.raises(FedkdError, match=reason):
         run(small(NAME), tmp_path / "run")

@@ -25,7 +25,6 @@ from fedkd.work import (
     Fit,
     Parameters,
     Predict,
-    Proximal,
     Reply,
     Rows,
     Soft,
@@ -171,7 +170,7 @@ class Transcoder:
 
 
 def _encodes(term: Term) -> bool:
-    return not isinstance(term, Proximal) and getattr(term, "encoding", None) is not None
+    return getattr(term, "encoding", None) is not None
 
 
 def _encoding_steps(assignment: Assignment) -> Iterator[Predict]:
