@@ -100,6 +100,17 @@ def _beyond_rounds(key: str, instead: str) -> Reason:
     return reason
 
 
+def _no_step(setting: Setting) -> str:
+    every, rounds = setting.value("training.schedule_rounds"), setting.experiment.rounds
+    return f"rounds = {rounds}, and no step comes" if every >= rounds else ""
+
+
+def _no_sgd(setting: Setting) -> str:
+    """Of momentum: clients that distil with SGD have it, too."""
+    own = only_with("training.optimiser", "sgd")(setting)
+    return "" if setting.value("distill.optimiser") == "sgd" else own
+
+
 def _one_participant(setting: Setting) -> str:
     experiment = setting.experiment
     clients, share = experiment.data.clients, experiment.participation
@@ -185,9 +196,12 @@ EFFECTS: dict[str, Reason] = {
     "student.models": _more_models_than_clients,
     "student.norm": _students_alike("norm"),
     "student.width": _students_alike("width"),
-    "training.schedule_rounds": only_with("training.schedule", "step"),
+    "training.schedule_rounds": any_of(only_with("training.schedule", "step"), _no_step),
     "training.schedule_factor": only_with("training.schedule", "step"),
-    "training.momentum": only_with("training.optimiser", "sgd"),
+    "training.momentum": _no_sgd,
+    "distill.optimiser": not_with("data.transfer.size", 0),
+    "distill.lr": not_with("data.transfer.size", 0),
+    "distill.batch_size": not_with("data.transfer.size", 0),
     "training.dp.max_grad_norm": PRIVATE,
     "training.dp.delta": PRIVATE,
     "release.curve": not_with("release.tau_max", None),
@@ -243,7 +257,7 @@ ALWAYS = {
     *("training.schedule", "training.warmup_rounds"),
     *("strategy.name", "release.temperature", "release.tau_max", "release.clip"),
     *("release.candidates", "release.mix", "release.mechanism", "release.scale", "canary.secrets"),
-    *("release.trust", "distill.optimiser", "distill.lr", "distill.batch_size"),
+    "release.trust",
     *("engine.name", "engine.device", "engine.failures", "engine.remember", "engine.threads"),
     *("engine.cohort", "engine.precision"),
 }

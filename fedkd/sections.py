@@ -176,8 +176,9 @@ class TrainingTable(Table):
 class DistillTable(Table):
     """``[distill]``: how clients train on the transfer set, where not as ``[training]`` says.
 
-    Methods say how long; where else they distil, on private data for instance, ``[training]``
-    holds.
+    That is in a piece of training on the transfer set, as methods have it whose options have
+    ``distill_epochs``. They say how long. A term that draws from the transfer set beside private
+    data, and distillation on private data, go by ``[training]``.
     """
 
     optimiser: Literal["adam", "adamw", "sgd"] | None = None

@@ -22,6 +22,12 @@ TEXT = Task((32,), 40, tuple(map(str, range(40))), tokens=True)
 
 IDLE = {
     "training.momentum=0.9": "training.momentum = 0.9 has no effect: training.optimiser = 'adam'",
+    "training.schedule=step training.schedule_rounds=4 rounds=4": (
+        "training.schedule_rounds = 4 has no effect: rounds = 4, and no step comes"
+    ),
+    "distill.lr=0.1 data.transfer.size=0 strategy.name=fedavg": (
+        "distill.lr = 0.1 has no effect: data.transfer.size = 0"
+    ),
     "data.alpha=0.1 data.partition=iid": ("data.alpha = 0.1 has no effect: data.partition = 'iid'"),
     "data.sizes=natural data.partition=quantity-skew": (
         "data.sizes = 'natural' has no effect: data.partition = 'quantity-skew'"
@@ -146,6 +152,8 @@ def test_a_key_of_the_machinery_without_effect_is_told_apart(words):
     ("words", "task"),
     [
         ("training.momentum=0.9 training.optimiser=sgd", IMAGES),
+        ("training.momentum=0.9 distill.optimiser=sgd", IMAGES),
+        ("training.schedule=step training.schedule_rounds=2 rounds=3", IMAGES),
         ("training.momentum=0.0", IMAGES),
         ("data.alpha=0.1", IMAGES),
         ("data.alpha=0.1 data.partition=quantity-skew", IMAGES),
