@@ -21,6 +21,8 @@ from collections.abc import Sequence
 import torch
 from pydantic import Field
 
+from fedkd.errors import FedkdError
+from fedkd.experiment import Experiment
 from fedkd.options import Epochs
 from fedkd.privacy.candidates import over_candidates
 from fedkd.strategies.base import DistillOptions, Headline, Replies
@@ -47,6 +49,18 @@ class CFD(Uniform):
         """Its learning rate; that of ``[training]`` when not given."""
 
     headline = Headline(evaluation="server")
+
+    @classmethod
+    def check(cls, experiment: Experiment) -> None:
+        """Also refuse deltas behind secure aggregation."""
+        super().check(experiment)
+        release = experiment.release
+        masked = release.active and release.trust == "secure-aggregation"
+        if masked and cls.read_options(experiment).delta:
+            raise FedkdError(
+                "strategy.delta = true is not allowed with release.trust = 'secure-aggregation': "
+                "which rows of a client have changed would be seen; allowed: false"
+            )
 
     def setup(self) -> None:
         """Nothing is taught yet."""

@@ -9,12 +9,13 @@ import texts
 import torch
 from lines import Killed, KilledAfter, measured, sampled
 
-from fedkd import FedkdError, run
+from fedkd import FedkdError, registry, run
 from fedkd.codec import nbytes
 from fedkd.distillation.targets import entropy, power, retemper
 from fedkd.encodings import as_received
 from fedkd.engine.worker import Worker
 from fedkd.lab.audit import guarantee
+from fedkd.strategies.uniform import Uniform
 from fedkd.work import Delta, Fit, Predict, Quantised, Rows
 
 SCARLET, CFD = "strategy.name=scarlet", "strategy.name=cfd"
@@ -212,10 +213,16 @@ def test_deltas_change_no_number_but_bytes(small, tmp_path):
 
 def test_behind_masks_nobody_sees_which_rows_have_changed(small, tmp_path):
     masked = ("release.trust=secure-aggregation", "release.mechanism=gaussian", "release.scale=0.1")
+
+    @registry.register("strategies", "encoded")
+    class Mine(Uniform):
+        def learn(self, round, client):
+            return [Fit(), Predict(encoding=Delta())]
+
     with pytest.raises(
         FedkdError, match=r"Delta\(...\) is not allowed with release.trust = 'secure"
     ):
-        run(small(CFD, *masked), tmp_path / "delta")
+        run(small("strategy.name=encoded", *masked), tmp_path / "delta")
     done = run(small(CFD, *masked, "strategy.delta=false", "rounds=1"), tmp_path / "whole")
     assert guarantee(done.releases, done.experiment).epsilon is not None
 
@@ -280,3 +287,22 @@ def test_on_text_a_row_asked_for_is_a_sample_and_its_tokens_are_answered(
                 assert len(reply.values["soft_labels"]) == int((inputs != 0).sum())
                 return
     assert name == "cfd"
+
+
+def test_behind_secure_aggregation_deltas_are_refused_before_anything_is_written(fedkd):
+    keys = ["strategy.name=cfd", "release.mechanism=gaussian", "release.scale=1", "release.clip=5"]
+    keys += ["release.trust=secure-aggregation", "strategy.bits_up=0", "strategy.bits_down=0"]
+    code, _, err = fedkd("run", "quickstart", *(word for key in keys for word in ("--set", key)))
+    assert code == 2
+    assert "strategy.delta = true is not allowed with release.trust" in err
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("name", ["cfd", "uniform"])
+def test_without_distillation_only_a_method_that_is_scored_on_clients_is_local_training(
+    name, small, tmp_path
+):
+    few = [f"strategy.name={name}", "rounds=1", "strategy.distill_epochs=0"]
+    done = run(small(*few), tmp_path / "run")
+    (told,) = [text for text in done.rounds[0]["warnings"] if "distill_epochs = 0" in text]
+    assert ("equals local training" in told) == (name == "uniform")

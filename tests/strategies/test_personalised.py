@@ -280,6 +280,11 @@ def test_fml_needs_one_architecture_for_memes(small):
     check(small(*mixed, "strategy.shared_model=mlp"))
 
 
+def test_fedkd_refuses_dp_sgd_before_a_run_begins(small):
+    with pytest.raises(FedkdError, match=r"training\.dp\.noise_multiplier = 1 is not allowed with"):
+        check(small("strategy.name=fedkd-mutual", "training.dp.noise_multiplier=1"))
+
+
 # --- FedKD ----------------------------------------------------------------------------------
 
 
