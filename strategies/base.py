@@ -226,11 +226,11 @@ class KnowledgeStrategy(Rounds, base=True):
         if isinstance(on, Rows) and among is not None:
             among = among[self.label_rows(on.index)]
         if not epochs:
-            self.warn_once(
-                LOCAL_TRAINING,
-                "strategy.distill_epochs = 0: nobody learns from what is fused, so it equals local "
-                "training",
-            )
+            said = "strategy.distill_epochs = 0: no client learns from what is fused"
+            if self.headline.evaluation:  # another student does, which is what is scored
+                self.warn_once("distill_epochs", said)
+            else:
+                self.warn_once(LOCAL_TRAINING, f"{said}, so it equals local training")
         terms = tuple(
             replace(term, among=among) if isinstance(term, Soft) and among is not None else term
             for term in terms
