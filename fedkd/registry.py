@@ -53,8 +53,8 @@ def register(group: str, name: str) -> Callable[[Any], Any]:
     return add
 
 
-def load(group: str, name: str) -> Any:
-    """The object called ``name`` in ``group``.
+def load(group: str, name: str, key: str = "") -> Any:
+    """The object called ``name`` in ``group``; ``key`` is where it was chosen, if not as usual.
 
     Raises
     ------
@@ -62,7 +62,7 @@ def load(group: str, name: str) -> Any:
         No such name is known (the line names the nearest and all that are known); its module cannot
         be imported (the line says why, and where); or it is not what the group holds.
     """
-    setting = f"{GROUPS[group]} = {name!r}"
+    setting = f"{key or GROUPS[group]} = {name!r}"
     if (group, name) in _added:
         thing = _added[group, name]
     else:

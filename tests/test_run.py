@@ -707,7 +707,7 @@ def test_parameters_that_are_not_finite_are_left_out(small, tmp_path):
         ("data.transfer.size=5000", r"data\.transfer\.size = 5000"),
         ("strategy.beta=-1", r"strategy\.beta = -1 is not allowed"),
         ("strategy.objective=mse_logits", r"strategy\.objective = 'mse_logits' is not allowed"),
-        ("strategy.objective=kll", r"objective = 'kll' is not known"),
+        ("strategy.objective=kll", r"strategy\.objective = 'kll' is not known"),
         ("engine.device=tpu9", r"engine\.device = 'tpu9' is not here"),
         ("engine.device=meta", r"engine\.device = 'meta' is not here"),
         ("engine.device=", r"engine\.device = '' is not here"),

@@ -117,7 +117,7 @@ def made(chosen: Chosen, key: str = "objective") -> Function:
     if not isinstance(name, str):
         known = ", ".join(registry.names("objectives"))
         raise FedkdError(f"{key}.name = {name!r} is not allowed; known: {known}")
-    found = registry.load("objectives", name)
+    found = registry.load("objectives", name, key)
     if isinstance(found, type):
         return validated(found, options, f"{key}.")
     validated(Table, options, f"{key}.")  # a function has no options
