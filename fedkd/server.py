@@ -56,7 +56,6 @@ class ServerStudents:
         terms: Sequence[Term],
         epochs: float,
         *,
-        min_steps: int = 0,
         lr: float | None = None,
         batch_size: int | None = None,
         optimiser: Literal["adam", "adamw", "sgd"] | None = None,
@@ -74,7 +73,7 @@ class ServerStudents:
         """
         student = self._student(name)
         public = Samples(torch.empty(0)) if self._public is None else self._public.samples
-        asked = Fit(samples, cast(tuple[Term, ...], terms), epochs, min_steps, lr, student=name)
+        asked = Fit(samples, cast(tuple[Term, ...], terms), epochs, 0, lr, student=name)
         with about(f"server student {name!r}"):
             check_server_fit(asked, student, samples, public)
         self._fits[name, round] += 1
@@ -86,7 +85,6 @@ class ServerStudents:
             own = {"optimiser": optimiser, "momentum": 0.0, "weight_decay": 0.0}
             training = training.model_copy(update=own)
         purpose = ("server", name, round, self._fits[name, round])
-        public = Samples(torch.empty(0)) if self._public is None else self._public.samples
         try:
             return fit(
                 student,
@@ -95,7 +93,7 @@ class ServerStudents:
                 training,
                 generator(self._experiment.seed, "fit", *purpose),
                 epochs=epochs,
-                min_steps=min_steps,
+                min_steps=0,
                 lr=lr,
                 sources={"public": partial(self._on_device, public)},
             )
