@@ -56,7 +56,7 @@ class FedGH(KnowledgeStrategy):
         self.cuts = {model: cut for model, (cut, _) in found.items()}
         self.shape = tuple(found[models[0]][1])
         heads = {model: self.head_of(model) for model in models}
-        alike({model: dict(head.state_dict()) for model, head in heads.items()}, "fedgh")
+        alike({model: dict(head.state_dict()) for model, head in heads.items()}, self.experiment)
         self.server.add("head", lambda: heads[models[0]])
         self.head = self.server.parameters("head")
 

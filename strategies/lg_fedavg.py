@@ -15,6 +15,7 @@ from pydantic import Field
 
 from fedkd import students
 from fedkd.errors import FedkdError
+from fedkd.experiment import Experiment
 from fedkd.strategies.fedavg import AverageOptions, FedAvg
 from fedkd.work import Fit, Load, Parameters, Share, Step
 
@@ -38,7 +39,7 @@ class LGFedAvg(FedAvg):
     def setup(self) -> None:
         """The head that all clients start from, and the names of its blocks."""
         models = dict.fromkeys(self.experiment.student.models)
-        self.parameters = alike({model: self.head_of(model) for model in models}, "lg-fedavg")
+        self.parameters = alike({model: self.head_of(model) for model in models}, self.experiment)
         self.shared = tuple(dict.fromkeys(name.partition(".")[0] for name in self.parameters))
 
     def head_of(self, model: str) -> Parameters:
@@ -58,7 +59,7 @@ class LGFedAvg(FedAvg):
         return [Load(self.parameters), Fit(), Share(self.shared)]
 
 
-def alike(heads: Mapping[str, Parameters], method: str) -> Parameters:
+def alike(heads: Mapping[str, Parameters], experiment: Experiment) -> Parameters:
     """The first of ``heads``, which are by architecture and to be of the same shapes.
 
     Raises
@@ -74,7 +75,7 @@ def alike(heads: Mapping[str, Parameters], method: str) -> Parameters:
             for model, head in heads.items()
         )
         raise FedkdError(
-            f"student.models = {[*heads]} is not allowed with strategy.name = {method!r}: its "
-            f"clients have one head, and theirs differ: {given}"
+            f"student.models = {[*heads]} is not allowed with strategy.name = "
+            f"{experiment.strategy.name!r}: its clients have one head, and theirs differ: {given}"
         )
     return first

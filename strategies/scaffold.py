@@ -78,7 +78,7 @@ class Scaffold(FedAvg):
         sent, before = replies.parameters(), self.parameters
         training = self.experiment.training_on("private", round)
         for client, samples, after in zip(replies.clients, replies.samples, sent, strict=True):
-            if steps := local_steps(int(samples), training):
+            if training.lr and (steps := local_steps(int(samples), training)):
                 drift = {n: (before[n] - after[n]) / (steps * training.lr) for n in self.learning}
                 own = difference(self.variates.get(client, {}), self.mean)
                 self.variates[client] = {n: own[n] + drift[n] for n in drift} if own else drift
