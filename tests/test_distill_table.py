@@ -9,8 +9,10 @@ from fedkd.data.federated import load
 from fedkd.engine.worker import Worker
 from fedkd.privacy.ledger import Ledger
 from fedkd.privacy.public import Public
+from fedkd.registry import register
 from fedkd.shapes import Shapes, Sizes
-from fedkd.work import Assignment, CrossEntropy, Fit, Rows
+from fedkd.strategies.uniform import Uniform
+from fedkd.work import Assignment, CrossEntropy, Fit, Rows, Soft
 
 
 @pytest.mark.parametrize("cohort", ["on", "off"])
@@ -38,7 +40,7 @@ def test_private_training_stays_as_it_is(small, setting, cohort):
     assert before["own_loss_mean"] != after["own_loss_mean"]
 
 
-def test_a_method_that_distils_with_a_rate_of_its_own_keeps_it(small):
+def test_it_is_of_the_transfer_set_and_of_rows_of_it(small):
     experiment = small("distill.lr=0.05", "training.lr=0.001")
     assert experiment.training_on("transfer").lr == 0.05
     assert experiment.training_on("private").lr == 0.001
@@ -58,3 +60,22 @@ def test_the_ledger_plans_the_draws_that_are_made(small, setting):
     metrics = Worker(experiment).perform(Assignment(0, 1, "learn", (step,))).metrics
     drawn = metrics["dp_sample_rate"], metrics["dp_steps"]
     assert ledger._planned(step, 0) == drawn
+
+
+@pytest.mark.parametrize("cohort", ["on", "off"])
+def test_a_method_that_distils_with_a_rate_of_its_own_keeps_it(small, cohort):
+    @register("strategies", "mine")
+    class Mine(Uniform):
+        def receive(self, round, client):
+            (term,) = self.distil(Soft(self.fused)).terms
+            return [Fit("transfer", (term,), epochs=1, min_steps=0, lr=0.002)]
+
+    few = ["strategy.name=mine", "rounds=2", f"engine.cohort={cohort}"]
+    plain = run(small(*few), "plain")
+    scheduled = ["training.schedule=step", "training.schedule_rounds=1"]
+    for number, more in enumerate((["distill.lr=0.5"], [*scheduled, "distill.lr=0.5"])):
+        done = run(small(*few, *more), f"run{number}")
+        assert measured(done)[0][0] == measured(plain)[0][0]
+    private = [*few, "training.local_epochs=0"]
+    alone, both = run(small(*private), "alone"), run(small(*private, *scheduled), "both")
+    assert measured(alone) == measured(both)
