@@ -134,13 +134,13 @@ def check_shadows(shadows: int | None, key: str) -> None:
 
 
 def _guaranteed(run: Run, say: Say) -> dict[str, Any]:
-    from fedkd.lab import audit
+    from fedkd.privacy import guarantees
 
     releases = run.releases
-    found = audit.guarantees(releases, run.experiment)
+    found = guarantees.guarantees(releases, run.experiment)
     fresh = sum(line["fresh"] for line in releases)
     say(f"ledger: {len(releases)} releases, {fresh} of them new answers")
-    profiles = {p.formal.adversary: p for p in audit.profiles(releases, run.experiment)}
+    profiles = {p.formal.adversary: p for p in guarantees.profiles(releases, run.experiment)}
     for formal in found:
         say(f"formal ε: {formal.text()}; adversary: {formal.adversary}")
         if formal.epsilon is None:

@@ -52,7 +52,8 @@ class Row:
 
 def table(groups: dict[str, list[Run]], whats: dict[str, str], repeats: int) -> list[Row]:
     """A row for every arm, from its finished runs, a run a seed; ``groups`` are runs by arm."""
-    from fedkd import exposures as exposure
+    from fedkd.exposures import interval
+    from fedkd.exposures import reduction as reduction_of
     from fedkd.lab import audit
 
     found = {
@@ -68,7 +69,7 @@ def table(groups: dict[str, list[Run]], whats: dict[str, str], repeats: int) -> 
         student = found[name].get("student")
         reduction = None
         if name != PLAIN and plain and student:
-            reduction = exposure.reduction(plain[0], student[0], plain[1], student[1])
+            reduction = reduction_of(plain[0], student[0], plain[1], student[1])
         formal, nominal = guarantee(runs)
         control = [] if _is_control(runs) else controls.get(_control(runs[0]), [])
         clean = _bits(control, repeats)
@@ -79,11 +80,9 @@ def table(groups: dict[str, list[Run]], whats: dict[str, str], repeats: int) -> 
                 what=whats.get(name, ""),
                 seeds=len(runs),
                 utility_name=utility_name(runs[0]),
-                utility=exposure.interval([_utility(run) for run in runs]),
+                utility=interval([_utility(run) for run in runs]),
                 repeats=repeats,
-                exposure={
-                    place: exposure.interval(*values) for place, values in found[name].items()
-                },
+                exposure={place: interval(*values) for place, values in found[name].items()},
                 reduction=reduction,
                 formal=formal,
                 nominal=nominal,
@@ -147,12 +146,12 @@ def guarantee(runs: Sequence[Run]) -> tuple[str, float | None]:
 
     That against a server that sees every answer goes without saying whom it is against.
     """
-    from fedkd.lab import audit
+    from fedkd.privacy import guarantees
     from fedkd.privacy.accounting import SEES_ALL
 
     by_adversary: dict[str, list[Formal]] = {}
     for run in runs:
-        for formal in audit.guarantees(run.releases, run.experiment):
+        for formal in guarantees.guarantees(run.releases, run.experiment):
             by_adversary.setdefault(formal.adversary, []).append(formal)
     worst = [
         max(found, key=lambda formal: math.inf if formal.epsilon is None else formal.epsilon)

@@ -6,9 +6,6 @@ from collections.abc import Mapping, Sequence
 
 from fedkd.experiment import Experiment
 from fedkd.lab.bounds import audited_epsilon, audited_epsilon_from_exposure
-from fedkd.privacy.guarantees import guarantee as guarantee
-from fedkd.privacy.guarantees import guarantees as guarantees
-from fedkd.privacy.guarantees import profiles as profiles
 from fedkd.results import Run
 
 CONFIDENCE = 0.95

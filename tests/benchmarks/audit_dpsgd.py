@@ -11,7 +11,7 @@ from pathlib import Path
 from fedkd import run
 from fedkd.experiment import Experiment
 from fedkd.lab.attack import attack
-from fedkd.lab.audit import guarantee
+from fedkd.privacy.guarantees import guarantee
 from fedkd.simulations.shipped import experiment_text
 
 FEWER = ("data.clients=4", "strategy.name=fedavg", "rounds=1")

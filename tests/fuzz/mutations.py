@@ -32,7 +32,6 @@ VALUES = st.one_of(
     st.lists(st.integers(-2, 2), max_size=3),
     st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
 )
-LINE_ACTS = ("remove", "double", "swap", "inside", "tear", "empty", "bytes")
 
 
 @st.composite

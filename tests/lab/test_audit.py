@@ -13,6 +13,7 @@ from fedkd.lab import audit
 from fedkd.lab.bounds import audited_epsilon, audited_epsilon_from_exposure
 from fedkd.privacy.costs import described
 from fedkd.privacy.epsilons import PrivateSteps, gaussian_epsilon, training_epsilon
+from fedkd.privacy.guarantees import guarantee
 from fedkd.privacy.releases import Release
 from fedkd.results import Run
 
@@ -34,7 +35,7 @@ def test_gaussian_noise_on_labels_is_one_gaussian_by_hand():
     table = experiment.release
     priced = described(table, torch.ones(50), 10, over_candidates=False)
     # Unclipped soft labels are sqrt 2 apart at most, each of 50 items in 2 rounds.
-    found = audit.guarantee([line(round=round, **priced) for round in (1, 2)], experiment)
+    found = guarantee([line(round=round, **priced) for round in (1, 2)], experiment)
     ratio = math.sqrt(2 * 50) * math.sqrt(2) / 4
     assert found.epsilon == pytest.approx(gaussian_epsilon(ratio, table.delta))
     assert (found.unit, found.delta, found.client) == ("client", table.delta, 0)
@@ -49,25 +50,25 @@ def test_gaussian_noise_on_labels_is_one_gaussian_by_hand():
 )
 def test_statistics_of_clients_own_samples_leave_no_guarantee(tables):
     lines = [gaussian(0.5) | {"dp_training": [[0.1, 10]]}]
-    assert audit.guarantee(lines, Experiment.from_dict(tables)).epsilon > 0
+    assert guarantee(lines, Experiment.from_dict(tables)).epsilon > 0
     private = tables | {"data": {"statistics": "private"}}
-    found = audit.guarantee(lines, Experiment.from_dict(private))
+    found = guarantee(lines, Experiment.from_dict(private))
     assert found.epsilon is None
     assert found.rho is None
     assert found.text().startswith("none: data.statistics = 'private'")
 
 
 def test_the_same_answer_again_is_free_and_a_new_one_is_not():
-    once = audit.guarantee([gaussian(0.5)], Experiment())
-    again = audit.guarantee([gaussian(0.5), gaussian(0.5, round=2, fresh=False)], Experiment())
-    twice = audit.guarantee([gaussian(0.5), gaussian(0.5, round=2)], Experiment())
+    once = guarantee([gaussian(0.5)], Experiment())
+    again = guarantee([gaussian(0.5), gaussian(0.5, round=2, fresh=False)], Experiment())
+    twice = guarantee([gaussian(0.5), gaussian(0.5, round=2)], Experiment())
     assert once.epsilon == again.epsilon == pytest.approx(gaussian_epsilon(1.0, 1e-5))
     assert twice.epsilon == pytest.approx(gaussian_epsilon(math.sqrt(2), 1e-5))
 
 
 def test_clients_do_not_add_up_and_the_worst_one_counts():
     lines = [gaussian(0.5, client=0), gaussian(2.0, client=1), gaussian(0.5, client=2)]
-    found = audit.guarantee(lines, Experiment())
+    found = guarantee(lines, Experiment())
     assert found.client == 1
     assert found.epsilon == pytest.approx(gaussian_epsilon(2.0, 1e-5))
 
@@ -84,7 +85,7 @@ def test_clients_do_not_add_up_and_the_worst_one_counts():
     ],
 )
 def test_one_line_that_breaks_a_rule_leaves_nothing(broken, why):
-    found = audit.guarantee([gaussian(0.5), broken], Experiment())
+    found = guarantee([gaussian(0.5), broken], Experiment())
     assert found.epsilon is None
     assert found.text().startswith("none: ")
     assert why in found.text()
@@ -96,7 +97,7 @@ DP = Experiment.from_toml("[training.dp]\nnoise_multiplier = 2.0\ndelta = 1e-6")
 def test_private_training_is_composed_for_each_client_over_all_its_lines():
     trained = [(0, 1, [[0.1, 20.0]]), (1, 1, [[0.1, 20.0], [0.1, 10.0]]), (1, 2, [[0.2, 30.0]])]
     lines = [line(client, round) | {"dp_training": steps} for client, round, steps in trained]
-    found = audit.guarantee(lines, DP)
+    found = guarantee(lines, DP)
     steps = [PrivateSteps(2.0, 0.1, 30), PrivateSteps(2.0, 0.2, 30)]
     assert found.epsilon == pytest.approx(training_epsilon(steps, 1e-6))
     assert (found.unit, found.delta, found.client) == ("record", 1e-6, 1)
@@ -104,9 +105,7 @@ def test_private_training_is_composed_for_each_client_over_all_its_lines():
 
 def test_private_training_does_not_cover_answers_about_private_samples():
     lines = [line(step="Represent", on="private") | {"dp_training": [[0.1, 20.0]]}]
-    assert audit.guarantee(lines, DP).text() == (
-        "none: answers about private samples leave the client"
-    )
+    assert guarantee(lines, DP).text() == ("none: answers about private samples leave the client")
 
 
 # --- planted secrets ----------------------------------------------------------------------------

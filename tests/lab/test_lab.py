@@ -13,12 +13,13 @@ from fedkd.data.federated import load
 from fedkd.engine.worker import Worker
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
-from fedkd.lab import audit, membership, models
+from fedkd.lab import membership, models
 from fedkd.lab.attack import attack
 from fedkd.lab.findings import ALL, LABELS, LAST, Evidence, judged, strongest
 from fedkd.lab.likelihood_ratios import lira, lira_offline
 from fedkd.lab.membership import infer_members
 from fedkd.lab.worlds import WatchedWorker, play, quiet
+from fedkd.privacy.guarantees import guarantee
 from fedkd.records import MEMBERSHIP
 from fedkd.simulations.shipped import experiment_text
 from fedkd.work import Assignment, Fit, Predict
@@ -367,7 +368,7 @@ def test_an_audit_of_dp_sgd_proves_no_more_than_its_formal_epsilon(sigma, tmp_pa
     overrides = ("strategy.name=fedavg", "rounds=1", "seed=3")
     noise = f"training.dp.noise_multiplier={sigma}"
     experiment = Experiment.from_toml(experiment_text("quickstart"), (*overrides, noise))
-    formal = audit.guarantee(run(experiment, tmp_path / "run").releases, experiment)
+    formal = guarantee(run(experiment, tmp_path / "run").releases, experiment)
     assert formal.epsilon < 0.4
     # The most that epsilon leaves: hits are at most e^epsilon times false alarms, and the other
     # way round (Wasserman & Zhou 2010).

@@ -13,8 +13,8 @@ from fedkd import FedkdError, check, registry, run
 from fedkd.data.federated import load
 from fedkd.engine.worker import Worker
 from fedkd.exposures import NULL_MEAN
-from fedkd.lab.audit import guarantee
 from fedkd.privacy.epsilons import gaussian_epsilon
+from fedkd.privacy.guarantees import guarantee
 from fedkd.privacy.releases import Release
 from fedkd.strategies.base import KnowledgeStrategy
 from fedkd.strategies.swing import Swing

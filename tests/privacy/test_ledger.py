@@ -16,8 +16,8 @@ from fedkd.data.federated import load
 from fedkd.engine.inline import InlineGrid
 from fedkd.engine.worker import Worker
 from fedkd.experiment import Experiment
-from fedkd.lab.audit import guarantee
 from fedkd.privacy.epsilons import gaussian_epsilon, zcdp_epsilon
+from fedkd.privacy.guarantees import guarantee
 from fedkd.strategies.base import KnowledgeStrategy
 from fedkd.work import (
     Fit,

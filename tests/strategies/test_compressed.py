@@ -14,7 +14,7 @@ from fedkd.codec import nbytes
 from fedkd.distillation.targets import entropy, power, retemper
 from fedkd.encodings import as_received
 from fedkd.engine.worker import Worker
-from fedkd.lab.audit import guarantee
+from fedkd.privacy.guarantees import guarantee
 from fedkd.strategies.uniform import Uniform
 from fedkd.work import Delta, Fit, Predict, Quantised, Rows
 
