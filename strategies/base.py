@@ -81,18 +81,18 @@ class KnowledgeStrategy(Rounds, base=True):
 
     # --- before the rounds ------------------------------------------------------------------
 
-    def setup(self) -> None:
-        """Begin what is kept between rounds, on ``self``.
-
-        Called once, when the strategy is made. In a run that is resumed, what the checkpoint has
-        then takes the place of what was set here.
-        """
-
     def setup_server(self) -> None:
         """Add the students that the server trains (``self.server.add``).
 
         Called before :meth:`setup`, and again when a run is resumed, after all else is as it was:
         students that were added before get the parameters of the checkpoint.
+        """
+
+    def setup(self) -> None:
+        """Begin what is kept between rounds, on ``self``.
+
+        Called once, when the strategy is made. In a run that is resumed, what the checkpoint has
+        then takes the place of what was set here.
         """
 
     # --- phase 1 ----------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Imports point one way."""
 
 import ast
+import re
 import tomllib
 from pathlib import Path
 
@@ -159,3 +160,11 @@ def test_the_library_knows_no_method_by_name():
 def test_there_is_one_training_loop():
     loops = [file for file in FILES if ".backward(" in file.read_text()]
     assert loops == [ROOT / "fedkd" / "training" / "loop.py"]
+
+
+@pytest.mark.parametrize("folder", ["fedkd", "simulations"])
+def test_the_map_of_the_rooms_is_whole(folder):
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    rooms = text[text.index("## The rooms") : text.index("**Imports point one way**")]
+    named = set(re.findall(r"\w+", rooms))
+    assert {file.stem for file in (ROOT / folder).glob("*.py")} - {"__init__"} <= named
