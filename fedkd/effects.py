@@ -306,7 +306,7 @@ def _options(experiment: Experiment) -> Iterator[str]:
         for mark in type(options).model_fields[name].metadata:
             if isinstance(mark, OnlyWith):
                 other = getattr(options, mark.option)
-                if other not in mark.values:
+                if not mark.acts(other):
                     reason = f"strategy.{mark.option} = {shown(other)}"
                     yield f"strategy.{name} = {_toml(value)} has no effect: {reason}"
 

@@ -157,16 +157,18 @@ class Experiment(Table):
 def changed(tables: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Set dotted keys in ``tables``, in place, and return them.
 
-    Another ``strategy.name`` takes the options of the method before away.
+    Another ``name`` of a table, as of ``[strategy]`` or of an objective, takes the keys beside the
+    former one away.
 
     Raises
     ------
     FedkdError
         A key goes through what is not a table.
     """
-    name, strategy = changes.get("strategy.name"), tables.get("strategy")
-    if name and isinstance(strategy, dict) and strategy.get("name", StrategyTable().name) != name:
-        tables["strategy"] = {}
+    for key, value in changes.items():
+        *parents, last = key.split(".")
+        if parents and last == "name":
+            _renamed(tables, parents, value)
     for key, value in changes.items():
         *parents, last = key.split(".")
         inner = tables
@@ -179,6 +181,21 @@ def changed(tables: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
                 )
         inner[last] = value
     return tables
+
+
+def _renamed(tables: dict[str, Any], path: Sequence[str], name: Any) -> None:
+    """Empty the table at ``path``, or the bare name that stands there, if it has another name."""
+    *parents, last = path
+    holder: Any = tables
+    for parent in parents:
+        holder = holder.get(parent) if isinstance(holder, dict) else None
+    if not isinstance(holder, dict) or last not in holder:
+        return
+    there = holder[last]
+    default = StrategyTable().name if parents == [] else None
+    bare = isinstance(there, str) and bool(parents)
+    if bare or (isinstance(there, dict) and there.get("name", default) != name):
+        holder[last] = {}
 
 
 def _sorted(value: Any) -> Any:

@@ -155,14 +155,6 @@ def reduction(
     return Estimate(mean, 1 - (middle + root) / square, 1 - (middle - root) / square, n)
 
 
-def ceiling(log2_space: float, sharing: int) -> float:
-    """Mean exposure of perfectly memorised secrets, ``sharing`` of which compete in one model.
-
-    Their ranks are 1 to ``sharing`` at best: 18.55 bits for five out of 10^6.
-    """
-    return log2_space - math.lgamma(sharing + 1) / math.log(2) / sharing
-
-
 def bound(epsilon: float, delta: float, log2_space: float) -> float:
     """Most bits of mean exposure that an (epsilon, delta)-private release allows.
 

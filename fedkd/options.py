@@ -46,10 +46,16 @@ class OnlyWith:
     A run says so where it was set and has none::
 
         top_k: Annotated[int, OnlyWith("neighbours", "top_k")] = Field(3, ge=1)
+
+    In the place of values there may be a function that says whether a value is one of them.
     """
 
     def __init__(self, option: str, *values: Any) -> None:
         self.option, self.values = option, values
+
+    def acts(self, value: Any) -> bool:
+        """Whether the option has an effect, ``value`` being that of the other one."""
+        return any(one(value) if callable(one) else one == value for one in self.values)
 
 
 class Table(BaseModel):

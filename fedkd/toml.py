@@ -164,7 +164,8 @@ def _too_large() -> str:
 def settings(overrides: Iterable[str]) -> dict[str, Any]:
     """Dotted keys and their values of ``key=value`` texts; the last one of a key counts.
 
-    A value is TOML, or else a plain string. One that is a table sets its keys and leaves others.
+    A value is TOML, or else a plain string. One that is a table sets its keys and leaves others;
+    but another ``name`` of a table takes away what was set beside the former one.
 
     Raises
     ------
@@ -183,7 +184,12 @@ def settings(overrides: Iterable[str]) -> dict[str, Any]:
             raise FedkdError(f"{name} is not of the form key=value, e.g. strategy.beta=3")
         if value == {}:
             raise FedkdError(f"{name} sets nothing: the table is empty")
-        changes |= _flat(key, value)
+        flat = _flat(key, value)
+        for path in flat:
+            if path.endswith(".name") and changes.get(path, flat[path]) != flat[path]:
+                beside = path.removesuffix("name")
+                changes = {key: one for key, one in changes.items() if not key.startswith(beside)}
+        changes |= flat
     return changes
 
 

@@ -15,9 +15,12 @@ with ``data.augment`` the client learns what it says of the plain image.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field
 
-from fedkd.distillation.objectives import ObjectiveOption
+from fedkd.distillation.objectives import ObjectiveOption, takes_probabilities
+from fedkd.options import OnlyWith
 from fedkd.strategies.fedavg import AverageOptions, FedAvg
 from fedkd.work import CrossEntropy, Fit, Soft
 
@@ -30,7 +33,7 @@ class FedNTD(FedAvg):
 
         beta: float = Field(1.0, ge=0)
         """Weight of the distillation term; 0 is FedAvg."""
-        tau: float = Field(3.0, gt=0)
+        tau: Annotated[float, OnlyWith("objective", takes_probabilities)] = Field(3.0, gt=0)
         """Temperature of both sides."""
         objective: ObjectiveOption = "not_true"
         """Of ``fedkd list objectives``; another one distils the global student in another way, as

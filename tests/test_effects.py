@@ -98,6 +98,9 @@ IDLE = {
     "strategy.name=fedmd strategy.tau=2": (
         "strategy.tau = 2.0 has no effect: strategy.objective = 'mse_logits'"
     ),
+    "strategy.name=fedntd strategy.objective=mse_logits strategy.tau=2": (
+        "strategy.tau = 2.0 has no effect: strategy.objective = 'mse_logits'"
+    ),
     "strategy.name=fedd2s strategy.hidden=9": (
         "strategy.hidden = 9 has no effect: strategy.head = 'same'"
     ),
@@ -172,6 +175,8 @@ def test_a_key_of_the_machinery_without_effect_is_told_apart(words):
         ("student.models=lstm release.candidates=3 public.lr=0.1", TEXT),
         ("strategy.neighbours=top_k strategy.top_k=2", IMAGES),
         ("strategy.name=fedmd strategy.objective=forward_kl strategy.tau=2", IMAGES),
+        ("strategy.name=fedntd strategy.tau=2", IMAGES),
+        ("strategy.name=fedntd strategy.objective={name='dkd',beta=2.0} strategy.tau=2", IMAGES),
         ("evaluate_every=10 engine.timeout=9 engine.workers=3", IMAGES),
     ],
 )

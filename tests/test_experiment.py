@@ -172,6 +172,22 @@ def test_a_table_that_is_set_leaves_its_other_keys():
     assert other.strategy.options == {}  # those of another method
 
 
+@pytest.mark.parametrize("file", ["'mae_logits'", "{name = 'dkd', beta = 4.0}"])
+@pytest.mark.parametrize("before", [[], ["strategy.objective={name = 'dkd', alpha = 2.0}"]])
+def test_another_objective_leaves_nothing_of_the_one_before(file, before):
+    text = f"[strategy]\nname = 'fedntd'\nobjective = {file}"
+    set_last = [*before, "strategy.objective={name = 'forward_kl'}"]
+    experiment = Experiment.from_toml(text, set_last)
+    assert experiment.strategy.options == {"objective": {"name": "forward_kl"}}
+
+
+def test_the_same_objective_keeps_its_other_options():
+    text = "[strategy]\nname = 'fedntd'\nobjective = {name = 'dkd', beta = 4.0}"
+    experiment = Experiment.from_toml(text, ["strategy.objective={name = 'dkd', alpha = 2.0}"])
+    kept = {"name": "dkd", "beta": 4.0, "alpha": 2.0}
+    assert experiment.strategy.options == {"objective": kept}
+
+
 def test_the_last_of_two_overrides_of_a_key_counts():
     assert Experiment.from_toml("", ["rounds=3", "rounds=5"]).rounds == 5
     assert Experiment.from_toml("", ["data.alpha=3", "data={alpha = 5}"]).data.alpha == 5

@@ -129,6 +129,11 @@ def name_of(chosen: Chosen) -> str:
     return chosen if isinstance(chosen, str) else str(chosen["name"])
 
 
+def takes_probabilities(chosen: Chosen) -> bool:
+    """Whether the targets of an objective are probabilities, which have a temperature."""
+    return traits(made(chosen)).targets == "probabilities"
+
+
 def _checked(chosen: Chosen, info: ValidationInfo) -> Chosen:
     made(chosen, f"strategy.{info.field_name}")
     return chosen

@@ -83,18 +83,6 @@ def auc(scores: Any, members: Any) -> float:
     return float((np.diff(curve.false) * (curve.true[1:] + curve.true[:-1])).sum() / 2)
 
 
-def tpr_at(scores: Any, members: Any, fpr: float, confidence: float = 0.95) -> Rate:
-    """True positive rate at a false positive rate of at most ``fpr``, with its exact interval.
-
-    The interval is about members whose scores are independent, with the threshold, which comes from
-    the others, taken as given; of records that are scored in several runs see :func:`detection`.
-    """
-    curve = roc(scores, members)
-    inside, _ = members_and_others(scores, members)
-    true = curve.true[np.flatnonzero(curve.false <= fpr)[-1]]
-    return clopper_pearson(round(true * len(inside)), len(inside), confidence)
-
-
 class Detection(NamedTuple):
     """How well members are told from others, each rate with its interval.
 

@@ -10,7 +10,7 @@ import typer
 
 from fedkd.interrupt import exit_code
 from fedkd.results import Run
-from fedkd.simulations.commands.options import _path, examples
+from fedkd.simulations.commands.options import examples, path_of
 
 MOST_SHADOWS = 10_000
 
@@ -24,7 +24,7 @@ EXAMPLES = examples(
 
 
 def audit(
-    run: Annotated[Path, typer.Argument(parser=_path, metavar="RUN", show_default=False)],
+    run: Annotated[Path, typer.Argument(parser=path_of, metavar="RUN", show_default=False)],
     shadows: Annotated[
         int | None,
         typer.Option(
@@ -50,7 +50,7 @@ def audit(
     data_dir: Annotated[
         Path | None,
         typer.Option(
-            parser=_path, metavar="FOLDER", help="Where data sets lie, if not where they were."
+            parser=path_of, metavar="FOLDER", help="Where data sets lie, if not where they were."
         ),
     ] = None,
 ) -> None:

@@ -16,9 +16,9 @@ from fedkd.simulations.commands.options import (
     DataDir,
     Jobs,
     Overrides,
-    _path,
     check_names,
     examples,
+    path_of,
 )
 from fedkd.simulations.shipped import read_experiment
 
@@ -45,7 +45,7 @@ def canary(
     out: Annotated[
         Path | None,
         typer.Option(
-            parser=_path,
+            parser=path_of,
             metavar="FOLDER",
             help="Folder of all runs; runs/canary-NAME-HASH if none.",
         ),

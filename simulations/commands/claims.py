@@ -10,7 +10,7 @@ import typer
 
 from fedkd.errors import FedkdError
 from fedkd.interrupt import exit_code
-from fedkd.simulations.commands.options import DataDir, Jobs, OfScale, _path, examples
+from fedkd.simulations.commands.options import DataDir, Jobs, OfScale, examples, path_of
 
 EXAMPLES = examples(
     "fedkd claims  [dim]all of them, on data that is there; some run for minutes[/dim]",
@@ -28,7 +28,7 @@ def claims(
     out: Annotated[
         Path | None,
         typer.Option(
-            parser=_path, metavar="FOLDER", help="Holds the suites' folders; runs when not given."
+            parser=path_of, metavar="FOLDER", help="Holds the suites' folders; runs when not given."
         ),
     ] = None,
     no_run: Annotated[

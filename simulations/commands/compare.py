@@ -10,7 +10,7 @@ import typer
 
 from fedkd.errors import FedkdError
 from fedkd.results import Run, readable
-from fedkd.simulations.commands.options import _path, examples
+from fedkd.simulations.commands.options import examples, path_of
 
 EXAMPLES = examples(
     "fedkd compare runs/*",
@@ -20,7 +20,9 @@ EXAMPLES = examples(
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(parser=_path, metavar="RUN...", show_default=False)],
+    runs: Annotated[
+        list[Path], typer.Argument(parser=path_of, metavar="RUN...", show_default=False)
+    ],
     target: Annotated[
         float | None,
         typer.Option(

@@ -9,7 +9,7 @@ import typer
 
 from fedkd.errors import FedkdError, shown
 from fedkd.results import Run
-from fedkd.simulations.commands.options import _path, examples
+from fedkd.simulations.commands.options import examples, path_of
 
 EXAMPLES = examples(
     "fedkd noise runs/quickstart --epsilon 8",
@@ -18,7 +18,7 @@ EXAMPLES = examples(
 
 
 def noise(
-    run: Annotated[Path, typer.Argument(parser=_path, metavar="RUN", show_default=False)],
+    run: Annotated[Path, typer.Argument(parser=path_of, metavar="RUN", show_default=False)],
     epsilon: Annotated[
         str, typer.Option(metavar="E[,E]", help="What is to be guaranteed.", show_default=False)
     ],

@@ -17,7 +17,7 @@ def examples(*lines: str) -> str:
     return "\n\n".join(["[bold]Examples[/bold]", *lines])
 
 
-def _path(text: str) -> Path:
+def path_of(text: str) -> Path:
     """A path on the command line: an empty one would be the current folder."""
     if not text:
         raise typer.BadParameter("'' is not a path")
@@ -31,7 +31,9 @@ Overrides = Annotated[
 DataDir = Annotated[
     Path | None,
     typer.Option(
-        parser=_path, metavar="FOLDER", help="Where data sets lie: data.data_dir, else FEDKD_DATA."
+        parser=path_of,
+        metavar="FOLDER",
+        help="Where data sets lie: data.data_dir, else FEDKD_DATA.",
     ),
 ]
 Jobs = Annotated[
@@ -42,7 +44,7 @@ OfScale = Annotated[str, typer.Option(metavar="quick|full", help="Which of the s
 Out = Annotated[
     Path | None,
     typer.Option(
-        parser=_path, metavar="FOLDER", help="The suite's folder; runs/NAME-SCALE when not given."
+        parser=path_of, metavar="FOLDER", help="The suite's folder; runs/NAME-SCALE when not given."
     ),
 ]
 

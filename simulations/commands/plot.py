@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fedkd.simulations.commands.options import _path, examples
+from fedkd.simulations.commands.options import examples, path_of
 
 plot = typer.Typer(
     help="Draw a figure from runs, as PNG and PDF. RUN is the folder of a run, finished or going "
@@ -33,12 +33,12 @@ class Stage(StrEnum):
     local = "local"
 
 
-Runs = Annotated[list[Path], typer.Argument(parser=_path, metavar="RUN...", show_default=False)]
-OneRun = Annotated[Path, typer.Argument(parser=_path, metavar="RUN", show_default=False)]
+Runs = Annotated[list[Path], typer.Argument(parser=path_of, metavar="RUN...", show_default=False)]
+OneRun = Annotated[Path, typer.Argument(parser=path_of, metavar="RUN", show_default=False)]
 Stem = Annotated[
     Path | None,
     typer.Option(
-        parser=_path,
+        parser=path_of,
         metavar="FILE",
         help="Where to write, without a suffix; RUN/plots/ when not given.",
     ),

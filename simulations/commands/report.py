@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fedkd.simulations.commands.options import DataDir, OfScale, _path, examples
+from fedkd.simulations.commands.options import DataDir, OfScale, examples, path_of
 
 EXAMPLES = examples(
     "fedkd report knfu-heterogeneity",
@@ -21,7 +21,7 @@ def report(
     out: Annotated[
         Path | None,
         typer.Option(
-            parser=_path,
+            parser=path_of,
             metavar="FILE",
             help="The page; report.html in the suite's folder if none.",
         ),

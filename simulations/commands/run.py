@@ -13,7 +13,7 @@ from fedkd.interrupt import exit_code
 from fedkd.observers import Observers, TensorBoard
 from fedkd.results import CHECKPOINT, Run
 from fedkd.run import run as simulate
-from fedkd.simulations.commands.options import DataDir, Overrides, _path, check_names, examples
+from fedkd.simulations.commands.options import DataDir, Overrides, check_names, examples, path_of
 from fedkd.simulations.screen import Screen, print_summary, progress_bar
 from fedkd.simulations.shipped import read_experiment
 
@@ -38,7 +38,9 @@ def run(
     out: Annotated[
         Path | None,
         typer.Option(
-            parser=_path, metavar="FOLDER", help="The run's folder; runs/NAME-HASH when not given."
+            parser=path_of,
+            metavar="FOLDER",
+            help="The run's folder; runs/NAME-HASH when not given.",
         ),
     ] = None,
     data_dir: DataDir = None,
@@ -51,7 +53,9 @@ def run(
     tensorboard: Annotated[
         Path | None,
         typer.Option(
-            parser=_path, metavar="FOLDER", help="Also write every round's numbers for TensorBoard."
+            parser=path_of,
+            metavar="FOLDER",
+            help="Also write every round's numbers for TensorBoard.",
         ),
     ] = None,
     quiet: Annotated[

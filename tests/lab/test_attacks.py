@@ -21,10 +21,18 @@ from fedkd.lab.distributions import (
     infer_label_distribution,
 )
 from fedkd.lab.likelihood_ratios import lira, logit_confidence
-from fedkd.lab.rates import auc, clopper_pearson, detection, roc, tpr_at
+from fedkd.lab.rates import auc, clopper_pearson, detection, members_and_others, roc
 from fedkd.privacy.epsilons import gaussian_epsilon
 
 # --- rates ----------------------------------------------------------------------------------
+
+
+def tpr_at(scores, members, fpr):
+    """True positive rate at a false positive rate of at most ``fpr``, with its exact interval."""
+    curve = roc(scores, members)
+    inside, _ = members_and_others(scores, members)
+    true = curve.true[np.flatnonzero(curve.false <= fpr)[-1]]
+    return clopper_pearson(round(true * len(inside)), len(inside))
 
 
 def test_intervals_are_the_exact_binomial_ones():

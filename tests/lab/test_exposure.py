@@ -13,7 +13,7 @@ from fedkd.data.canaries.places import places
 from fedkd.data.language import LINE, PAD, pack
 from fedkd.errors import FedkdError
 from fedkd.experiment import StudentTable
-from fedkd.exposures import NULL_MEAN, bound, ceiling, excess, excess_over, interval, reduction
+from fedkd.exposures import NULL_MEAN, bound, excess, excess_over, interval, reduction
 from fedkd.lab.exposure.conditionals import (
     LEAST,
     independent_conditionals,
@@ -33,6 +33,14 @@ from fedkd.lab.exposure.sequences import references, sequence_scores, totals
 CONTEXT, SYMBOLS = torch.tensor([LINE, 13, 14]), torch.tensor([5, 3, 9])
 VOCABULARY = 20
 MILLION = math.log2(10**6)
+
+
+def ceiling(log2_space, sharing):
+    """Mean exposure of perfectly memorised secrets, ``sharing`` of which compete in one model.
+
+    Their ranks are 1 to ``sharing`` at best: 18.55 bits for five out of 10^6.
+    """
+    return log2_space - math.lgamma(sharing + 1) / math.log(2) / sharing
 
 
 def built(name, width=0.125, seed=0):
