@@ -30,6 +30,7 @@ from fedkd.work import (
     Load,
     Peer,
     Predict,
+    Prior,
     Prototype,
     Proximal,
     Quantised,
@@ -45,8 +46,8 @@ from fedkd.work import (
 KINDS: dict[str, type] = {
     kind.__name__: kind
     for kind in (
-        *(Samples, Rows, Quantised, Delta, Head, CrossEntropy, Soft, Prototype, Contrast),
-        *(Proximal, Linear, Peer),
+        *(Samples, Rows, Quantised, Delta, Head, Prior, CrossEntropy, Soft, Prototype),
+        *(Contrast, Proximal, Linear, Peer),
         *(Fit, Predict, Represent, Select, Hold, Load, Share, Evaluate, Expose),
     )
 }

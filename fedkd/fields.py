@@ -29,6 +29,7 @@ from fedkd.work import (
     Load,
     Peer,
     Predict,
+    Prior,
     Prototype,
     Proximal,
     Quantised,
@@ -216,7 +217,13 @@ FIELDS: dict[type, dict[str, Allowed]] = {
     },
     Delta: {"rows": _or_none(QUANTISED), "name": NAME},
     Head: {"cut": NAME, "parameters": PARAMETERS},
-    CrossEntropy: {"weight": NUMBER, "on": _or_none(NAMED_SOURCE), "through": HEAD},
+    Prior: {"form": _one_of("log", "margin"), "weight": POSITIVE},
+    CrossEntropy: {
+        "weight": NUMBER,
+        "on": _or_none(NAMED_SOURCE),
+        "through": HEAD,
+        "prior": _or_none(Allowed(lambda value: type(value) is Prior, "Prior(...)")),
+    },
     Soft: {
         "targets": TARGETS_OR_STUDENT,
         "objective": OBJECTIVE,
@@ -313,7 +320,7 @@ FIELDS: dict[type, dict[str, Allowed]] = {
 """What each kind of step and term may hold, field by field."""
 
 
-def check_fields(thing: Step | Peer | Term | Samples | Rows | Head | Encoding) -> None:
+def check_fields(thing: Step | Peer | Term | Samples | Rows | Head | Prior | Encoding) -> None:
     """Refuse a step, term or other part of one with a field that holds what it may not.
 
     Raises

@@ -90,6 +90,8 @@ def check_fit(
         source = on if term.on is None else term.on
         if isinstance(term, CrossEntropy | Soft) and term.through is not None:
             _through(term.through, learner.student())
+        if isinstance(term, CrossEntropy) and term.prior is not None:
+            check_fields(term.prior)
         if isinstance(term, Contrast):
             _contrast(term, source, learner, seen)
             continue

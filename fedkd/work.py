@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from fedkd.priors import Prior as Prior
+
 if TYPE_CHECKING:
     import torch
 
@@ -135,12 +137,13 @@ class CrossEntropy:
     """Cross-entropy with hard labels.
 
     ``on`` draws the term's mini-batches from another source than the step's own; ``through`` puts
-    a frozen head in the place of the student's own.
+    a frozen head in the place of the student's own; ``prior`` shifts the logits.
     """
 
     weight: float = 1.0
     on: str | Rows | None = None
     through: Head | None = None
+    prior: Prior | None = None
 
 
 @dataclass(frozen=True)

@@ -137,6 +137,21 @@ def average(parameters: Sequence[Parameters], weights: torch.Tensor) -> Paramete
     return mean
 
 
+def refuse_noise(experiment: Experiment, why: str) -> None:
+    """Refuse DP-SGD on clients, where the method has private samples act beside their gradients.
+
+    Raises
+    ------
+    FedkdError
+        There is noise.
+    """
+    if noise := experiment.training.dp.noise_multiplier:
+        raise FedkdError(
+            f"training.dp.noise_multiplier = {noise:g} is not allowed with strategy.name = "
+            f"{experiment.strategy.name!r}: {why}"
+        )
+
+
 def refuse_part(experiment: Experiment, why: str) -> None:
     """Refuse ``training.part`` where the method itself says which blocks learn.
 

@@ -15,6 +15,7 @@ from fedkd.work import (
     Linear,
     Load,
     Predict,
+    Prior,
     Proximal,
     Reply,
     Samples,
@@ -47,7 +48,7 @@ ASSIGNMENT = Assignment(
         Fit(
             on=Samples(torch.randn(4, 2), torch.arange(4)),
             terms=(
-                CrossEntropy(0.5, on="private"),
+                CrossEntropy(0.5, on="private", prior=Prior("margin", 2.0)),
                 Soft(torch.rand(4, 3), "reverse_kl", temperature=2.0, reach=("conv1", "head")),
                 Soft(
                     torch.rand(4, 3),

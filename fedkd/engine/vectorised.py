@@ -173,6 +173,7 @@ class _Live:
                 self.learning,
                 stacked=count,
                 peers=others,
+                sizes=joints[source_of(column[0])].sizes,
             )
             for column in zip(*terms, strict=True)
         ]
@@ -245,7 +246,7 @@ class _Joint:
         self.batches, self.device = batches, device
         samples = [source.samples for source in batches]
         self.common = all(one is samples[0] for one in samples)
-        counts = [len(one.inputs) for one in samples]
+        self.sizes = counts = [len(one.inputs) for one in samples]
         self.offsets = torch.tensor([0, *counts[:-1]], device=device).cumsum(0)
         labels = [one.labels for one in samples]
         held = [one for one in labels if one is not None]

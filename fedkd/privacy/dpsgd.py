@@ -129,6 +129,8 @@ class DPSGD:
             self._refuse("an adaptive Soft term on private samples, each weighed by all of a batch")
         if isinstance(term, Soft | CrossEntropy) and term.through is not None:
             self._refuse("a term through another head on private samples")
+        if isinstance(term, CrossEntropy) and term.prior is not None:
+            self._refuse("a prior, by which each private label moves the gradients of all samples")
         if self.own and term.on is not None:
             self._refuse("a term that draws private samples beside those of its step")
         return True

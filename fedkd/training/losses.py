@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -22,6 +22,7 @@ from fedkd.work import (
     Linear,
     Parameters,
     Penalty,
+    Prior,
     Prototype,
     Proximal,
     Rows,
@@ -47,6 +48,8 @@ class Loss:
         ``(n, ...)``, and targets are those of all students behind one another.
     peers
         Students that learn together with this one: what they say comes with each batch.
+    sizes
+        Of a stack, how many of the samples are each student's.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class Loss:
         learning: dict[str, nn.Parameter],
         stacked: int = 0,
         peers: Collection[str] = (),
+        sizes: Sequence[int] = (),
     ) -> None:
         self.term = term
         self.peer = ""
@@ -82,7 +86,10 @@ class Loss:
                     f"{min(missing)} is in one of them only"
                 )
             self.head = {name: value.to(state[name].dtype) for name, value in self.head.items()}
-        if isinstance(term, Soft):
+        if isinstance(term, CrossEntropy) and term.prior is not None and samples.labels is not None:
+            self._counted = samples.labels.split([*sizes] or len(samples.labels))
+            self._shifts: Tensor | None = None
+        elif isinstance(term, Soft):
             targets = term.targets
             if isinstance(targets, dict):
                 raise FedkdError("Soft: its targets were not decoded")
@@ -161,8 +168,18 @@ class Loss:
             logits = self._through(batch.held[term.through.cut])
             logits = at_items(logits, batch.chosen).float()
         if isinstance(term, CrossEntropy):
+            if term.prior is not None:
+                logits = logits + self._shift(term.prior, batch, logits.shape[1])
             return term.weight * _cross_entropy(batch, logits, "CrossEntropy")
         return self._soft(term, batch, logits)
+
+    def _shift(self, prior: Prior, batch: Batch, classes: int) -> Tensor:
+        """What a prior adds to the logits of a batch: ``(1, C)``, of a stack ``(B, C)``."""
+        _labels(batch, "CrossEntropy with a prior")
+        if self._shifts is None:
+            counts = [each[each >= 0].bincount(minlength=classes) for each in self._counted]
+            self._shifts = prior.shift(torch.stack(counts).float())
+        return self._shifts if batch.places is None else self._shifts[batch.places]
 
     def _soft(self, term: Soft, batch: Batch, logits: Tensor) -> Tensor:
         """The value of a term of soft targets, where a student has ``logits`` ``(B, C)``."""

@@ -21,6 +21,7 @@ from fedkd.work import (
     Load,
     Peer,
     Predict,
+    Prior,
     Prototype,
     Proximal,
     Represent,
@@ -209,6 +210,9 @@ TERMS = {
     "unlike another student": lambda h, c: Fit(
         "private",
         (CrossEntropy(), Contrast("own", targets(h, c, h.rows(c, "private"), 50), "fc2", 0.5, 3.0)),
+    ),
+    "a prior of each client's own": lambda h, c: Fit(
+        "private", (CrossEntropy(prior=Prior()), CrossEntropy(0.3, prior=Prior("margin", 2.0)))
     ),
     "near where it began": lambda h, c: Fit("private", (CrossEntropy(), Proximal(0.5))),
     "near an anchor": lambda h, c: Fit(
