@@ -16,13 +16,14 @@ from fedkd.training.items import (
     on_all_items,
     some,
 )
-from fedkd.training.loop import Optimiser, Trainee, fit, fit_together
-from fedkd.training.losses import said
+from fedkd.training.loop import Optimiser, Trainee, fit, fit_together, minimise
+from fedkd.training.losses import OwnLoss, said
 from fedkd.training.student import learning_names, learning_state, requiring, student_draws
 
 __all__ = [
     "BatchOfOne",
     "Optimiser",
+    "OwnLoss",
     "Trainee",
     "class_means",
     "evaluate",
@@ -35,6 +36,7 @@ __all__ = [
     "learning_names",
     "learning_state",
     "local_steps",
+    "minimise",
     "nearest_prototype",
     "on_all_items",
     "predict",
