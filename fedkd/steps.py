@@ -20,11 +20,11 @@ from fedkd.encodings import check_deltas, check_encodings
 from fedkd.errors import FedkdError, about, brief, nearest
 from fedkd.fields import check_fields, kinds_of, source_name
 from fedkd.privacy.release import applies
-from fedkd.replies import COHORT, DP, bounded
+from fedkd.replies import COHORT, DP
 from fedkd.shapes import Shapes, Student
+from fedkd.source_checks import SourceChecker
 from fedkd.terms import Learner, Seen, check_fit, check_together
 from fedkd.work import (
-    SOURCES,
     Delta,
     Evaluate,
     Expose,
@@ -36,11 +36,8 @@ from fedkd.work import (
     Penalty,
     Predict,
     Represent,
-    Rows,
-    Samples,
     Select,
     Share,
-    Source,
     Step,
 )
 
@@ -65,13 +62,6 @@ UNWRITABLE = {"keys", "kind", "length", "floats"}
 """Keys that messages give a meaning of their own."""
 TESTED_ON = ("own", "common")
 """Sources that students are tested on."""
-KEY_OF = {
-    "transfer": "data.transfer.size",
-    "common": "data.test.common",
-    "own": "data.test.fraction",
-    "validation": "data.validation_fraction",
-}
-"""The key of an experiment that says how large a source is."""
 
 
 class Given:
@@ -131,6 +121,7 @@ class Checker:
         self.shapes = shapes
         self._known: set[int] = set()
         self._seen = Seen()
+        self._sources = SourceChecker(shapes, self._seen)
         self._given = Given()
 
     def begin(self) -> None:
@@ -248,7 +239,7 @@ class Checker:
             self.shapes.student(step.model)
 
     def _select(self, hook: str, step: Select, client: int) -> None:
-        self._source(step, step.on, client)
+        self._sources.check(type(step).__name__, step.on, client)
         if self.shapes.task.tokens:
             experiment = self.shapes.experiment
             raise FedkdError(
@@ -258,76 +249,11 @@ class Checker:
         if hook in ("learn", "receive"):
             self._release(step)
 
-    def _source(self, step: Step, on: Source, client: int, part: str = "") -> None:
-        """Refuse a source that is not known, or that has nothing in it."""
-        name = part or type(step).__name__
-        if isinstance(on, Samples):
-            self._samples(name, on)
-            return
-        if isinstance(on, Rows):
-            check_fields(on)
-            self._source(step, on.source, client, part)
-            self._numbers(name, on, client)
-            return
-        if on not in SOURCES:
-            raise FedkdError(
-                f"{name}: on = {on!r} is not known{nearest(on, [*SOURCES])}; "
-                f"known: {', '.join(SOURCES)}"
-            )
-        if self.shapes.empty(on):
-            key = KEY_OF.get(on, "data.samples_per_client")
-            raise FedkdError(f"{name}: on = {on!r} has no samples in this experiment; see {key}")
-        if part and self.shapes.rows(on, client) == 0:
-            raise FedkdError(f"{name}: on = {on!r} has no samples on client {client}")
-
-    def _numbers(self, name: str, rows: Rows, client: int) -> None:
-        """Refuse numbers of samples that are none, or that stand twice."""
-        index, held = rows.index, self.shapes.held(rows.source, client)
-        if held is not None and not 0 <= int(index.min()) <= int(index.max()) < held:
-            raise FedkdError(
-                f"{name}: Rows: index holds {int(index.min())} to {int(index.max())}; "
-                f"{rows.source!r} has samples 0 to {held - 1} on client {client}"
-            )
-        if self._seen.add(index, "numbers") and len(index.unique()) < len(index):
-            raise FedkdError(f"{name}: Rows: index names a sample twice; each once is needed")
-
-    def _samples(self, name: str, samples: Samples) -> None:
-        if not self._seen.add(samples, "samples"):
-            return
-        check_fields(samples)
-        inputs, labels, task = samples.inputs, samples.labels, self.shapes.task
-        dtype = torch.int64 if task.tokens else torch.float32
-        if inputs.dtype != dtype or inputs.shape[1:] != task.shape:
-            raise FedkdError(
-                f"{name}: Samples: inputs = {brief(inputs)} is not allowed; students take "
-                f"(K, {', '.join(map(str, task.shape))}) of {dtype}"
-            )
-        if (
-            task.tokens
-            and len(inputs)
-            and not 0 <= int(inputs.min()) <= int(inputs.max()) < (task.classes)
-        ):
-            raise FedkdError(f"{name}: Samples: inputs hold what is no token (0 to {task.classes})")
-        if not task.tokens and (reason := bounded(inputs, "inputs")):
-            raise FedkdError(f"{name}: Samples: {reason}")
-        if labels is None:
-            return
-        wanted, least = (inputs.shape, -1) if task.tokens else (inputs.shape[:1], 0)
-        if labels.shape != wanted:
-            raise FedkdError(
-                f"{name}: Samples: labels = {brief(labels)} is not allowed; one for each of "
-                f"{tuple(wanted)} is needed"
-            )
-        if len(labels) and not least <= int(labels.min()) <= int(labels.max()) < task.classes:
-            raise FedkdError(
-                f"{name}: Samples: labels hold what is no class ({least} to {task.classes - 1})"
-            )
-
     def _answer(
         self, step: Predict | Represent | Evaluate, client: int, student: Callable[[], Student]
     ) -> None:
-        self._source(step, step.on, client)
         name = type(step).__name__
+        self._sources.check(name, step.on, client)
         if isinstance(step, Represent):
             students.cut_index(student().module, step.cut)
             if self.shapes.task.tokens and step.per == "sample":
@@ -368,7 +294,7 @@ class Checker:
             )
 
     def _fit(self, hook: str, step: Fit, client: int, models: dict[str, str]) -> None:
-        self._source(step, step.on, client)
+        self._sources.check(type(step).__name__, step.on, client)
         for peer in step.together:
             check_fields(peer)
             self._key(hook, peer)
@@ -377,7 +303,7 @@ class Checker:
             for term in peer.terms:
                 check_fields(term)
                 if not isinstance(term, Penalty) and term.on is not None:
-                    self._source(step, term.on, client, type(term).__name__)
+                    self._sources.check(type(term).__name__, term.on, client, of_term=True)
             learner = Learner(
                 partial(self.shapes.student, models[peer.student]),
                 self.shapes.classes,

@@ -12,74 +12,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from fedkd.priors import Prior as Prior
+from fedkd.samples import SOURCES as SOURCES
+from fedkd.samples import Rows as Rows
+from fedkd.samples import Samples as Samples
+from fedkd.samples import Source as Source
+from fedkd.samples import origin as origin
 
 if TYPE_CHECKING:
     import torch
 
 Parameters: TypeAlias = "dict[str, torch.Tensor]"
 """Named arrays: a student's parameters and buffers, or some of them."""
-
-# --- what work is done on -------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Samples sent along with a step.
-
-    ``inputs`` is ``(K, ...)``: normalised images or representations; ``labels`` is ``(K,)``. Of
-    text, ``inputs`` is ``(K, T)`` token ids and ``labels`` ``(K, T)`` the next ones, -1 for none.
-
-    What steps speak of as a row a sample is, of text, a row a token: the positions of the inputs
-    that are not padding, row after row.
-    """
-
-    inputs: torch.Tensor
-    labels: torch.Tensor | None = None
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Rows:
-    """Some samples of a named source, such as ``Rows("transfer", index)``.
-
-    ``index`` ``(K,)`` int64 has their numbers in the source, distinct, in the order in which they
-    are to be taken; it travels with the step, as an array like any other. Of text a number is that
-    of a sample, a row of tokens; what has a row an item (soft labels, targets) then has one for
-    each token of these samples.
-
-    Two are equal, and terms that draw from them share their mini-batches, where they hold the same
-    tensor.
-    """
-
-    source: str
-    index: torch.Tensor
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Rows):
-            return NotImplemented
-        return self.source == other.source and self.index is other.index
-
-    def __hash__(self) -> int:
-        return hash((self.source, id(self.index)))
-
-    def __repr__(self) -> str:
-        return f"Rows({self.source!r}, {len(self.index)} numbers)"
-
-
-Source = str | Samples | Rows
-"""``"private"`` (own training samples), ``"transfer"``, ``"own"`` (own test split), ``"common"``
-(the common test set), ``"validation"``, samples sent along, or some rows of a source that has a
-name."""
-
-SOURCES = ("private", "own", "validation", "common", "transfer")
-"""The sources that have a name."""
-
-
-def origin(on: Source | None) -> str:
-    """The name of the source that samples are of; ``"samples"`` where they are sent along."""
-    if isinstance(on, Rows):
-        return on.source
-    return on if isinstance(on, str) else "samples"
-
 
 # --- how arrays travel ----------------------------------------------------------------------
 
