@@ -38,8 +38,8 @@ class Trainee:
 
     ``name`` is what terms of others that have it as their targets call it; ``seed`` the key of what
     it draws by itself. ``kept`` is what the optimiser goes on from, and is changed in place to what
-    it keeps (see :mod:`fedkd.optimisers`); None: it starts afresh. With ``own`` it is any module, and
-    learns by that loss and no terms. The rest is as in :func:`fit`.
+    it keeps (see :mod:`fedkd.optimisers`); None: it starts afresh. With ``own`` it is any module,
+    and learns by that loss and no terms. The rest is as in :func:`fit`.
     """
 
     student: nn.Sequential
