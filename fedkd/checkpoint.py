@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 from fedkd import folder as disk
 from fedkd.errors import CheckpointError, FedkdError
-from fedkd.records import CHECKPOINT, HELD, LINES, ROUNDS
+from fedkd.records import CHECKPOINT, HELD, LINES, OPTIMISER, ROUNDS
 
 if TYPE_CHECKING:
     from fedkd.engine.clients import State
@@ -280,6 +280,23 @@ def _check_held(client: int, name: str, tensors: Any) -> None:
         raise CheckpointError(f"client {client}: {name!r} is not what it holds of soft labels")
 
 
+def _check_optimiser(client: int, state: dict[str, Any], name: str) -> None:
+    """Refuse what is not kept by an optimiser of a student that the client has."""
+    import torch
+
+    student, arrays = name.removeprefix(OPTIMISER).rpartition(" ")[0], state[name]
+    mine = next((held for key, held in state.items() if key.partition(":")[0] == student), None)
+    known = isinstance(arrays, dict) and isinstance(mine, dict)
+    tensors = mine if isinstance(mine, dict) else {}
+    for key, array in arrays.items() if known else ():
+        own, _, of = str(key).partition(" ")
+        like = tensors.get(of) if own != "step" else torch.zeros(())
+        known &= isinstance(array, torch.Tensor) and isinstance(like, torch.Tensor)
+        known = known and (array.shape, array.dtype) == (like.shape, like.dtype)
+    if not known:
+        raise CheckpointError(f"client {client}: {name!r} is not what an optimiser keeps")
+
+
 def _check_states(states: Any, worker: Worker) -> None:
     """Refuse what clients' students could not take in."""
     import torch
@@ -292,6 +309,9 @@ def _check_states(states: Any, worker: Worker) -> None:
         if not isinstance(state, dict) or "own" not in state:
             raise CheckpointError(f"client {client} has no student of its own")
         for name, tensors in state.items():
+            if str(name).startswith(OPTIMISER):
+                _check_optimiser(client, state, name)
+                continue
             if str(name).startswith(HELD):
                 _check_held(client, name, tensors)
                 continue

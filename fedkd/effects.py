@@ -111,6 +111,14 @@ def _no_sgd(setting: Setting) -> str:
     return "" if setting.value("distill.optimiser") == "sgd" else own
 
 
+def _nothing_kept(setting: Setting) -> str:
+    """Of an optimiser's state: plain gradient descent has none."""
+    named = ("training.optimiser", "distill.optimiser")
+    adam = {setting.value(key) for key in named} - {"sgd", None}
+    kept = adam or setting.value("training.momentum")
+    return "" if kept else "training.optimiser = 'sgd', and without momentum it keeps nothing"
+
+
 def _one_participant(setting: Setting) -> str:
     experiment = setting.experiment
     clients, share = experiment.data.clients, experiment.participation
@@ -199,6 +207,7 @@ EFFECTS: dict[str, Reason] = {
     "training.schedule_rounds": any_of(only_with("training.schedule", "step"), _no_step),
     "training.schedule_factor": only_with("training.schedule", "step"),
     "training.momentum": _no_sgd,
+    "training.keep_optimiser": _nothing_kept,
     "distill.optimiser": not_with("data.transfer.size", 0),
     "distill.lr": not_with("data.transfer.size", 0),
     "distill.batch_size": not_with("data.transfer.size", 0),

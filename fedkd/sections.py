@@ -124,7 +124,13 @@ class TrainingTable(Table):
     """``[training]``: local training on private data."""
 
     optimiser: Literal["adam", "adamw", "sgd"] = "adam"
-    """Starts afresh in every piece of training, as simulated clients keep no optimiser state."""
+    """Starts afresh in every piece of training, unless ``keep_optimiser``."""
+    keep_optimiser: bool = False
+    """Whether a client's optimiser goes on where it was (Adam's moments and steps, the momentum of
+    ``sgd``) when it trains the same student again. Training on private samples and on the transfer
+    set each have their own. It stays on the client, whatever parameters the student is given; an
+    optimiser that has diverged starts afresh, and training for a test alone leaves it as it was.
+    ``engine.remember`` then remembers no training."""
     lr: float = Field(1e-3, gt=0)
     """Learning rate."""
     schedule: Literal["constant", "cosine", "step"] = "constant"

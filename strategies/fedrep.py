@@ -7,8 +7,9 @@ As FedPer shares a representation below personal heads, but learns the two one a
     server     phi = mean of the phi_n
 
 Departures: the mean is weighted by samples, as in the other methods that average here; each of the
-two parts begins with a fresh optimiser; blocks that are held fixed neither drop anything nor, with
-``student.norm = "batch"``, have their statistics follow the data (the authors' code lets them).
+two parts begins with a fresh optimiser, unless ``training.keep_optimiser``; blocks that are held
+fixed neither drop anything nor, with ``student.norm = "batch"``, have their statistics follow the
+data (the authors' code lets them).
 """
 
 from __future__ import annotations

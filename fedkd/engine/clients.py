@@ -31,7 +31,9 @@ State = dict[str, Parameters]
 
 A student of another architecture than the client's own is kept as ``name:architecture``. Beside
 them, as ``:sent NAME`` and ``:received NAME``, are the soft labels that deltas are to: ``values``
-``(M, C)``, NaN where there are none, and their ``version``.
+``(M, C)``, NaN where there are none, and their ``version``; and as ``:optimiser STUDENT SOURCE``
+what a student's optimiser keeps from one training on a source to the next, by the names of
+:func:`fedkd.optimisers.put_by`.
 """
 
 
@@ -160,6 +162,12 @@ class Clients:
         self.state(client)[self._known(client, student)] = {
             name: torch.empty_like(before[name]).copy_(tensor) for name, tensor in tensors.items()
         }
+
+    def keep_optimiser(self, client: int, name: str, arrays: Parameters) -> None:
+        """Have the client keep these of an optimiser; nothing where there are none."""
+        self.state(client).pop(name, None)
+        if arrays:
+            self.state(client)[name] = dict(arrays)
 
     def hold(self, client: int, student: str, model: str) -> None:
         """Give ``client`` a student of this name, unless it has one."""

@@ -210,7 +210,8 @@ class Cohort:
         part = training.part
         together = tuple(replace(peer, part=peer.part or part) for peer in first.together)
         first = replace(first, part=first.part or part, together=together)
-        lost = fit(stacks, sources, terms, training, draws, first, others, clients.augment)
+        kept = [[each.kept(first, name) for each in self.sessions] for name in names]
+        lost = fit(stacks, sources, terms, training, draws, first, others, clients.augment, kept)
         for peer, losses in zip(first.peers, lost, strict=True):
             for session, loss in zip(self.sessions, losses, strict=True):
                 session.changed.add(peer.student)
@@ -258,3 +259,4 @@ class _Member(Session):
             tensors = self.cohort.stack(name).tensors
             mine = {key: tensor[self.place] for key, tensor in tensors.items()}
             self.clients.keep(self.assignment.client, name, mine)
+        self.keep_optimisers()

@@ -24,6 +24,7 @@ from fedkd.privacy.accounting import Release
 from fedkd.privacy.dpsgd import DPSGD, sees_private
 from fedkd.privacy.release import applies, known_of, release
 from fedkd.random import generator, key, privacy_noise
+from fedkd.records import OPTIMISER
 from fedkd.sections import TrainingTable
 from fedkd.training import (
     BatchOfOne,
@@ -76,6 +77,7 @@ class Session:
         self.trying = False
         self._fits: Counter[tuple[str, str, str]] = Counter()
         self._answers: Counter[tuple[str, str, str]] = Counter()
+        self._optimisers: dict[str, Parameters] = {}
 
     def do(self, step: Step, phase: str) -> None:
         """Do one step."""
@@ -107,9 +109,9 @@ class Session:
             samples = self.samples(step.on)
             if step.prototypes is None:
                 self.evaluated(step, evaluate(student, samples, seed))
-                return
-            rows = step.prototypes.to(samples.inputs.device)
-            self.evaluated(step, nearest_prototype(student, samples, step.cut, rows, seed))
+            else:
+                rows = step.prototypes.to(samples.inputs.device)
+                self.evaluated(step, nearest_prototype(student, samples, step.cut, rows, seed))
 
     def student(self, name: str) -> nn.Sequential:
         """The client's student of this name, as it is by now."""
@@ -130,6 +132,23 @@ class Session:
         """Make the students, as they are now, the client's own."""
         for name in self.changed:
             self.clients.keep(self.assignment.client, name, self.students[name].state_dict())
+        self.keep_optimisers()
+
+    def kept(self, step: Fit, student: str) -> Parameters | None:
+        """What the student's optimiser keeps on this source, to be changed in place.
+
+        None where ``[training]`` has optimisers start afresh.
+        """
+        if not self.clients.experiment.training.keep_optimiser:
+            return None
+        name = f"{OPTIMISER}{student} {origin(step.on)}"
+        before = self.clients.states.get(self.assignment.client, {})
+        return self._optimisers.setdefault(name, dict(before.get(name, {})))
+
+    def keep_optimisers(self) -> None:
+        """Make what the optimisers keep now the client's own."""
+        for name, arrays in self._optimisers.items():
+            self.clients.keep_optimiser(self.assignment.client, name, arrays)
 
     def samples(self, on: Source) -> Samples:
         """The samples that ``on`` means for the client."""
@@ -192,7 +211,7 @@ class Session:
             return {LEARNT: np.array([*losses, rate, max((dp.steps for dp in fits), default=0)])}
 
         plain = all(term == CrossEntropy(term.weight) for term in step.terms)
-        again = not (fits and experiment.release.secure)
+        again = not (fits and experiment.release.secure) and not training.keep_optimiser
         if experiment.engine.remember and plain and again and not step.together:
             what = (repr(step), draws[0], training.lr, *self.clients.world)
             learnt = self.clients.remembered.fit(trainees[0].student, samples, what, train)
@@ -225,6 +244,7 @@ class Session:
             peer.lr,
             peer.part or experiment.training.part,
             dp,
+            self.kept(step, peer.student),
         )
 
     def _check_private(self, peer: Peer) -> None:

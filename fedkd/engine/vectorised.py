@@ -33,6 +33,7 @@ def fit(
     step: Fit,
     others: Mapping[str | Rows, list[Samples]],
     augment: Any = None,
+    kept: Sequence[Sequence[Parameters | None]] = (),
 ) -> list[list[float]]:
     """What :func:`fedkd.training.fit_together` does with each client's students, done as one.
 
@@ -48,6 +49,8 @@ def fit(
         Its ``epochs``, ``min_steps`` and ``peers``, the same for all but for their terms.
     others
         For each source that a term draws from by itself: every client's samples.
+    kept
+        Of each stack, of each client: as in :class:`fedkd.training.Trainee`.
 
     Returns
     -------
@@ -80,8 +83,10 @@ def fit(
         on: _Joint(held, device) for on, held in drawn_from.items()
     }
     lives = [
-        _Live(stack, peer, of_stack, training, joints, step)
-        for stack, peer, of_stack in zip(stacks, step.peers, terms, strict=True)
+        _Live(stack, peer, of_stack, training, joints, step, of_clients)
+        for stack, peer, of_stack, of_clients in zip(
+            stacks, step.peers, terms, kept or [[None] * count] * len(stacks), strict=True
+        )
     ]
     for live in lives:
         check_learning(live.stack.module, list(live.learning), live.part)
@@ -145,6 +150,7 @@ class _Live:
         training: TrainingTable,
         joints: Mapping[str | Rows | None, _Joint],
         step: Fit,
+        kept: Sequence[Parameters | None],
     ) -> None:
         count = len(terms)
         self.stack, self.name, self.part, self.who = stack, peer.student, peer.part, [*range(count)]
@@ -162,7 +168,13 @@ class _Live:
         self._whole = True  # the parameters that learn are still the stack's own memory
         self.learning = {name: nn.Parameter(stack.tensors[name]) for name in names}
         self.tensors = {**stack.tensors, **self.learning}
+        self._kept = [one for one in kept if one is not None and not self.direct]
+        before = optimisers.joined(self._kept, self.learning)
+        self._unlike = any(before[key].dim() for key in before if key.startswith(optimisers.STEP))
         self.optimiser: Optimiser = self._optimiser()
+        if before:
+            own = cast(torch.optim.Optimizer, self.optimiser)
+            optimisers.take_up(own, self.learning, before)
         self.sums = torch.zeros(count, device=device)
         others = {other.student for other in step.peers} - {peer.student}
         self.losses = [
@@ -193,12 +205,17 @@ class _Live:
     def _optimiser(self) -> Any:
         if self.direct:
             return _Done()
-        return optimisers.optimiser(list(self.learning.values()), self._training, self._lr)
+        learning = list(self.learning.values())
+        return optimisers.optimiser(learning, self._training, self._lr, self._unlike)
 
     def leave(self, done: list[int]) -> None:
         """Put students that have done their steps back into the stack."""
         if not done:
             return
+        own = cast(torch.optim.Optimizer, self.optimiser)
+        for at, place in enumerate(self.who) if self._kept else ():
+            if place in done:
+                optimisers.put_by(own, self.learning, self._kept[place], at)
         with torch.no_grad():
             if not self._whole:
                 for name, parameter in self.learning.items():
@@ -209,7 +226,7 @@ class _Live:
                 return
             index = torch.tensor(staying, device=self.places.device)
             self.places, self._whole = self.places[index], False
-            before, old = self.learning.copy(), cast(torch.optim.Optimizer, self.optimiser)
+            before = self.learning.copy()
             self.tensors = {name: tensor.detach()[index] for name, tensor in self.tensors.items()}
             for name in before:
                 self.learning[name] = nn.Parameter(self.tensors[name])
@@ -218,7 +235,7 @@ class _Live:
             for name, parameter in before.items():
                 new.state[self.learning[name]] = {
                     key: value[index] if isinstance(value, Tensor) and value.dim() else value
-                    for key, value in old.state[parameter].items()
+                    for key, value in own.state[parameter].items()
                 }
             self.optimiser = new
             for loss in self.losses:

@@ -19,7 +19,7 @@ from fedkd.training.batches import Augment, Batch, Batches, Drawn, steps_of
 from fedkd.training.items import some
 from fedkd.training.losses import Loss, Own, OwnLoss, Summand, source_of
 from fedkd.training.student import check_learning, requiring, set_modes, student_draws
-from fedkd.work import Rows, Samples, Term
+from fedkd.work import Parameters, Rows, Samples, Term
 
 
 class Optimiser(Protocol):
@@ -37,8 +37,9 @@ class Trainee:
     """A student of a fit, changed in place, and what of the fit is its alone.
 
     ``name`` is what terms of others that have it as their targets call it; ``seed`` the key of what
-    it draws by itself. With ``own`` it is any module, and learns by that loss and no terms. The
-    rest is as in :func:`fit`.
+    it draws by itself. With ``own`` it is any module, and learns by that loss and no terms.
+    ``kept`` is what the optimiser goes on from, and is changed in place to what it keeps (see
+    :mod:`fedkd.optimisers`); None: it starts afresh. The rest is as in :func:`fit`.
     """
 
     student: nn.Sequential
@@ -49,6 +50,7 @@ class Trainee:
     part: tuple[str, ...] = ()
     dp: DPSGD | None = None
     own: Own | None = None
+    kept: Parameters | None = None
 
 
 def fit(
@@ -66,6 +68,7 @@ def fit(
     augment: Augment | None = None,
     dp: DPSGD | None = None,
     seed: int | None = None,
+    kept: Parameters | None = None,
 ) -> float:
     """Minimise the sum of ``terms`` over ``samples``, changing ``student`` in place.
 
@@ -89,6 +92,8 @@ def fit(
     seed
         Key of what the student draws by itself, as dropout does; made of the generator's own key
         when not given.
+    kept
+        What the optimiser goes on from and keeps, as in :class:`Trainee`.
 
     Returns
     -------
@@ -104,7 +109,7 @@ def fit(
     """
     if seed is None:
         seed = key(generator.initial_seed(), "student")
-    trainee = Trainee(student, terms, seed, lr=lr, part=part, dp=dp)
+    trainee = Trainee(student, terms, seed, lr=lr, part=part, dp=dp, kept=kept)
     (loss,) = fit_together(
         [trainee],
         samples,
@@ -299,9 +304,12 @@ class _Learner:
     def begin(self, training: TrainingTable, device: torch.device) -> None:
         """Make the optimiser ready, and the student's mode."""
         lr = self._trainee.lr or training.lr
-        self._optimiser = optimisers.optimiser(list(self.learning.values()), training, lr)
+        self._plain = optimisers.optimiser(list(self.learning.values()), training, lr)
+        if self._trainee.kept is not None:
+            optimisers.take_up(self._plain, self.learning, self._trainee.kept)
+        self._optimiser = self._plain
         if self.dp is not None:
-            self._optimiser = self.dp.attach(self.student, self._optimiser)
+            self._optimiser = self.dp.attach(self.student, self._plain)
         self._total = torch.zeros((), device=device)
         set_modes(self.student, self.learning)
 
@@ -340,6 +348,8 @@ class _Learner:
 
     def end(self) -> float:
         """Give the student what was learned; the sum of the losses that count."""
+        if self._trainee.kept is not None:
+            optimisers.put_by(self._plain, self.learning, self._trainee.kept)
         if self.dp is not None:
             self.dp.finish(self._trainee.student, self.learning)
         return float(self._total)
