@@ -291,8 +291,9 @@ def _check_optimiser(client: int, state: dict[str, Any], name: str) -> None:
     for key, array in arrays.items() if known else ():
         own, _, of = str(key).partition(" ")
         like = tensors.get(of) if own != "step" else torch.zeros(())
-        known &= isinstance(array, torch.Tensor) and isinstance(like, torch.Tensor)
-        known = known and (array.shape, array.dtype) == (like.shape, like.dtype)
+        known = known and isinstance(array, torch.Tensor) and isinstance(like, torch.Tensor)
+        if known and like is not None:
+            known = (array.shape, array.dtype) == (like.shape, like.dtype)
     if not known:
         raise CheckpointError(f"client {client}: {name!r} is not what an optimiser keeps")
 

@@ -37,9 +37,9 @@ class Trainee:
     """A student of a fit, changed in place, and what of the fit is its alone.
 
     ``name`` is what terms of others that have it as their targets call it; ``seed`` the key of what
-    it draws by itself. ``kept`` is what the optimiser goes on from, and is changed in place to what
-    it keeps (see :mod:`fedkd.optimisers`); None: it starts afresh. With ``own`` it is any module,
-    and learns by that loss and no terms. The rest is as in :func:`fit`.
+    it draws by itself. With ``own`` it is any module, and learns by that loss and no terms.
+    ``kept`` is what the optimiser goes on from, and is changed in place to what it keeps (see
+    :mod:`fedkd.optimisers`); None: it starts afresh. The rest is as in :func:`fit`.
     """
 
     student: nn.Sequential
@@ -304,12 +304,12 @@ class _Learner:
     def begin(self, training: TrainingTable, device: torch.device) -> None:
         """Make the optimiser ready, and the student's mode."""
         lr = self._trainee.lr or training.lr
-        self._own = optimisers.optimiser(list(self.learning.values()), training, lr)
+        self._plain = optimisers.optimiser(list(self.learning.values()), training, lr)
         if self._trainee.kept is not None:
-            optimisers.take_up(self._own, self.learning, self._trainee.kept)
-        self._optimiser = self._own
+            optimisers.take_up(self._plain, self.learning, self._trainee.kept)
+        self._optimiser = self._plain
         if self.dp is not None:
-            self._optimiser = self.dp.attach(self.student, self._own)
+            self._optimiser = self.dp.attach(self.student, self._plain)
         self._total = torch.zeros((), device=device)
         set_modes(self.student, self.learning)
 
@@ -349,7 +349,7 @@ class _Learner:
     def end(self) -> float:
         """Give the student what was learned; the sum of the losses that count."""
         if self._trainee.kept is not None:
-            optimisers.put_by(self._own, self.learning, self._trainee.kept)
+            optimisers.put_by(self._plain, self.learning, self._trainee.kept)
         if self.dp is not None:
             self.dp.finish(self._trainee.student, self.learning)
         return float(self._total)
