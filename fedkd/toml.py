@@ -165,7 +165,7 @@ def settings(overrides: Iterable[str]) -> dict[str, Any]:
     """Dotted keys and their values of ``key=value`` texts; the last one of a key counts.
 
     A value is TOML, or else a plain string. One that is a table sets its keys and leaves others;
-    but another ``name`` of a table takes away what was set beside the former one.
+    but a table with another ``name`` takes away what was set beside the former one.
 
     Raises
     ------
@@ -186,7 +186,8 @@ def settings(overrides: Iterable[str]) -> dict[str, Any]:
             raise FedkdError(f"{name} sets nothing: the table is empty")
         flat = _flat(key, value)
         for path in flat:
-            if path.endswith(".name") and changes.get(path, flat[path]) != flat[path]:
+            renamed = changes.get(path, flat[path]) != flat[path]
+            if path != key and path.endswith(".name") and renamed:
                 beside = path.removesuffix("name")
                 changes = {key: one for key, one in changes.items() if not key.startswith(beside)}
         changes |= flat

@@ -98,7 +98,7 @@ def test_warnings_of_runs_from_before_they_had_a_file_are_found_in_their_lines(t
     assert "lower beta = 10" in [str(caveat) for caveat in caveats(run)]
 
 
-DISTIL = ["cfd", "dsfl", "fedmd", "knfu", "ktpfl", "scarlet", "selectivefd", "uniform"]
+DISTIL = ["fedmd", "knfu", "ktpfl", "scarlet", "selectivefd", "uniform"]
 
 
 @pytest.mark.parametrize(("beta", "kind"), [("1e6", LOCAL_TRAINING), ("1e-6", UNIFORM_FUSION)])
@@ -124,6 +124,13 @@ def test_a_method_that_teaches_nobody_is_local_training_and_says_so(small, tmp_p
     assert kinds(found)[0] == LOCAL_TRAINING
     accuracy = [run.rounds[-1]["own_accuracy_mean"] for run in (found, local)]
     assert accuracy[0] == accuracy[1]
+
+
+@pytest.mark.parametrize("name", ["cfd", "dsfl"])
+def test_where_the_servers_student_is_scored_the_clients_are_not_the_method(small, tmp_path, name):
+    found = simulate(small(f"strategy.name={name}", "strategy.distill_epochs=0"), tmp_path / "run")
+    assert LOCAL_TRAINING not in kinds(found)
+    assert any("no client learns" in str(caveat) for caveat in caveats(found))
 
 
 def test_a_resumed_run_says_once_what_it_warned_of_before(small, tmp_path):
