@@ -28,6 +28,7 @@ from fedkd.work import (
     Hold,
     Linear,
     Load,
+    LowRank,
     Peer,
     Predict,
     Prototype,
@@ -45,8 +46,8 @@ from fedkd.work import (
 KINDS: dict[str, type] = {
     kind.__name__: kind
     for kind in (
-        *(Samples, Rows, Quantised, Delta, Head, CrossEntropy, Soft, Prototype, Contrast),
-        *(Proximal, Linear, Peer),
+        *(Samples, Rows, Quantised, Delta, LowRank, Head, CrossEntropy, Soft, Prototype),
+        *(Contrast, Proximal, Linear, Peer),
         *(Fit, Predict, Represent, Select, Hold, Load, Share, Evaluate, Expose),
     )
 }

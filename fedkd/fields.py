@@ -27,6 +27,7 @@ from fedkd.work import (
     Hold,
     Linear,
     Load,
+    LowRank,
     Peer,
     Predict,
     Prototype,
@@ -300,7 +301,17 @@ FIELDS: dict[type, dict[str, Allowed]] = {
         "part": NAMES,
         "student": NAME,
     },
-    Share: {"part": NAMES, "key": NAME, "student": NAME},
+    Share: {
+        "part": NAMES,
+        "key": NAME,
+        "student": NAME,
+        "encoding": _or_none(Allowed(lambda value: type(value) is LowRank, "LowRank(...)")),
+    },
+    LowRank: {
+        "energy": Allowed(
+            lambda value: _number(value) and 0 < value <= 1, "a number above 0, up to 1"
+        )
+    },
     Evaluate: {
         "on": SOURCE,
         "key": NAME,
@@ -313,7 +324,7 @@ FIELDS: dict[type, dict[str, Allowed]] = {
 """What each kind of step and term may hold, field by field."""
 
 
-def check_fields(thing: Step | Peer | Term | Samples | Rows | Head | Encoding) -> None:
+def check_fields(thing: Step | Peer | Term | Samples | Rows | Head | Encoding | LowRank) -> None:
     """Refuse a step, term or other part of one with a field that holds what it may not.
 
     Raises

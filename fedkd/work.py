@@ -116,6 +116,20 @@ Encoding = Quantised | Delta
 """How soft labels on the transfer set travel; what is done to them is in
 :mod:`fedkd.encodings`."""
 
+
+@dataclass(frozen=True)
+class LowRank:
+    """Matrices of parameters as products of two thin ones, by a singular value decomposition.
+
+    What is factorised is what has changed since the same assignment loaded them; all of them where
+    it did not. The rank is the least that holds ``energy``, a share of the sum of the squares of
+    the singular values (FedKD: Wu et al. 2022). A convolution's kernel is a matrix of its outputs
+    and all else. What has one dimension, and what would not get smaller, travels as it is.
+    """
+
+    energy: float
+
+
 # --- the terms of a loss --------------------------------------------------------------------
 
 
@@ -378,12 +392,14 @@ class Load:
 class Share:
     """Give out parameters; ``part`` names the blocks to give, empty means all.
 
-    Replies with the named arrays ``key``.
+    Replies with the named arrays ``key``. ``encoding`` says how they travel, and so what the server
+    sees.
     """
 
     part: tuple[str, ...] = ()
     key: str = "parameters"
     student: str = "own"
+    encoding: LowRank | None = None
 
 
 @dataclass(frozen=True)
