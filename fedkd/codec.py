@@ -23,6 +23,7 @@ from fedkd.work import (
     Delta,
     Evaluate,
     Expose,
+    Feature,
     Fit,
     Head,
     Hold,
@@ -31,7 +32,6 @@ from fedkd.work import (
     LowRank,
     Peer,
     Predict,
-    Prototype,
     Proximal,
     Quantised,
     Reply,
@@ -46,7 +46,7 @@ from fedkd.work import (
 KINDS: dict[str, type] = {
     kind.__name__: kind
     for kind in (
-        *(Samples, Rows, Quantised, Delta, LowRank, Head, CrossEntropy, Soft, Prototype),
+        *(Samples, Rows, Quantised, Delta, LowRank, Head, CrossEntropy, Soft, Feature),
         *(Contrast, Proximal, Linear, Peer),
         *(Fit, Predict, Represent, Select, Hold, Load, Share, Evaluate, Expose),
     )

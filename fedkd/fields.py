@@ -22,6 +22,7 @@ from fedkd.work import (
     Encoding,
     Evaluate,
     Expose,
+    Feature,
     Fit,
     Head,
     Hold,
@@ -30,7 +31,6 @@ from fedkd.work import (
     LowRank,
     Peer,
     Predict,
-    Prototype,
     Proximal,
     Quantised,
     Represent,
@@ -45,7 +45,7 @@ from fedkd.work import (
 )
 
 STEPS = (Fit, Predict, Represent, Select, Hold, Load, Share, Evaluate, Expose)
-TERMS = (CrossEntropy, Soft, Prototype, Contrast, Proximal, Linear)
+TERMS = (CrossEntropy, Soft, Feature, Contrast, Proximal, Linear)
 DTYPES = {
     *(torch.float16, torch.float32, torch.float64, torch.bool),
     *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
@@ -233,7 +233,15 @@ FIELDS: dict[type, dict[str, Allowed]] = {
         "encoding": ENCODING,
         "adaptive": FLAG,
     },
-    Prototype: {"targets": TARGETS, "cut": NAME, "weight": NUMBER, "on": _or_none(NAMED_SOURCE)},
+    Feature: {
+        "targets": TARGETS,
+        "cut": NAME,
+        "measure": _one_of("squared", "cosine"),
+        "per": PER,
+        "weight": NUMBER,
+        "on": _or_none(NAMED_SOURCE),
+        "norms": _or_none(WEIGHTS),
+    },
     Contrast: {
         "positive": TARGETS_OR_STUDENT,
         "negative": TARGETS_OR_STUDENT,

@@ -197,18 +197,28 @@ class Soft:
 
 
 @dataclass(frozen=True)
-class Prototype:
-    """Representations near per-class means (FedProto: Tan et al. 2022).
+class Feature:
+    """Representations near given ones.
 
-    Mean squared difference, over features and samples, between the representation at ``cut`` and
-    the row of ``targets`` ``(C, d)`` that the sample's label picks; a row that begins with NaN is
-    no target and its samples are passed over.
+    Of a sample with the flattened representation f ``(d,)`` at ``cut`` and the target t ``(d,)``::
+
+        squared   mean over features of (f - t)^2   (FedProto: Tan et al. 2022)
+        cosine    1 - <f, t> / (|t| max(|f|, r))    (ND: Wang et al. 2023)
+
+    ``targets`` has one row a class ``(C, d)``, picked by the sample's label, or with
+    ``per="sample"`` one row a sample of the source ``(K, d)``; a row that begins with NaN is no
+    target and its samples are passed over. ``norms`` has r for each row of targets: a
+    representation that is shorter is made longer, not only turned. Without, r is 0 and the measure
+    is 1 less the cosine of the angle.
     """
 
     targets: torch.Tensor
     cut: str
+    measure: Literal["squared", "cosine"] = "squared"
+    per: Literal["sample", "class"] = "class"
     weight: float = 1.0
     on: str | Rows | None = None
+    norms: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -259,7 +269,7 @@ class Linear:
 
 Penalty = Proximal | Linear
 """Terms of the parameters alone, which see no samples."""
-Term = CrossEntropy | Soft | Prototype | Contrast | Proximal | Linear
+Term = CrossEntropy | Soft | Feature | Contrast | Proximal | Linear
 
 # --- the steps ------------------------------------------------------------------------------
 
