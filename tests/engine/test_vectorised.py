@@ -224,7 +224,7 @@ TERMS = {
                 "sample",
                 norms=targets(h, c, h.rows(c, "private"), 2)[:, 0],
             ),
-            Feature(targets(h, c, len(h.data.transfer), 50), "fc2", per="sample", on="transfer"),
+            Feature(targets(h, c, h.rows(c, "transfer"), 50), "fc2", per="sample", on="transfer"),
         ),
     ),
     "unlike another student": lambda h, c: Fit(
