@@ -16,11 +16,11 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from fedkd.arrays import Array
+from fedkd.compression import Delta, LowRank, Quantised
 from fedkd.work import (
     Assignment,
     Contrast,
     CrossEntropy,
-    Delta,
     Evaluate,
     Expose,
     Feature,
@@ -29,11 +29,9 @@ from fedkd.work import (
     Hold,
     Linear,
     Load,
-    LowRank,
     Peer,
     Predict,
     Proximal,
-    Quantised,
     Reply,
     Represent,
     Rows,

@@ -20,18 +20,15 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from fedkd.compression import Delta, Encoding, LowRank, Quantised
 from fedkd.distillation.objectives import made, traits
 from fedkd.errors import FedkdError
 from fedkd.fields import check_fields, source_name
 from fedkd.work import (
-    Delta,
-    Encoding,
     Fit,
     Load,
-    LowRank,
     Parameters,
     Predict,
-    Quantised,
     Share,
     Soft,
     Source,

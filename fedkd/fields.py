@@ -12,14 +12,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fedkd.compression import Delta, Encoding, LowRank, Quantised
 from fedkd.errors import FedkdError, brief
 from fedkd.options import MOST_EPOCHS
 from fedkd.work import (
     SOURCES,
     Contrast,
     CrossEntropy,
-    Delta,
-    Encoding,
     Evaluate,
     Expose,
     Feature,
@@ -28,11 +27,9 @@ from fedkd.work import (
     Hold,
     Linear,
     Load,
-    LowRank,
     Peer,
     Predict,
     Proximal,
-    Quantised,
     Represent,
     Rows,
     Samples,

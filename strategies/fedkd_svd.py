@@ -28,10 +28,17 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from fedkd.compression import LowRank
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
 from fedkd.strategies.fml import FML, SharedStudentOptions
-from fedkd.work import CrossEntropy, LowRank, Share, Soft, Step, Term
+from fedkd.work import (
+    CrossEntropy,
+    Share,
+    Soft,
+    Step,
+    Term,
+)
 
 
 class FedKD(FML):

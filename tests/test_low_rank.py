@@ -6,10 +6,17 @@ from lines import measured
 
 from fedkd import run
 from fedkd.codec import nbytes
+from fedkd.compression import LowRank
 from fedkd.encodings import Undecodable, factorised, loaded, multiplied
 from fedkd.engine.worker import Worker
 from fedkd.lab.worlds import WatchedWorker
-from fedkd.work import Assignment, Fit, Hold, Load, LowRank, Share
+from fedkd.work import (
+    Assignment,
+    Fit,
+    Hold,
+    Load,
+    Share,
+)
 
 KD = ("strategy.name=fedkd-svd", "data.clients=2", "training.local_epochs=1")
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fedkd import students
+from fedkd.compression import Delta
 from fedkd.data import cache
 from fedkd.density import alike
 from fedkd.distillation.objectives import SMALLEST
@@ -42,7 +43,6 @@ from fedkd.work import (
     Assignment,
     Contrast,
     CrossEntropy,
-    Delta,
     Evaluate,
     Expose,
     Fit,

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 from torch import Tensor
 
 from fedkd import registry, students
+from fedkd.compression import Delta
 from fedkd.data.federated import FederatedData
 from fedkd.encodings import decoded, loaded, multiplied
 from fedkd.engine.inline import InlineGrid
@@ -19,7 +20,15 @@ from fedkd.experiment import Experiment
 from fedkd.privacy.ledger import SENDING, Aggregate
 from fedkd.privacy.release import applies
 from fedkd.records import AGGREGATE, HELD
-from fedkd.work import Assignment, Delta, Parameters, Predict, Reply, Represent, Select, Share
+from fedkd.work import (
+    Assignment,
+    Parameters,
+    Predict,
+    Reply,
+    Represent,
+    Select,
+    Share,
+)
 
 """Begins the places of what a trusted server makes of what clients send."""
 

@@ -15,13 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedkd.compression import Delta, Encoding
 from fedkd.encodings import Undecodable, as_received, decoded, encoded, loaded, multiplied
 from fedkd.shapes import Shapes
 from fedkd.training import item_counts, item_numbers
 from fedkd.work import (
     Assignment,
-    Delta,
-    Encoding,
     Fit,
     Parameters,
     Predict,

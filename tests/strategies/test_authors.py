@@ -10,6 +10,7 @@ from lines import SMALL, Killed, KilledAfter, measured
 from torch import nn
 
 from fedkd import Experiment, FedkdError, registry, run
+from fedkd.compression import LowRank, Quantised
 from fedkd.engine.inline import InlineGrid
 from fedkd.engine.worker import Worker
 from fedkd.shapes import Sizes
@@ -25,11 +26,9 @@ from fedkd.work import (
     Hold,
     Linear,
     Load,
-    LowRank,
     Peer,
     Predict,
     Proximal,
-    Quantised,
     Represent,
     Samples,
     Select,
