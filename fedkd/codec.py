@@ -16,13 +16,14 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from fedkd.arrays import Array
+from fedkd.compression import Delta, LowRank, Quantised
 from fedkd.work import (
     Assignment,
     Contrast,
     CrossEntropy,
-    Delta,
     Evaluate,
     Expose,
+    Feature,
     Fit,
     Head,
     Hold,
@@ -31,9 +32,7 @@ from fedkd.work import (
     Peer,
     Predict,
     Prior,
-    Prototype,
     Proximal,
-    Quantised,
     Reply,
     Represent,
     Rows,
@@ -46,7 +45,7 @@ from fedkd.work import (
 KINDS: dict[str, type] = {
     kind.__name__: kind
     for kind in (
-        *(Samples, Rows, Quantised, Delta, Head, Prior, CrossEntropy, Soft, Prototype),
+        *(Samples, Rows, Quantised, Delta, LowRank, Head, Prior, CrossEntropy, Soft, Feature),
         *(Contrast, Proximal, Linear, Peer),
         *(Fit, Predict, Represent, Select, Hold, Load, Share, Evaluate, Expose),
     )

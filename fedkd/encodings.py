@@ -8,29 +8,28 @@ arrays and its bytes are those of what it holds. The receiver decodes it before 
 ``Quantised(b, "range")``       beside them ``ends`` ``(K, 2)`` float32: least and largest of a row
 ``Delta()``                     ``changed``, uint8: a bit a row; ``values`` ``(k, C)``, those rows
 ``Delta(Quantised(...))``       ``changed``, and these rows quantised
+``LowRank(energy)``             of each array of parameters: itself under its name, or, of what has
+                                changed, ``.left`` ``(m, r)`` and ``.right`` ``(r, n)``
 ==============================  ================================================================
-
-What is sent of parameters (a factorisation of low rank, say) would be another class here, and a
-field of ``Share`` and ``Load``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from fedkd.compression import Delta, Encoding, LowRank, Quantised
 from fedkd.distillation.objectives import made, traits
 from fedkd.errors import FedkdError
 from fedkd.fields import check_fields, source_name
 from fedkd.work import (
-    Delta,
-    Encoding,
     Fit,
+    Load,
     Parameters,
     Predict,
-    Quantised,
+    Share,
     Soft,
     Source,
     Step,
@@ -38,6 +37,8 @@ from fedkd.work import (
 )
 
 BYTE = 8
+Forms = Mapping[str, tuple[torch.Size, torch.dtype]]
+"""Shapes and dtypes of parameters, by name."""
 
 
 class Undecodable(ValueError):
@@ -117,6 +118,10 @@ def check_encodings(step: Step, travels: bool) -> None:
         One line naming the step or term and what is allowed; also where nothing of the step
         ``travels``.
     """
+    if isinstance(step, Share) and step.encoding is not None:
+        check_fields(step.encoding)
+        if not travels:
+            raise FedkdError("Share: encoding is not allowed here: nothing of the step travels")
     if isinstance(step, Predict) and step.encoding is not None:
         _check("Predict", step.encoding, step.on, step.per, step.output == "logits", travels)
     if not isinstance(step, Fit):
@@ -238,6 +243,77 @@ def unpacked(packed: Tensor, bits: int, count: int) -> Tensor:
     ones = (packed[:, None] >> torch.arange(BYTE, dtype=torch.uint8)) & 1
     ones = ones.flatten()[: count * bits].view(count, bits)
     return (ones << torch.arange(bits, dtype=torch.uint8)).sum(1).to(torch.uint8)
+
+
+# --- parameters -----------------------------------------------------------------------------
+
+
+def loaded(steps: Sequence[Step], share: Share) -> Parameters:
+    """What the server has sent of the student in ``steps`` before ``share`` gives it out."""
+    found: Parameters = {}
+    for step in steps:
+        if step is share:
+            break
+        if (
+            isinstance(step, Load)
+            and step.student == share.student
+            and isinstance(step.parameters, dict)
+            and not step.part
+        ):
+            found = {**found, **step.parameters}
+    return found
+
+
+def factorised(parameters: Parameters, how: LowRank, known: Parameters) -> Parameters:
+    """The arrays that travel in the place of ``parameters``, to whom has sent ``known``."""
+    arrays = {}
+    for name, value in parameters.items():
+        pair = None
+        if value.is_floating_point() and value.dim() > 1 and value.numel():
+            change = value.double() - known[name].double() if name in known else value.double()
+            pair = _thin(change.flatten(1), how.energy)
+        if pair is None or sum(each.numel() for each in pair) >= value.numel():
+            arrays[name] = value
+        else:
+            arrays[f"{name}.left"], arrays[f"{name}.right"] = (one.to(value.dtype) for one in pair)
+    return arrays
+
+
+def _thin(matrix: Tensor, energy: float) -> tuple[Tensor, Tensor] | None:
+    """Two matrices ``(m, r)`` and ``(r, n)`` whose product is nearest to ``matrix``; r >= 1."""
+    if not bool(matrix.isfinite().all()):
+        return None
+    left, sizes, right = torch.linalg.svd(matrix, full_matrices=False)
+    held = sizes.square().cumsum(0)
+    rank = min(int((held < energy * held[-1]).sum()) + 1, len(sizes))
+    return left[:, :rank] * sizes[:rank], right[:rank]
+
+
+def multiplied(arrays: object, wanted: Forms, known: Parameters) -> Parameters:
+    """The parameters that the receiver sees, of the ``wanted`` names, shapes and dtypes.
+
+    Raises
+    ------
+    Undecodable
+        The arrays are not what :func:`factorised` gives of such parameters.
+    """
+    names = arrays.keys() if isinstance(arrays, dict) else set()
+    whole = {name for name in wanted if name in names}
+    pairs = {f"{name}.{side}" for name in wanted.keys() - whole for side in ("left", "right")}
+    given, found = _named(arrays, whole | pairs), {}
+    for name, (shape, dtype) in wanted.items():
+        if name in whole:
+            found[name] = given[name]
+            continue
+        left, right = given[f"{name}.left"], given[f"{name}.right"]
+        if len(shape) < 2 or left.dim() != 2:
+            raise Undecodable(f"{name}.left is {tuple(left.shape)}, and {name} {tuple(shape)}")
+        rank, columns = left.shape[1], shape.numel() // shape[0]
+        _like(left, f"{name}.left", (shape[0], rank), dtype)
+        _like(right, f"{name}.right", (rank, columns), dtype)
+        change = (left.double() @ right.double()).view(shape)
+        found[name] = (change + known[name].double() if name in known else change).to(dtype)
+    return found
 
 
 # --- what comes -----------------------------------------------------------------------------

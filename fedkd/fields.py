@@ -12,16 +12,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fedkd.compression import Delta, Encoding, LowRank, Quantised
 from fedkd.errors import FedkdError, brief
 from fedkd.options import MOST, MOST_EPOCHS
 from fedkd.work import (
     SOURCES,
     Contrast,
     CrossEntropy,
-    Delta,
-    Encoding,
     Evaluate,
     Expose,
+    Feature,
     Fit,
     Head,
     Hold,
@@ -30,9 +30,7 @@ from fedkd.work import (
     Peer,
     Predict,
     Prior,
-    Prototype,
     Proximal,
-    Quantised,
     Represent,
     Rows,
     Samples,
@@ -45,7 +43,7 @@ from fedkd.work import (
 )
 
 STEPS = (Fit, Predict, Represent, Select, Hold, Load, Share, Evaluate, Expose)
-TERMS = (CrossEntropy, Soft, Prototype, Contrast, Proximal, Linear)
+TERMS = (CrossEntropy, Soft, Feature, Contrast, Proximal, Linear)
 DTYPES = {
     *(torch.float16, torch.float32, torch.float64, torch.bool),
     *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
@@ -239,7 +237,15 @@ FIELDS: dict[type, dict[str, Allowed]] = {
         "encoding": ENCODING,
         "adaptive": FLAG,
     },
-    Prototype: {"targets": TARGETS, "cut": NAME, "weight": NUMBER, "on": _or_none(NAMED_SOURCE)},
+    Feature: {
+        "targets": TARGETS,
+        "cut": NAME,
+        "measure": _one_of("squared", "cosine"),
+        "per": PER,
+        "weight": NUMBER,
+        "on": _or_none(NAMED_SOURCE),
+        "norms": _or_none(WEIGHTS),
+    },
     Contrast: {
         "positive": TARGETS_OR_STUDENT,
         "negative": TARGETS_OR_STUDENT,
@@ -307,7 +313,17 @@ FIELDS: dict[type, dict[str, Allowed]] = {
         "part": NAMES,
         "student": NAME,
     },
-    Share: {"part": NAMES, "key": NAME, "student": NAME},
+    Share: {
+        "part": NAMES,
+        "key": NAME,
+        "student": NAME,
+        "encoding": _or_none(Allowed(lambda value: type(value) is LowRank, "LowRank(...)")),
+    },
+    LowRank: {
+        "energy": Allowed(
+            lambda value: _number(value) and 0 < value <= 1, "a number above 0, up to 1"
+        )
+    },
     Evaluate: {
         "on": SOURCE,
         "key": NAME,
@@ -352,7 +368,9 @@ def check_minimise(**given: Any) -> None:
             )
 
 
-def check_fields(thing: Step | Peer | Term | Samples | Rows | Head | Prior | Encoding) -> None:
+def check_fields(
+    thing: Step | Peer | Term | Samples | Rows | Head | Prior | Encoding | LowRank,
+) -> None:
     """Refuse a step, term or other part of one with a field that holds what it may not.
 
     Raises

@@ -44,11 +44,11 @@ from fedkd.work import (
     CrossEntropy,
     Evaluate,
     Expose,
+    Feature,
     Fit,
     Parameters,
     Peer,
     Predict,
-    Prototype,
     Proximal,
     Reply,
     Represent,
@@ -382,7 +382,7 @@ def _loss(peer: Peer, metrics: dict[str, float], any_value: bool) -> str | None:
     if any_value:
         return None
     never_negative = all(
-        isinstance(term, CrossEntropy | Prototype | Contrast | Proximal) and term.weight >= 0
+        isinstance(term, CrossEntropy | Feature | Contrast | Proximal) and term.weight >= 0
         for term in peer.terms
     )
     if abs(loss) <= LARGEST and (loss >= 0 or not never_negative):

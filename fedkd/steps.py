@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fedkd import students
+from fedkd.compression import Delta
 from fedkd.encodings import check_deltas, check_encodings
 from fedkd.errors import FedkdError, about, brief, nearest
 from fedkd.fields import check_fields, kinds_of, source_name
@@ -25,7 +26,6 @@ from fedkd.shapes import Shapes, Student
 from fedkd.source_checks import SourceChecker
 from fedkd.terms import Learner, Seen, check_fit, check_together
 from fedkd.work import (
-    Delta,
     Evaluate,
     Expose,
     Fit,

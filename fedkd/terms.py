@@ -23,11 +23,11 @@ from fedkd.training import predict
 from fedkd.work import (
     Contrast,
     CrossEntropy,
+    Feature,
     Fit,
     Head,
     Linear,
     Penalty,
-    Prototype,
     Samples,
     Soft,
     Source,
@@ -95,7 +95,8 @@ def check_fit(
         if isinstance(term, Contrast):
             _contrast(term, source, learner, seen)
             continue
-        by_label = not isinstance(term, Soft) or term.per == "class" or term.adaptive
+        by_label = isinstance(term, CrossEntropy) or term.per == "class"
+        by_label |= isinstance(term, Soft) and term.adaptive
         if by_label and not learner.labelled(source):
             raise FedkdError(
                 f"{type(term).__name__}: the samples of {source_name(source)} have no labels (the "
@@ -103,8 +104,8 @@ def check_fit(
             )
         if isinstance(term, Soft):
             _soft(term, source, learner, seen)
-        elif isinstance(term, Prototype):
-            _prototype(term, learner, seen)
+        elif isinstance(term, Feature):
+            _feature(term, source, learner, seen)
 
 
 def check_together(step: Fit, noise_multiplier: float) -> None:
@@ -312,16 +313,29 @@ def _no_candidates(among: Tensor, classes: int) -> str | None:
     return None
 
 
-def _prototype(term: Prototype, learner: Learner, seen: Seen) -> None:
-    size = learner.student().representation(term.cut).numel()
-    wanted = learner.classes, size
+def _feature(term: Feature, on: Source, learner: Learner, seen: Seen) -> None:
+    rows = learner.classes if term.per == "class" else learner.rows(on)
+    rows = len(term.targets) if rows is None else rows
+    wanted = rows, learner.student().representation(term.cut).numel()
     if term.targets.shape != wanted:
+        each = "class" if term.per == "class" else f"row of {source_name(on)}"
         raise FedkdError(
-            f"Prototype: targets of shape {tuple(term.targets.shape)} are not allowed; allowed: "
-            f"{wanted}, a row a class, as wide as the representation at {term.cut!r}"
+            f"Feature: targets of shape {tuple(term.targets.shape)} are not allowed; allowed: "
+            f"{wanted}, one a {each}, as wide as the representation at {term.cut!r}"
         )
-    if seen.add(term.targets, "prototypes") and (reason := _no_targets(term.targets, "features")):
-        raise FedkdError(f"Prototype: {reason}")
+    if seen.add(term.targets, "features") and (reason := _no_targets(term.targets, "features")):
+        raise FedkdError(f"Feature: {reason}")
+    if term.norms is None:
+        return
+    if term.measure != "cosine":
+        raise FedkdError(
+            f"Feature: norms are not allowed with measure = {term.measure!r}; allowed: 'cosine'"
+        )
+    if term.norms.shape != (rows,):
+        raise FedkdError(
+            f"Feature: norms of shape {tuple(term.norms.shape)} are not allowed; one for each of "
+            f"{rows} rows of targets is needed"
+        )
 
 
 def _through(head: Head, student: Student) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from fedkd.compression import Encoding, LowRank
 from fedkd.priors import Prior as Prior
 from fedkd.samples import SOURCES as SOURCES
 from fedkd.samples import Rows as Rows
@@ -24,42 +25,6 @@ if TYPE_CHECKING:
 Parameters: TypeAlias = "dict[str, torch.Tensor]"
 """Named arrays: a student's parameters and buffers, or some of them."""
 
-# --- how arrays travel ----------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Quantised:
-    """Rows ``(K, C)`` by a few levels: ``bits``, 1 to 8, an entry, packed behind one another.
-
-    With ``grid="simplex"``, for probabilities, entries become multiples of ``1 / (2^bits - 1)``
-    that sum to 1: the nearest such row in L1 (CFD: Sattler et al. 2021), of one bit the likeliest
-    class. With ``"range"``, for any numbers, levels lie evenly between the least and the largest of
-    a row, which travel with it in 8 bytes.
-    """
-
-    bits: int
-    grid: Literal["simplex", "range"] = "simplex"
-
-
-@dataclass(frozen=True)
-class Delta:
-    """Only the rows that differ from what the receiver holds of them travel, and which these are.
-
-    What it holds is what it was last sent, in this direction, under ``name``; of a client that
-    missed rounds that is older, and more travels. ``rows`` says how the rows themselves travel;
-    None: as they are. ``since`` and ``version`` are set by the rounds, not by methods: which state
-    of what the receiver holds this is to (0: to nothing), and which it becomes.
-    """
-
-    rows: Quantised | None = None
-    name: str = "soft_labels"
-    since: int = 0
-    version: int = 0
-
-
-Encoding = Quantised | Delta
-"""How soft labels on the transfer set travel; what is done to them is in
-:mod:`fedkd.encodings`."""
 
 # --- the terms of a loss --------------------------------------------------------------------
 
@@ -129,18 +94,28 @@ class Soft:
 
 
 @dataclass(frozen=True)
-class Prototype:
-    """Representations near per-class means (FedProto: Tan et al. 2022).
+class Feature:
+    """Representations near given ones.
 
-    Mean squared difference, over features and samples, between the representation at ``cut`` and
-    the row of ``targets`` ``(C, d)`` that the sample's label picks; a row that begins with NaN is
-    no target and its samples are passed over.
+    Of a sample with the flattened representation f ``(d,)`` at ``cut`` and the target t ``(d,)``::
+
+        squared   mean over features of (f - t)^2   (FedProto: Tan et al. 2022)
+        cosine    1 - <f, t> / (|t| max(|f|, r))    (ND: Wang et al. 2023)
+
+    ``targets`` has one row a class ``(C, d)``, picked by the sample's label, or with
+    ``per="sample"`` one row a sample of the source ``(K, d)``; a row that begins with NaN is no
+    target and its samples are passed over. ``norms`` has r for each row of targets: a
+    representation that is shorter is made longer, not only turned. Without, r is 0 and the measure
+    is 1 less the cosine of the angle.
     """
 
     targets: torch.Tensor
     cut: str
+    measure: Literal["squared", "cosine"] = "squared"
+    per: Literal["sample", "class"] = "class"
     weight: float = 1.0
     on: str | Rows | None = None
+    norms: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -191,7 +166,7 @@ class Linear:
 
 Penalty = Proximal | Linear
 """Terms of the parameters alone, which see no samples."""
-Term = CrossEntropy | Soft | Prototype | Contrast | Proximal | Linear
+Term = CrossEntropy | Soft | Feature | Contrast | Proximal | Linear
 
 # --- the steps ------------------------------------------------------------------------------
 
@@ -324,12 +299,14 @@ class Load:
 class Share:
     """Give out parameters; ``part`` names the blocks to give, empty means all.
 
-    Replies with the named arrays ``key``.
+    Replies with the named arrays ``key``. ``encoding`` says how they travel, and so what the server
+    sees.
     """
 
     part: tuple[str, ...] = ()
     key: str = "parameters"
     student: str = "own"
+    encoding: LowRank | None = None
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ PLACES = (
     *("fedavg-ft", "fedper", "fedrep", "ktpfl", "selectivefd"),
     *("lg-fedavg", "fedgh", "fedgkd", "comet", "fedbn", "fedbabu", "fedcache"),
     *("scarlet", "cfd"),
-    "fedkd-mutual",
+    "fedkd-svd",
     *("scaffold", "feddyn", "moon", "fedntd"),
     *("fedlc", "fedrod", "apfl"),
 )

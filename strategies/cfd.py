@@ -21,6 +21,7 @@ from collections.abc import Sequence
 import torch
 from pydantic import Field
 
+from fedkd.compression import Delta, Encoding, Quantised
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
 from fedkd.options import Epochs
@@ -28,7 +29,13 @@ from fedkd.privacy.candidates import over_candidates
 from fedkd.strategies.base import DistillOptions, Headline, Replies
 from fedkd.strategies.dsfl import server_tested
 from fedkd.strategies.uniform import Uniform
-from fedkd.work import Delta, Encoding, Fit, Predict, Quantised, Samples, Soft, Step
+from fedkd.work import (
+    Fit,
+    Predict,
+    Samples,
+    Soft,
+    Step,
+)
 
 
 class CFD(Uniform):

@@ -28,7 +28,7 @@ from fedkd import students
 from fedkd.errors import FedkdError
 from fedkd.strategies.base import Headline, KnowledgeStrategy, Replies, StrategyOptions
 from fedkd.training import represent
-from fedkd.work import CrossEntropy, Evaluate, Fit, Prototype, Represent, Step, Term
+from fedkd.work import CrossEntropy, Evaluate, Feature, Fit, Represent, Step, Term
 
 
 class FedProto(KnowledgeStrategy):
@@ -54,7 +54,7 @@ class FedProto(KnowledgeStrategy):
         cut = self.cuts[self.experiment.architecture(client)]
         terms: tuple[Term, ...] = (CrossEntropy(),)
         if self.options.weight and not bool(self.prototypes.isnan().all()):
-            terms += (Prototype(self.prototypes, cut, self.options.weight),)
+            terms += (Feature(self.prototypes, cut, weight=self.options.weight),)
         return [Fit(terms=terms), Represent(cut, per="class", key="prototypes")]
 
     def fuse(self, round: int, replies: Replies) -> None:

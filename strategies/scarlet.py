@@ -24,10 +24,16 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from fedkd.compression import Delta
 from fedkd.distillation.targets import power
 from fedkd.strategies.base import DistillOptions, Headline, Replies
 from fedkd.strategies.uniform import Uniform
-from fedkd.work import Delta, Fit, Predict, Soft, Step
+from fedkd.work import (
+    Fit,
+    Predict,
+    Soft,
+    Step,
+)
 
 NEVER = -(10**9)
 """The round in which a label was made that was not."""

@@ -9,6 +9,7 @@ from lines import Killed, KilledAfter, measured
 
 from fedkd import FedkdError, registry, run
 from fedkd.codec import Codec, decode, nbytes
+from fedkd.compression import Delta, Quantised
 from fedkd.encodings import (
     Undecodable,
     as_received,
@@ -21,7 +22,16 @@ from fedkd.encodings import (
 from fedkd.engine.worker import Worker
 from fedkd.lab.worlds import WatchedWorker
 from fedkd.strategies.base import DistillOptions, KnowledgeStrategy
-from fedkd.work import Assignment, Delta, Fit, Hold, Peer, Predict, Quantised, Rows, Samples, Soft
+from fedkd.work import (
+    Assignment,
+    Fit,
+    Hold,
+    Peer,
+    Predict,
+    Rows,
+    Samples,
+    Soft,
+)
 
 NAME = "strategy.name=encoded"
 BITS = range(1, 9)

@@ -18,9 +18,9 @@ from fedkd.work import (
     Assignment,
     CrossEntropy,
     Evaluate,
+    Feature,
     Fit,
     Predict,
-    Prototype,
     Represent,
     Rows,
     Select,
@@ -156,7 +156,7 @@ def test_every_step_and_term_that_names_a_source_takes_rows(cohort, small, tmp_p
         def receive(self, round, client):
             width = 40
             targets = torch.zeros(10, width)
-            return [Fit("transfer", (Prototype(targets, "fc1", on=on),), epochs=1, key="pulled")]
+            return [Fit("transfer", (Feature(targets, "fc1", on=on),), epochs=1, key="pulled")]
 
     how = (NAME, f"engine.cohort={cohort}", "student.width=0.2", "rounds=1")
     done = run(small(*how), tmp_path / "run")

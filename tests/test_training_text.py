@@ -14,7 +14,7 @@ from fedkd.errors import FedkdError
 from fedkd.sections import StudentTable, TrainingTable
 from fedkd.students import build
 from fedkd.training import class_means, evaluate, fit, item_labels, items, predict, represent, said
-from fedkd.work import Contrast, CrossEntropy, Prototype, Proximal, Samples, Soft
+from fedkd.work import Contrast, CrossEntropy, Feature, Proximal, Samples, Soft
 
 VOCABULARY, CONTEXT = 20, 8
 ONE = TrainingTable(optimiser="sgd", lr=0.5, batch_size=64, local_epochs=1)
@@ -404,12 +404,22 @@ def test_targets_by_class_are_picked_by_the_next_token(text):
 def test_prototypes_are_of_the_next_token(text):
     held, labels = represent(student(), text.inputs, "embed")[0], item_labels(text)
     targets = torch.randn(VOCABULARY, held.shape[1])
-    after, loss = trained(text, Prototype(targets, "embed"))
+    after, loss = trained(text, Feature(targets, "embed"))
     there = labels >= 0
     expected = (held[there] - targets[labels[there]]).square().mean(1).sum() / len(labels)
     assert loss == pytest.approx(float(expected), rel=1e-5)
     before = parameters(student())
     assert {n for n in after if not torch.equal(after[n], before[n])} == {"embed.weight"}
+
+
+def test_features_may_be_given_token_by_token(text):
+    labels = item_labels(text)
+    table = torch.randn(VOCABULARY, represent(student(), text.inputs, "embed")[0].shape[1])
+    rows = table[labels.clamp_min(0)].masked_fill(labels[:, None] < 0, torch.nan)
+    expected, loss = trained(text, Feature(table, "embed", "cosine"))
+    after, found = trained(text, Feature(rows, "embed", "cosine", "sample"))
+    assert found == pytest.approx(loss, rel=1e-5)
+    assert alike(after, expected)
 
 
 def test_a_term_may_draw_tokens_from_a_source_of_its_own(text):

@@ -1,6 +1,7 @@
 """Laws of the steps and terms, as a client performs them, and of what goes round them."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -21,12 +22,12 @@ from fedkd.work import (
     Assignment,
     Contrast,
     CrossEntropy,
+    Feature,
     Fit,
     Head,
     Hold,
     Load,
     Predict,
-    Prototype,
     Reply,
     Represent,
     Samples,
@@ -157,26 +158,26 @@ def test_an_unknown_cut_is_one_line_that_names_the_cuts(cut, worker, samples):
     targets = torch.zeros(10, 20)
     for step in (
         Represent(cut),
-        Fit(terms=(Prototype(targets, cut),)),
+        Fit(terms=(Feature(targets, cut),)),
         Fit(terms=(CrossEntropy(through=Head(cut, {})),)),
     ):
         with pytest.raises(FedkdError, match=line):
             do(worker(), step)
 
 
-# --- Prototype ------------------------------------------------------------------------------
+# --- Feature --------------------------------------------------------------------------------
 
 
 def test_prototypes_move_nothing_above_the_cut(samples):
-    assert moved(
-        trained(samples, Prototype(torch.randn(4, 20), CUT))[0], parameters(student())
-    ) == {CUT}
+    assert moved(trained(samples, Feature(torch.randn(4, 20), CUT))[0], parameters(student())) == {
+        CUT
+    }
 
 
 def test_a_representation_at_its_prototype_stays(samples):
     one_a_class = samples.inputs[:4][samples.labels]
     at = represent(student(), one_a_class[:4], CUT)[0].clone()
-    after, loss = trained(Samples(one_a_class, samples.labels), Prototype(at, CUT))
+    after, loss = trained(Samples(one_a_class, samples.labels), Feature(at, CUT))
     assert loss == pytest.approx(0, abs=1e-12)
     for name, before in parameters(student()).items():
         assert torch.allclose(after[name], before, atol=1e-6)
@@ -184,10 +185,52 @@ def test_a_representation_at_its_prototype_stays(samples):
 
 def test_the_distance_is_the_mean_square_over_features_and_samples(samples):
     targets = torch.randn(4, 20)
-    _, loss = trained(samples, Prototype(targets, CUT, weight=0.5))
+    _, loss = trained(samples, Feature(targets, CUT, weight=0.5))
     held, _ = represent(student(), samples.inputs, CUT)
     expected = 0.5 * (held - targets[samples.labels]).square().mean()
     assert loss == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_a_target_a_sample_is_the_target_of_its_class_where_it_is_that(samples):
+    targets = torch.randn(4, 20)
+    targets[1] = torch.nan
+    for measure in ("squared", "cosine"):
+        by_class = trained(samples, Feature(targets, CUT, measure))
+        rows = targets[samples.labels]
+        a_sample = trained(Samples(samples.inputs), Feature(rows, CUT, measure, per="sample"))
+        assert a_sample[1] == by_class[1] > 0
+        assert moved(*(after for after, _ in (a_sample, by_class))) == set()
+
+
+def test_the_cosine_is_of_the_angle_whatever_the_targets_length(samples):
+    targets = torch.randn(4, 20)
+    held, _ = represent(student(), samples.inputs, CUT)
+    expected = 1 - torch.nn.functional.cosine_similarity(held, targets[samples.labels])
+    after, loss = trained(samples, Feature(targets, CUT, "cosine", weight=2.0))
+    assert loss == pytest.approx(2 * float(expected.mean()), rel=1e-5)
+    longer, _ = trained(samples, Feature(16 * targets, CUT, "cosine", weight=2.0))
+    assert moved(after, longer) == set()
+    _, none = trained(samples, Feature(held, CUT, "cosine", per="sample"))
+    assert none == pytest.approx(0, abs=1e-6)
+
+
+def test_norms_are_what_short_representations_are_measured_against(samples):
+    """ND: beyond its norm a representation is turned alone, below it also made longer."""
+    targets, (held, _) = torch.randn(40, 20), represent(student(), samples.inputs, CUT)
+    lengths = held.norm(dim=1)
+    cosine = Feature(targets, CUT, "cosine", "sample")
+    short = trained(samples, replace(cosine, norms=0.9 * lengths))
+    assert moved(short[0], trained(samples, cosine)[0]) == set()
+    long = trained(samples, replace(cosine, norms=2 * lengths))[1]
+    assert 1 - long == pytest.approx((1 - short[1]) / 2, rel=1e-4)
+
+
+@pytest.mark.parametrize("norms", [None, torch.ones(4)])
+def test_a_representation_of_zeros_has_a_gradient(norms, samples):
+    zeros = Samples(torch.zeros(40, 6), samples.labels)
+    after, loss = trained(zeros, Feature(torch.randn(4, 20), CUT, "cosine", norms=norms))
+    assert all(bool(value.isfinite().all()) for value in after.values())
+    assert math.isfinite(loss)
 
 
 # --- Contrast -------------------------------------------------------------------------------
@@ -312,7 +355,7 @@ def test_rows_of_nan_contribute_nothing_and_count_as_samples(objective, per, sam
 def test_a_class_without_a_prototype_is_passed_over(samples):
     targets = torch.randn(4, 20)
     targets[1] = torch.nan
-    _, loss = trained(samples, Prototype(targets, CUT))
+    _, loss = trained(samples, Feature(targets, CUT))
     held, _ = represent(student(), samples.inputs, CUT)
     there = samples.labels != 1
     pieces = (held - targets[samples.labels])[there].square().mean(1)
@@ -324,7 +367,7 @@ def test_a_class_without_a_prototype_is_passed_over(samples):
     [
         Soft(torch.full((40, 4), torch.nan)),
         Soft(torch.full((4, 4), torch.nan), "mse_logits", per="class"),
-        Prototype(torch.full((4, 20), torch.nan), CUT),
+        Feature(torch.full((4, 20), torch.nan), CUT),
     ],
 )
 def test_no_target_at_all_changes_nothing(term, samples):
@@ -476,6 +519,7 @@ def test_holding_an_unknown_architecture_is_one_line(worker):
 
 # --- on the way -----------------------------------------------------------------------------
 
+NORMS = torch.tensor([1.0, 0.0, 2.0])
 HEAD = Head("conv1", {"head.weight": torch.randn(3, 4), "head.count": torch.tensor(2)})
 
 
@@ -486,7 +530,8 @@ HEAD = Head("conv1", {"head.weight": torch.randn(3, 4), "head.count": torch.tens
         Hold("peer", "cnn2"),
         Select("common", 0.2, 0.5, key="mine"),
         Predict("private", output="logits", per="class", key="means"),
-        Fit(terms=(Prototype(torch.randn(3, 5), "conv1", 0.5, on="private"),)),
+        Fit(terms=(Feature(torch.randn(3, 5), "conv1", weight=0.5, on="private"),)),
+        Fit("transfer", (Feature(torch.randn(3, 5), "conv1", "cosine", "sample", norms=NORMS),)),
         Fit(terms=(Soft("peer"), Soft("own", through=HEAD, reach=("conv1",)))),
         Fit(terms=(CrossEntropy(0.5, through=HEAD), CrossEntropy())),
         Fit(on=Samples(torch.randn(2, 3)), student="peer"),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fedkd import students, training
+from fedkd.compression import Delta
 from fedkd.data.augment import augment
 from fedkd.data.federated import FederatedData, load
 from fedkd.engine import rule
@@ -24,7 +25,14 @@ from fedkd.random import key
 from fedkd.records import HELD
 from fedkd.students.outline import check_size
 from fedkd.students.probe import Probe, exactly, layers, made_up, probe, unkept
-from fedkd.work import Assignment, Delta, Hold, Parameters, Rows, Samples, Source
+from fedkd.work import (
+    Assignment,
+    Hold,
+    Parameters,
+    Rows,
+    Samples,
+    Source,
+)
 
 State = dict[str, Parameters]
 """What a client keeps between assignments: the parameters and buffers of its named students.

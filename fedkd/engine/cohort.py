@@ -242,7 +242,7 @@ class _Member(Session):
 
     def do(self, step: Step, phase: str) -> None:
         if isinstance(step, Share):
-            self.give(step, self.cohort.stack(step.student).shared(self.place, step.part), 1)
+            self.shared(step, self.cohort.stack(step.student).shared(self.place, step.part))
             return
         super().do(step, phase)
 

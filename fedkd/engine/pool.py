@@ -22,13 +22,22 @@ from typing import Any, ClassVar, NoReturn
 
 import torch
 
+from fedkd.compression import Delta
 from fedkd.engine.clients import State
 from fedkd.engine.host import Answered, Host
 from fedkd.engine.payload import Payload, unpack
 from fedkd.engine.worker import Care, Worker
 from fedkd.errors import FedkdError, summary_of
 from fedkd.experiment import Experiment
-from fedkd.work import Assignment, Delta, Fit, Hold, Load, Predict, Reply, Step
+from fedkd.work import (
+    Assignment,
+    Fit,
+    Hold,
+    Load,
+    Predict,
+    Reply,
+    Step,
+)
 
 PIECE = 512
 """Clients whose replies and states a worker holds ready at a time, for the sake of memory."""

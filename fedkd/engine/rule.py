@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from fedkd.compression import Delta
 from fedkd.data.cache import folder
 from fedkd.data.federated import FederatedData
 from fedkd.engine.alone import WORDS, Alone
@@ -28,7 +29,6 @@ from fedkd.privacy.release import applies
 from fedkd.work import (
     Assignment,
     CrossEntropy,
-    Delta,
     Evaluate,
     Fit,
     Predict,

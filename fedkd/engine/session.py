@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from fedkd import students
+from fedkd.compression import Delta
 from fedkd.data import cache
 from fedkd.density import alike
 from fedkd.distillation.objectives import SMALLEST
-from fedkd.encodings import as_received, decoded, encoded
+from fedkd.encodings import as_received, decoded, encoded, factorised, loaded
 from fedkd.engine.clients import Clients
 from fedkd.engine.remembered import LEARNT
 from fedkd.errors import FedkdError
@@ -43,7 +44,6 @@ from fedkd.work import (
     Assignment,
     Contrast,
     CrossEntropy,
-    Delta,
     Evaluate,
     Expose,
     Fit,
@@ -101,7 +101,7 @@ class Session:
         elif isinstance(step, Share):
             names = students.part_names(student, step.part)
             tensors = student.state_dict()
-            self.give(step, {name: tensors[name].cpu().clone() for name in names}, 1)
+            self.shared(step, {name: tensors[name].cpu().clone() for name in names})
         elif isinstance(step, Expose):
             self.values[step.key] = self.clients.remembered.exposures(student)
         elif isinstance(step, Evaluate):
@@ -357,6 +357,13 @@ class Session:
             **details,
         )
         self.releases.append(line.to_dict(brief=True))
+
+    def shared(self, step: Share, parameters: Parameters) -> None:
+        """Give out parameters, as the step has it."""
+        if step.encoding is not None:
+            known = loaded(self.assignment.steps, step)
+            parameters = factorised(parameters, step.encoding, known)
+        self.give(step, parameters, 1)
 
     def predicted(self, step: Predict, given: Tensor) -> None:
         """Give out logits ``(M, C)``, as the step has it."""

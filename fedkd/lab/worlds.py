@@ -9,9 +9,10 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
-from fedkd import registry
+from fedkd import registry, students
+from fedkd.compression import Delta
 from fedkd.data.federated import FederatedData
-from fedkd.encodings import decoded
+from fedkd.encodings import decoded, loaded, multiplied
 from fedkd.engine.inline import InlineGrid
 from fedkd.engine.worker import Worker
 from fedkd.errors import FedkdError
@@ -19,7 +20,15 @@ from fedkd.experiment import Experiment
 from fedkd.privacy.ledger import SENDING, Aggregate
 from fedkd.privacy.release import applies
 from fedkd.records import AGGREGATE, HELD
-from fedkd.work import Assignment, Delta, Parameters, Predict, Reply, Represent, Select, Share
+from fedkd.work import (
+    Assignment,
+    Parameters,
+    Predict,
+    Reply,
+    Represent,
+    Select,
+    Share,
+)
 
 """Begins the places of what a trusted server makes of what clients send."""
 
@@ -93,17 +102,23 @@ class WatchedWorker(Worker):
                     self.sends_late |= assignment.phase != "learn"
                     self.asked[reply.client, step.key] = step
                     if not (masked and applies(step, table)):
-                        value = self._decoded(reply.client, step, reply.values[step.key])
+                        value = self._decoded(assignment, step, reply.values[step.key])
                         self.listener(self, Sent(reply.client, assignment.round, step, value))
         return replies
 
     def _decoded(
         self,
-        client: int,
+        assignment: Assignment,
         step: Predict | Represent | Select | Share,
         value: Tensor | Parameters,
     ) -> Tensor | Parameters:
         """What the server sees of what a client has sent."""
+        client = assignment.client
+        if isinstance(step, Share) and step.encoding is not None:
+            student = self.template(self.architecture(assignment, step.student))
+            state, names = student.state_dict(), students.part_names(student, step.part)
+            forms = {name: (state[name].shape, state[name].dtype) for name in names}
+            return multiplied(value, forms, loaded(assignment.steps, step))
         how = step.encoding if isinstance(step, Predict) else None
         if how is None or not isinstance(step, Predict) or not isinstance(value, dict):
             return value

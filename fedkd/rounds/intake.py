@@ -101,9 +101,8 @@ class Intake:
         models = architectures(self.experiment, client, self.held.get(client, {}), assignment)
         if len(models) > 1:
             self.held[client] = {name: model for name, model in models.items() if name != "own"}
-        reply, undecodable = self.transcoder.received(assignment, reply)
-        problem: tuple[str, str] | None = ("Predict", undecodable)
-        if not undecodable:
+        reply, problem = self.transcoder.received(assignment, reply, models)
+        if problem is None:
             problem = self.contract.unfit(assignment, reply, models)
         if problem is None:
             self.transcoder.confirm(assignment, reply)

@@ -15,18 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedkd.encodings import Undecodable, as_received, decoded, encoded
+from fedkd.compression import Delta, Encoding
+from fedkd.encodings import Undecodable, as_received, decoded, encoded, loaded, multiplied
 from fedkd.shapes import Shapes
 from fedkd.training import item_counts, item_numbers
 from fedkd.work import (
     Assignment,
-    Delta,
-    Encoding,
     Fit,
     Parameters,
     Predict,
     Reply,
     Rows,
+    Share,
     Soft,
     Source,
     Step,
@@ -133,8 +133,13 @@ class Transcoder:
 
     # --- in ---------------------------------------------------------------------------------
 
-    def received(self, assignment: Assignment, reply: Reply) -> tuple[Reply, str]:
-        """``reply`` with its arrays decoded, and why one cannot be; empty where all can."""
+    def received(
+        self, assignment: Assignment, reply: Reply, models: Mapping[str, str]
+    ) -> tuple[Reply, tuple[str, str] | None]:
+        """``reply`` with its arrays decoded; or the step of one that cannot be, and why.
+
+        ``models`` has the architectures of the client's students, by name.
+        """
         values, client = dict(reply.values), assignment.client
         for step in _encoding_steps(assignment):
             assert step.encoding is not None
@@ -149,8 +154,16 @@ class Transcoder:
                 arrays: Any = values.get(step.key)
                 values[step.key] = decoded(arrays, step.encoding, shape, known)
             except Undecodable as error:
-                return reply, f"{step.key}: {error}"
-        return replace(reply, values=values), ""
+                return reply, ("Predict", f"{step.key}: {error}")
+        shares = [step for step in assignment.steps if isinstance(step, Share) and step.encoding]
+        for share in shares:
+            forms = self.shapes.student(models[share.student]).part(tuple(share.part))
+            before = loaded(assignment.steps, share)
+            try:
+                values[share.key] = multiplied(values.get(share.key), forms, before)
+            except Undecodable as error:
+                return reply, ("Share", f"{share.key}: {error}")
+        return replace(reply, values=values), None
 
     def confirm(self, assignment: Assignment, reply: Reply) -> None:
         """A client's reply can be used: it has what it was sent, and what it sent is here."""

@@ -19,11 +19,11 @@ from fedkd.training.items import at_items, items
 from fedkd.work import (
     Contrast,
     CrossEntropy,
+    Feature,
     Linear,
     Parameters,
     Penalty,
     Prior,
-    Prototype,
     Proximal,
     Rows,
     Samples,
@@ -32,6 +32,8 @@ from fedkd.work import (
 )
 
 NO_LABEL = -1
+SHORTEST = 1e-8
+"""Least length that a representation is divided by."""
 
 
 class Summand(Protocol):
@@ -87,7 +89,7 @@ class Loss:
         self.stacked = stacked
         self.learning = learning
         self._reach: list[str] | None = None
-        self.cut = term.cut if isinstance(term, Prototype | Contrast) else None
+        self.cut = term.cut if isinstance(term, Feature | Contrast) else None
         device = samples.inputs.device
         if isinstance(term, CrossEntropy | Soft) and term.through is not None:
             self.cut = term.through.cut
@@ -133,8 +135,12 @@ class Loss:
             self.squared = term.tau_squared and traits(self.objective).tau_squared
             if term.reach:
                 self._reach = [n for n in part_names(student, term.reach) if n in learning]
-        elif isinstance(term, Prototype):
+        elif isinstance(term, Feature):
             self.targets = term.targets.to(device, torch.float32)
+            if term.measure == "cosine":
+                self.targets = _unit(self.targets)
+            norms = term.norms
+            self.norms = None if norms is None else norms.to(device, torch.float32)
         elif isinstance(term, Contrast):
             self.sides = [
                 _unit(_present(side).to(device, torch.float32))
@@ -148,7 +154,7 @@ class Loss:
                 name: anchor.get(name, parameter).detach().to(device, parameter.dtype, copy=True)
                 for name, parameter in learning.items()
             }
-        if isinstance(term, Soft | Prototype):
+        if isinstance(term, Soft | Feature):
             self.classes = len(self.targets) // (stacked or 1)
             self.partial = bool(self.targets[:, 0].isnan().any())
             self.tokens = not samples.inputs.is_floating_point()
@@ -168,14 +174,8 @@ class Loss:
         term = self.term
         if isinstance(term, Penalty):
             return self._penalty(term)
-        if isinstance(term, Prototype):
-            given = at_items(batch.held[term.cut], batch.chosen).flatten(1)
-            labels = _labels(batch, "Prototype")
-            rows = self._by_class(batch, labels)
-            there = self._there(rows, labels)
-            if there is not None:
-                rows, given = rows[there], given[there]
-            return term.weight * batch.mean((given - self.targets[rows]).square().mean(1), there)
+        if isinstance(term, Feature):
+            return self._feature(term, batch)
         if isinstance(term, Contrast):
             given = _unit(at_items(batch.held[term.cut], batch.chosen).flatten(1).float())
             cosines = torch.stack([(given * side[batch.index]).sum(1) for side in self.sides], 1)
@@ -199,6 +199,27 @@ class Loss:
             counts = [each[each >= 0].bincount(minlength=classes) for each in self._counted]
             self._shifts = prior.shift(torch.stack(counts).float())
         return self._shifts if batch.places is None else self._shifts[batch.places]
+
+    def _feature(self, term: Feature, batch: Batch) -> Tensor:
+        """The value of a term of representations."""
+        given = at_items(batch.held[term.cut], batch.chosen).flatten(1)
+        rows, labels = batch.index, None
+        if term.per == "class":
+            labels = _labels(batch, "Feature")
+            rows = self._by_class(batch, labels)
+        there = self._there(rows, labels)
+        if there is not None:
+            rows, given = rows[there], given[there]
+        if term.measure == "squared":
+            pieces = (given - self.targets[rows]).square().mean(1)
+        else:
+            given = given.float()
+            lengths = torch.linalg.vector_norm(given, dim=1).clamp_min(SHORTEST)
+            if self.norms is not None:
+                lengths = lengths.maximum(self.norms[rows])
+            # What rounding leaves below 0 is none.
+            pieces = (1 - (given * self.targets[rows]).sum(1) / lengths).clamp_min(0)
+        return term.weight * batch.mean(pieces, there)
 
     def _soft(self, term: Soft, batch: Batch, logits: Tensor) -> Tensor:
         """The value of a term of soft targets, where a student has ``logits`` ``(B, C)``."""
@@ -380,7 +401,7 @@ def _present(given: Tensor | str) -> Tensor:
 
 def _unit(rows: Tensor) -> Tensor:
     """Rows ``(K, d)`` of length 1."""
-    return F.normalize(rows, dim=1, eps=1e-8)
+    return F.normalize(rows, dim=1, eps=SHORTEST)
 
 
 def source_of(term: Term) -> str | Rows | None:

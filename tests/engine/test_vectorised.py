@@ -14,6 +14,7 @@ from fedkd.work import (
     Contrast,
     CrossEntropy,
     Evaluate,
+    Feature,
     Fit,
     Head,
     Hold,
@@ -22,7 +23,6 @@ from fedkd.work import (
     Peer,
     Predict,
     Prior,
-    Prototype,
     Proximal,
     Represent,
     Samples,
@@ -205,7 +205,28 @@ TERMS = {
         ),
     ),
     "prototypes": lambda h, c: Fit(
-        "private", (CrossEntropy(), Prototype(targets(h, c, 10, 50), "fc2", 0.7))
+        "private", (CrossEntropy(), Feature(targets(h, c, 10, 50), "fc2", weight=0.7))
+    ),
+    "directions a class": lambda h, c: Fit(
+        "private",
+        (
+            CrossEntropy(),
+            Feature(targets(h, c, 10, 50), "fc2", "cosine", norms=torch.arange(10.0) + c),
+        ),
+    ),
+    "features a sample": lambda h, c: Fit(
+        "private",
+        (
+            CrossEntropy(),
+            Feature(
+                targets(h, c, h.rows(c, "private"), 50),
+                "fc2",
+                "cosine",
+                "sample",
+                norms=targets(h, c, h.rows(c, "private"), 2)[:, 0],
+            ),
+            Feature(targets(h, c, h.rows(c, "transfer"), 50), "fc2", per="sample", on="transfer"),
+        ),
     ),
     "unlike another student": lambda h, c: Fit(
         "private",

@@ -19,12 +19,12 @@ from fedkd.work import (
     Assignment,
     Contrast,
     CrossEntropy,
+    Feature,
     Fit,
     Head,
     Hold,
     Linear,
     Predict,
-    Prototype,
     Proximal,
     Samples,
     Share,
@@ -90,7 +90,8 @@ def test_without_noise_and_clipping_all_samples_a_step_is_ordinary_training(name
     "terms",
     [
         [CrossEntropy(), Proximal(3.0, {"head.bias": torch.ones(4)})],
-        [Prototype(torch.randn(4, 200), "fc1")],
+        [Feature(torch.randn(4, 200), "fc1")],
+        [Feature(torch.randn(40, 200), "fc1", "cosine", "sample", norms=torch.full((40,), 9.0))],
         [Contrast(torch.rand(40, 200), torch.rand(40, 200), "fc1"), CrossEntropy()],
         [CrossEntropy(), Linear({n: torch.ones_like(p) for n, p in made().named_parameters()})],
         [Soft(torch.rand(40, 4).softmax(1), temperature=2.0)],
@@ -98,7 +99,17 @@ def test_without_noise_and_clipping_all_samples_a_step_is_ordinary_training(name
         [Soft(torch.rand(4, 4).softmax(1), per="class", objective="reverse_kl"), CrossEntropy()],
         [Soft(torch.tensor([[torch.nan] * 4, [0.25] * 4]).repeat(20, 1)), CrossEntropy(0.1)],
     ],
-    ids=["proximal", "prototype", "contrast", "linear", "soft", "not true", "per class", "partial"],
+    ids=[
+        "proximal",
+        "prototype",
+        "feature",
+        "contrast",
+        "linear",
+        "soft",
+        "not true",
+        "per class",
+        "partial",
+    ],
 )
 def test_every_term_is_what_it_was_without_noise_and_clipping(terms, samples):
     ordinary, private = (trained(made(), samples, terms, dp=dp) for dp in (None, LOOSE))

@@ -10,6 +10,7 @@ from lines import SMALL, Killed, KilledAfter, measured
 from torch import nn
 
 from fedkd import Experiment, FedkdError, registry, run
+from fedkd.compression import LowRank, Quantised
 from fedkd.engine.inline import InlineGrid
 from fedkd.engine.worker import Worker
 from fedkd.shapes import Sizes
@@ -19,6 +20,7 @@ from fedkd.work import (
     CrossEntropy,
     Evaluate,
     Expose,
+    Feature,
     Fit,
     Head,
     Hold,
@@ -26,7 +28,6 @@ from fedkd.work import (
     Load,
     Peer,
     Predict,
-    Prototype,
     Proximal,
     Represent,
     Samples,
@@ -363,6 +364,11 @@ STEPS = {
     "a shared block nobody knows": ([Share(("fc9",))], "'fc9' is not a block"),
     "a cut nobody knows": ([Represent("fc9")], "cut 'fc9' is not a cut"),
     "a student nobody knows": ([Fit(student="twin")], "student 'twin' is not known.*known: own"),
+    "a rank without energy": ([Share(encoding=LowRank(0.0))], "LowRank: energy = 0.0 is not allo"),
+    "parameters by levels": (
+        [Share(encoding=Quantised(8))],
+        "Share: encoding = a Quantised is not",
+    ),
     "a peer nobody knows": (
         [Fit(together=(Peer("twin", (CrossEntropy(),), "twin_loss"),))],
         "Peer: student 'twin' is not known",
@@ -458,8 +464,28 @@ STEPS = {
         "'mse_logits' is not allowed with candidates",
     ),
     "prototypes of another width": (
-        [Fit(terms=(Prototype(torch.zeros(10, 3), "fc1"),))],
-        r"Prototype: targets of shape \(10, 3\) are not allowed; allowed: \(10, 20\)",
+        [Fit(terms=(Feature(torch.zeros(10, 3), "fc1"),))],
+        r"Feature: targets of shape \(10, 3\) are not allowed; allowed: \(10, 20\)",
+    ),
+    "features for other samples": (
+        on_transfer(Feature(torch.zeros(10, 20), "fc1", per="sample")),
+        r"Feature: targets of shape \(10, 20\) are not allowed; allowed: \(80, 20\), one a row",
+    ),
+    "prototypes without labels": (
+        on_transfer(Feature(torch.zeros(10, 20), "fc1")),
+        "Feature: the samples of 'transfer' have no labels",
+    ),
+    "a measure nobody knows": (
+        on_transfer(Feature(torch.zeros(80, 20), "fc1", "l3", "sample")),
+        "Feature: measure = 'l3' is not allowed; allowed: 'squared' or 'cosine'",
+    ),
+    "norms of squares": (
+        on_transfer(Feature(torch.zeros(80, 20), "fc1", per="sample", norms=torch.ones(80))),
+        "Feature: norms are not allowed with measure = 'squared'; allowed: 'cosine'",
+    ),
+    "norms of others": (
+        on_transfer(Feature(torch.zeros(80, 20), "fc1", "cosine", "sample", norms=torch.ones(10))),
+        r"Feature: norms of shape \(10,\) are not allowed; one for each of 80 rows",
     ),
     # parameters
     "parameters nobody has": ([Load({"fc9.weight": torch.ones(2)})], "has no fc9.weight"),

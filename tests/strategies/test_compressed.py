@@ -11,12 +11,17 @@ from lines import Killed, KilledAfter, measured, sampled
 
 from fedkd import FedkdError, registry, run
 from fedkd.codec import nbytes
+from fedkd.compression import Delta, Quantised
 from fedkd.distillation.targets import entropy, power, retemper
 from fedkd.encodings import as_received
 from fedkd.engine.worker import Worker
 from fedkd.privacy.guarantees import guarantee
 from fedkd.strategies.uniform import Uniform
-from fedkd.work import Delta, Fit, Predict, Quantised, Rows
+from fedkd.work import (
+    Fit,
+    Predict,
+    Rows,
+)
 
 SCARLET, CFD = "strategy.name=scarlet", "strategy.name=cfd"
 FOLDER = Path(__file__).parents[2] / "strategies"

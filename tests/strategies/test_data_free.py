@@ -11,7 +11,7 @@ from fedkd.distillation.targets import soften
 from fedkd.engine.worker import Worker
 from fedkd.strategies.base import Replies
 from fedkd.strategies.fedproto import mean_by_class
-from fedkd.work import Assignment, CrossEntropy, Predict, Prototype, Reply, Represent, Soft
+from fedkd.work import Assignment, CrossEntropy, Feature, Predict, Reply, Represent, Soft
 
 ALL = ["feddistill", "fedgkt", "fedproto"]
 OFF = {
@@ -77,7 +77,7 @@ def test_prototypes_are_taken_at_the_penultimate_cut_and_used_from_round_2(made)
     assert ask == Represent("fc2", per="class", key="prototypes")
     strategy.fuse(1, replies("prototypes", {0: class_means([1.0], [3], 200)}))
     (_, term) = strategy.learn(2, 1)[0].terms
-    assert isinstance(term, Prototype)
+    assert isinstance(term, Feature)
     assert (term.cut, term.weight) == ("fc2", 0.3)
     assert same(term.targets, strategy.prototypes)
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from fedkd import FedkdError, run
 from fedkd.strategies.base import Replies
 from fedkd.strategies.fedtgp import largest_gap, margin_loss
-from fedkd.work import CrossEntropy, Evaluate, Fit, Prototype, Reply, Represent
+from fedkd.work import CrossEntropy, Evaluate, Feature, Fit, Reply, Represent
 
 
 def class_means(seed, counts, size=200):
@@ -101,7 +101,7 @@ def test_clients_learn_as_fedprotos_and_are_scored_by_the_nearest(made):
     strategy.fuse(2, replies(class_means(0, [0, 0, 4])))
     assert strategy.prototypes[:3].isfinite().all()
     fit, _ = strategy.learn(3, 1)
-    assert fit.terms == (CrossEntropy(), Prototype(strategy.prototypes, "fc2", 10.0))
+    assert fit.terms == (CrossEntropy(), Feature(strategy.prototypes, "fc2", weight=10.0))
     (test,) = strategy.score(3, 1)
     assert test == Evaluate(key="nearest", prototypes=strategy.prototypes, cut="fc2")
 

@@ -19,7 +19,7 @@ from fedkd.strategies.fedavg import average
 from fedkd.strategies.ktpfl import descend, objective, official, onto_simplex
 from fedkd.work import Assignment, Fit, Load, Predict, Reply, Share
 
-ALL = ["fedavg-ft", "fedper", "fedrep", "ditto", "fml", "fedkd-mutual", "feddf", "ktpfl"]
+ALL = ["fedavg-ft", "fedper", "fedrep", "ditto", "fml", "fedkd-svd", "feddf", "ktpfl"]
 
 
 class Play:
@@ -282,14 +282,15 @@ def test_fml_needs_one_architecture_for_memes(small):
 
 def test_fedkd_refuses_dp_sgd_before_a_run_begins(small):
     with pytest.raises(FedkdError, match=r"training\.dp\.noise_multiplier = 1 is not allowed with"):
-        check(small("strategy.name=fedkd-mutual", "training.dp.noise_multiplier=1"))
+        check(small("strategy.name=fedkd-svd", "training.dp.noise_multiplier=1"))
 
 
 # --- FedKD ----------------------------------------------------------------------------------
 
 
 def test_fedkd_mentors_and_mentee_teach_each_other_and_mentees_alone_are_averaged(play):
-    game = play("fedkd-mutual", "strategy.shared_model=mlp", "student.models=['cnn2', 'mlp']")
+    whole = ("strategy.energy_start=1", "strategy.energy_end=1", "strategy.shared_model=mlp")
+    game = play("fedkd-svd", *whole, "student.models=['cnn2', 'mlp']")
     before = dict(game.strategy.average)
     replies = game.round()
     assert {"train_loss", "mentee_loss"} < replies[0].metrics.keys()
@@ -297,6 +298,13 @@ def test_fedkd_mentors_and_mentee_teach_each_other_and_mentees_alone_are_average
     assert torch.allclose(game.strategy.average["head.bias"], mean / 240, atol=1e-6)
     assert not same(before, game.strategy.average)
     assert not same(game.student(1), game.student(3))
+
+
+def test_fedkd_sends_the_energy_of_its_first_round_and_of_its_last(play):
+    game = play("fedkd-svd", "strategy.energy_start=0.5", "strategy.energy_end=0.9", "rounds=5")
+    shares = [game.strategy.learn(round, 0)[-1] for round in range(1, 6)]
+    assert [share.encoding.energy for share in shares] == pytest.approx([0.5, 0.6, 0.7, 0.8, 0.9])
+    assert all(share.student == "mentee" for share in shares)
 
 
 # --- FedDF ----------------------------------------------------------------------------------
@@ -491,7 +499,9 @@ def test_only_the_coefficients_of_those_present_move(play, labels):
         ("fml", "strategy.alpha=0.2"),
         ("fml", "strategy.beta=0.2"),
         ("fml", "strategy.shared_model=cnn2"),
-        ("fedkd-mutual", "strategy.shared_model=cnn2"),
+        ("fedkd-svd", "strategy.shared_model=cnn2"),
+        ("fedkd-svd", "strategy.energy_start=0.5"),
+        ("fedkd-svd", "strategy.energy_end=0.5"),
         ("feddf", "strategy.server_epochs=1"),
         ("feddf", "strategy.server_lr=0.01"),
         ("feddf", "strategy.server_batch_size=16"),
@@ -551,9 +561,9 @@ def test_a_client_that_is_left_out_harms_nobody(name, small, tmp_path, monkeypat
     assert done.rounds[-1]["own_loss_mean"] < 10
 
 
-@pytest.mark.parametrize("name", ["fml", "fedkd-mutual", "ktpfl"])
+@pytest.mark.parametrize("name", ["fml", "fedkd-svd", "ktpfl"])
 def test_students_may_differ_where_parameters_of_the_own_are_not_averaged(name, small, tmp_path):
-    meme = ["strategy.shared_model=mlp"] if name in ("fml", "fedkd-mutual") else []
+    meme = ["strategy.shared_model=mlp"] if name in ("fml", "fedkd-svd") else []
     mixed = ["student.models=['cnn2', 'mlp']", "rounds=1", "data.clients=2"]
     done = run(small(f"strategy.name={name}", *mixed, *meme), tmp_path / "run")
     assert done.rounds[-1]["left_out"] == []
