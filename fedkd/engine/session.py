@@ -244,7 +244,7 @@ class Session:
             peer.lr,
             peer.part or experiment.training.part,
             dp,
-            self.kept(step, peer.student),
+            kept=self.kept(step, peer.student),
         )
 
     def _check_private(self, peer: Peer) -> None:
