@@ -119,6 +119,26 @@ def _nothing_kept(setting: Setting) -> str:
     return "" if kept else "training.optimiser = 'sgd', and without momentum it keeps nothing"
 
 
+def _nothing_on_server(setting: Setting) -> str:
+    name = setting.experiment.strategy.name
+    there = registry.load("strategies", name).trains_on_server()
+    return "" if there else f"strategy.name = {shown(name)} trains nothing on the server"
+
+
+def _of_server(name: str, *values: str) -> Reason:
+    """A key of ``[server]`` has an effect only while another has one of these values there."""
+
+    def reason(setting: Setting) -> str:
+        experiment = setting.experiment
+        method = registry.load("strategies", experiment.strategy.name)
+        value = getattr(experiment.server.over(method.server_training), name)
+        if value is None and name == "optimiser":
+            value = experiment.training.optimiser
+        return "" if value in values else f"server.{name} = {shown(value or 'constant')}"
+
+    return any_of(_nothing_on_server, reason)
+
+
 def _one_participant(setting: Setting) -> str:
     experiment = setting.experiment
     clients, share = experiment.data.clients, experiment.participation
@@ -211,6 +231,15 @@ EFFECTS: dict[str, Reason] = {
     "distill.optimiser": not_with("data.transfer.size", 0),
     "distill.lr": not_with("data.transfer.size", 0),
     "distill.batch_size": not_with("data.transfer.size", 0),
+    "server.optimiser": _nothing_on_server,
+    "server.lr": _nothing_on_server,
+    "server.momentum": _of_server("optimiser", "sgd"),
+    "server.weight_decay": _nothing_on_server,
+    "server.batch_size": _nothing_on_server,
+    "server.keep_optimiser": _nothing_on_server,
+    "server.schedule": _nothing_on_server,
+    "server.schedule_rounds": _of_server("schedule", "step", "plateau"),
+    "server.schedule_factor": _of_server("schedule", "step", "plateau"),
     "training.dp.max_grad_norm": PRIVATE,
     "training.dp.delta": PRIVATE,
     "release.curve": not_with("release.tau_max", None),

@@ -20,6 +20,7 @@ from fedkd.sections import (
     EngineTable,
     PublicTable,
     ReleaseTable,
+    ServerTable,
     StrategyTable,
     StudentTable,
     TrainingTable,
@@ -56,6 +57,7 @@ class Experiment(Table):
     student: StudentTable = StudentTable()
     training: TrainingTable = TrainingTable()
     distill: DistillTable = DistillTable()
+    server: ServerTable = ServerTable()
     strategy: StrategyTable = StrategyTable()
     release: ReleaseTable = ReleaseTable()
     public: PublicTable = PublicTable()

@@ -20,6 +20,7 @@ from fedkd.errors import FedkdError, blamed, brief
 from fedkd.fields import STEPS, TERMS
 from fedkd.headline import check_headline
 from fedkd.privacy.average import Averaging
+from fedkd.sections import ServerTable
 from fedkd.work import Step
 
 HOOKS: dict[str, tuple[str, ...]] = {
@@ -88,6 +89,10 @@ def check_hooks(strategy: Any) -> None:
         One line naming the hook, its parameters and those that it gets.
     """
     check_headline(type(strategy).headline)
+    if not isinstance(own := type(strategy).server_training, ServerTable):
+        raise FedkdError(
+            f"server_training = {brief(own)} is not allowed; allowed: a ServerTable(...)"
+        )
     for name, given in HOOKS.items():
         hook = getattr(strategy, name)
         wanted = f"{name}(self{''.join(f', {each}' for each in given)})"

@@ -195,6 +195,65 @@ class DistillTable(Table):
     """Samples a step; not given: ``training.batch_size``."""
 
 
+class ServerTable(Table):
+    """``[server]``: how the server trains students of its own, where not as the method has it.
+
+    What is not given here is as the method's paper has it (its class says so by
+    ``server_training``, and docs/methods.md), and what neither gives is as in ``[training]``.
+    Options of methods say how long. No schedule of ``[training]`` is the server's.
+    """
+
+    optimiser: Literal["adam", "adamw", "sgd"] | None = None
+    """As ``training.optimiser``. Where it is given, here or by the method, the server has neither
+    the momentum nor the weight decay of ``[training]``."""
+    lr: float | None = Field(None, gt=0)
+    """Learning rate."""
+    momentum: float | None = Field(None, ge=0, lt=1)
+    """Momentum of ``sgd``."""
+    weight_decay: float | None = Field(None, ge=0)
+    """L2 penalty (``adamw``: decoupled)."""
+    batch_size: int | None = Field(None, ge=1, le=MOST)
+    """Samples a step."""
+    keep_optimiser: bool | None = None
+    """Whether a student's optimiser goes on where it was in the round before; else afresh."""
+    schedule: Literal["constant", "cosine", "step", "plateau"] | None = None
+    """How the rate goes over the rounds: as ``training.schedule``; with ``plateau`` times
+    ``schedule_factor`` after ``schedule_rounds`` trainings in a row whose loss was no better than
+    the best. Constant if nobody says."""
+    schedule_rounds: int | None = Field(None, ge=1, le=MOST)
+    """Rounds between two steps of ``step``; the patience of ``plateau``; 10 if nobody says."""
+    schedule_factor: float | None = Field(None, gt=0, le=1)
+    """What the rate is multiplied by at each of them; 0.1 if nobody says."""
+
+    @property
+    def patience(self) -> tuple[int, float]:
+        """``schedule_rounds`` and ``schedule_factor``."""
+        return self.schedule_rounds or 10, self.schedule_factor or 0.1
+
+    def over(self, own: ServerTable) -> ServerTable:
+        """What is said here, and where nothing is, ``own``, the method's table."""
+        return own.model_copy(update=self.model_dump(exclude_none=True))
+
+    def training(self, clients: TrainingTable, round: int, rounds: int) -> TrainingTable:
+        """How a student is trained in ``round``; what is not said here is as ``clients`` train.
+
+        The schedule is in the rate; that of ``plateau`` is not known here.
+        """
+        changes: dict[str, Any] = {"momentum": 0.0, "weight_decay": 0.0} if self.optimiser else {}
+        for name in ("optimiser", "lr", "momentum", "weight_decay", "batch_size"):
+            if (value := getattr(self, name)) is not None:
+                changes[name] = value
+        changes |= {
+            "keep_optimiser": bool(self.keep_optimiser),
+            "schedule": self.schedule if self.schedule in ("cosine", "step") else "constant",
+            "schedule_rounds": self.patience[0],
+            "schedule_factor": self.patience[1],
+            "warmup_rounds": 0,
+        }
+        table = clients.model_copy(update=changes)
+        return table.model_copy(update={"lr": table.lr * table.rate(round, rounds)})
+
+
 class StrategyTable(Table):
     """``[strategy]``: the method, and options of its own."""
 

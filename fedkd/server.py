@@ -21,13 +21,15 @@ from fedkd.fields import check_minimise
 from fedkd.hooks import trace
 from fedkd.privacy.public import Public
 from fedkd.random import generator, key
-from fedkd.sections import TrainingTable
+from fedkd.sections import ServerTable, TrainingTable
 from fedkd.terms import check_server_fit
 from fedkd.training import BatchOfOne, OwnLoss, fit, minimise, predict
 from fedkd.training.student import student_draws
 from fedkd.work import Fit, Parameters, Samples, Term
 
 OptimiserName = Literal["adam", "adamw", "sgd"]
+PLATEAU = 1e-4
+"""Share of the best loss by which a better one is less."""
 
 
 class ServerStudents:
@@ -35,7 +37,8 @@ class ServerStudents:
 
     Any other module may be one of them, such as a generator or prototypes that learn: it is trained
     by :meth:`minimise`. Their parameters are part of a strategy's state, so a resumed run goes on
-    with them. ``warn`` is told, by what it is about, what a reader of the run's numbers must know.
+    with them. ``warn`` is told, by what it is about, what a reader of the run's numbers must know;
+    ``own`` is how the method trains where ``[server]`` says nothing.
     """
 
     def __init__(
@@ -43,12 +46,16 @@ class ServerStudents:
         experiment: Experiment,
         public: Public | None = None,
         warn: Callable[[str, str], None] | None = None,
+        own: ServerTable | None = None,
     ) -> None:
         self._experiment, self._public, self._warn = experiment, public, warn
+        self._own = own or ServerTable()
         self._device = device(experiment.engine.device)
         self._students: dict[str, nn.Module] = {}
         self._saved: dict[str, Parameters] = {}
         self._fits: Counter[tuple[str, int]] = Counter()
+        self._optimisers: dict[str, Parameters] = {}  # what they keep
+        self._plateaus: dict[str, dict[str, float]] = {}
         # What was given out of each since it was last changed, and how it was then.
         self._copies: dict[str, tuple[Parameters, Any]] = {}
 
@@ -89,8 +96,8 @@ class ServerStudents:
     ) -> float:
         """Train the student ``name`` on ``samples``; the mean loss of the last pass.
 
-        What is not given comes from ``[training]``; with an ``optimiser`` of its own the server
-        has neither the clients' momentum nor their weight decay. A term with ``on="public"``
+        ``lr``, ``batch_size`` and ``optimiser`` stand where ``[server]`` says nothing; without
+        them the method's ``server_training``, then ``[training]``. A term with ``on="public"``
         draws from the transfer set as it was before canaries.
 
         Raises
@@ -103,9 +110,11 @@ class ServerStudents:
         asked = Fit(samples, cast(tuple[Term, ...], terms), epochs, 0, lr, student=name)
         with about(f"server student {name!r}"):
             check_server_fit(asked, student, samples, public)
-        training, purpose = self._begin(name, round, batch_size, optimiser)
+        training, purpose = self._begin(
+            name, round, lr=lr, batch_size=batch_size, optimiser=optimiser
+        )
         try:
-            return fit(
+            loss = fit(
                 student,
                 self._on_device(samples),
                 terms,
@@ -113,11 +122,13 @@ class ServerStudents:
                 generator(self._experiment.seed, "fit", *purpose),
                 epochs=epochs,
                 min_steps=0,
-                lr=lr,
                 sources={"public": partial(self._on_device, public)},
+                kept=self._kept(name, training),
             )
         except BatchOfOne as error:
             raise FedkdError(f"the server's student {name!r}: {error}") from error
+        self._watch_plateau(name, loss)
+        return loss
 
     def minimise(
         self,
@@ -174,13 +185,14 @@ class ServerStudents:
                 weight_decay=weight_decay,
                 part=part,
             )
-            training, purpose = self._begin(name, round, batch_size, optimiser)
-            if weight_decay is not None:
-                training = training.model_copy(update={"weight_decay": weight_decay})
+            given = {"lr": lr, "batch_size": batch_size, "optimiser": optimiser}
+            training, purpose = self._begin(name, round, **given, weight_decay=weight_decay)
             draw = generator(self._experiment.seed, "minimise", *purpose)
+            kept = self._kept(name, training)
             found = minimise(
-                module, loss, size, training, draw, epochs=epochs, lr=lr, part=tuple(part)
+                module, loss, size, training, draw, epochs=epochs, part=tuple(part), kept=kept
             )
+        self._watch_plateau(name, found)
         if self._warn is not None and not math.isfinite(found):
             self._warn(
                 f"the loss of the server's {name!r}",
@@ -218,18 +230,36 @@ class ServerStudents:
         return module
 
     def _begin(
-        self, name: str, round: int, batch_size: int | None, optimiser: OptimiserName | None
+        self, name: str, round: int, **given: Any
     ) -> tuple[TrainingTable, tuple[str | int, ...]]:
         """How a student trains, and the purpose of what is drawn for it."""
         self._fits[name, round] += 1
         self._copies.pop(name, None)
-        training = self._experiment.training
-        if batch_size is not None:
-            training = training.model_copy(update={"batch_size": batch_size})
-        if optimiser is not None:
-            own = {"optimiser": optimiser, "momentum": 0.0, "weight_decay": 0.0}
-            training = training.model_copy(update=own)
+        said = {key: value for key, value in given.items() if value is not None}
+        table = self._experiment.server.over(self._own.model_copy(update=said))
+        training = table.training(self._experiment.training, round, self._experiment.rounds)
+        if table.schedule == "plateau" and name in self._plateaus:
+            lr = training.lr * self._plateaus[name]["factor"]
+            training = training.model_copy(update={"lr": lr})
         return training, ("server", name, round, self._fits[name, round])
+
+    def _kept(self, name: str, training: TrainingTable) -> Parameters | None:
+        """What the student's optimiser goes on from, if it does."""
+        return self._optimisers.setdefault(name, {}) if training.keep_optimiser else None
+
+    def _watch_plateau(self, name: str, loss: float) -> None:
+        """Lower the student's rate where its loss has long been no better than the best."""
+        table = self._experiment.server.over(self._own)
+        if table.schedule != "plateau":
+            return
+        start = {"best": math.inf, "worse": 0, "factor": 1.0}
+        now = self._plateaus.setdefault(name, start)
+        better = loss < now["best"] - PLATEAU * abs(now["best"]) or math.isinf(now["best"])
+        now["best"] = loss if better and math.isfinite(loss) else now["best"]
+        now["worse"] = 0 if better else now["worse"] + 1
+        patience, factor = table.patience
+        if now["worse"] >= patience:
+            now["worse"], now["factor"] = 0, now["factor"] * factor
 
     def _student(self, name: str) -> nn.Module:
         if name not in self._students:
@@ -301,15 +331,20 @@ class ServerStudents:
             self._copies[name] = copy, trace(copy)
         return copy
 
-    def state(self) -> dict[str, Parameters]:
-        """All students' parameters, for a checkpoint."""
-        return self._saved | {name: self.parameters(name) for name in self._students}
+    def state(self) -> dict[str, dict[str, Any]]:
+        """All students' parameters, what optimisers keep and plateaus, for a checkpoint."""
+        return {
+            "students": self._saved | {name: self.parameters(name) for name in self._students},
+            "optimisers": {name: dict(kept) for name, kept in self._optimisers.items()},
+            "plateaus": {name: dict(now) for name, now in self._plateaus.items()},
+        }
 
-    def restore(self, state: dict[str, Parameters]) -> None:
+    def restore(self, state: dict[str, dict[str, Any]]) -> None:
         """Take in what :meth:`state` gave; students take it when they are added again."""
         self._students.clear()
         self._copies.clear()
-        self._saved = dict(state)
+        self._saved = dict(state["students"])
+        self._optimisers, self._plateaus = state["optimisers"], state["plateaus"]
 
 
 def _check_module(module: object) -> None:

@@ -52,6 +52,9 @@ def _section(name: str) -> str:
     parts += ["**Departures.** " + text for text in departures(method)]
     parts.append(f"**Steps.** {_steps(method)}")
     parts.append(f"**Scored by** {scored_by(method)}.")
+    if own := method.server_training.model_dump(exclude_none=True):
+        said = ", ".join(f"`{name} = {value!r}`" for name, value in own.items())
+        parts.append(f"**Server.** {said}, where `[server]` says nothing.".replace("True", "true"))
     parts.append(options_table(method.Options) or "No options.")
     return "\n\n".join(parts) + "\n"
 

@@ -39,6 +39,7 @@ from fedkd.random import generator
 from fedkd.rounds.outcome import Line as Line
 from fedkd.rounds.phases import Rounds
 from fedkd.rounds.replies import Replies as Replies
+from fedkd.sections import ServerTable as ServerTable
 from fedkd.training import on_all_items
 from fedkd.work import Fit, Rows, Soft, Step, Term, origin
 
@@ -78,6 +79,9 @@ class KnowledgeStrategy(Rounds, base=True):
     headline: ClassVar[Headline] = Headline()
     """Where the method's paper scores it, which tables show: the stage, and the evaluation of
     :meth:`score`, if it is not the client's own student."""
+    server_training: ClassVar[ServerTable] = ServerTable()
+    """How its students on the server are trained, as in its paper, where ``[server]`` says nothing;
+    what is not given here is as in ``[training]``."""
 
     # --- before the rounds ------------------------------------------------------------------
 

@@ -52,8 +52,6 @@ class CFD(Uniform):
         """Send only the rows that have changed since they were last sent."""
         server_epochs: Epochs = 5.0
         """Passes of the server's student over the transfer set, a round."""
-        server_lr: float | None = Field(None, gt=0)
-        """Its learning rate; that of ``[training]`` when not given."""
 
     headline = Headline(evaluation="server")
 
@@ -91,9 +89,7 @@ class CFD(Uniform):
         super().fuse(round, replies)
         options, among = self.options, self.public.among
         target, samples = Soft(self.fused, among=among), Samples(self.transfer)
-        self.server.fit(
-            "server", round, samples, [target], options.server_epochs, lr=options.server_lr
-        )
+        self.server.fit("server", round, samples, [target], options.server_epochs)
         taught = self.server.predict("server", self.transfer).softmax(1)
         self.taught = taught if among is None else over_candidates(taught, among)
 

@@ -12,7 +12,7 @@ The paper scores the server's student (``server``), of the first architecture of
 ``student.models``; it does not act on the clients.
 
 Departures: all of the transfer set is exchanged in each round, where the paper draws a part of it;
-students on both sides learn with the optimiser of ``[training]``.
+students on both sides learn with the optimiser of ``[training]``, unless ``[server]`` has another.
 """
 
 from __future__ import annotations

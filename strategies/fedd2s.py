@@ -30,9 +30,9 @@ from fedkd import students
 from fedkd.caveats import LOCAL_TRAINING
 from fedkd.distillation.objectives import forward_kl
 from fedkd.errors import FedkdError
-from fedkd.options import MOST, MOST_UNITS, Epochs, OnlyWith
+from fedkd.options import MOST_UNITS, Epochs, OnlyWith
 from fedkd.server import blocks_above, small_head
-from fedkd.strategies.base import KnowledgeStrategy, Replies, StrategyOptions
+from fedkd.strategies.base import KnowledgeStrategy, Replies, ServerTable, StrategyOptions
 from fedkd.work import (
     CrossEntropy,
     Fit,
@@ -75,8 +75,6 @@ class FedD2S(KnowledgeStrategy):
         """Passes of the second phase over private data."""
         server_epochs: Annotated[Epochs, OnlyWith("teacher", "server")] = 3.0
         """Passes over all uploads, a round."""
-        server_batch_size: Annotated[int, OnlyWith("teacher", "server")] = Field(64, ge=1, le=MOST)
-        """Samples a step of a head's training."""
         weighting: Literal["samples", "clients"] = "samples"
         """Whether every upload counts the same in a head's training, or every client: the uploads
         of small clients are then repeated."""
@@ -88,6 +86,8 @@ class FedD2S(KnowledgeStrategy):
         """Width of an ``mlp`` head."""
         pool: bool = False
         """Average feature maps over their places before they are sent (a departure)."""
+
+    server_training = ServerTable(batch_size=64)
 
     def setup(self) -> None:
         """Look the cuts up in every architecture: a wrong one is found before round 1."""
@@ -240,13 +240,12 @@ class FedD2S(KnowledgeStrategy):
                 Soft(taught["soft_labels"], temperature=options.tau, weight=options.lam),
             ],
             options.server_epochs,
-            batch_size=options.server_batch_size,
         )
         if not math.isfinite(loss):  # rows of NaN are no targets: clients train without
             self.warn_once(
                 name,
                 f"FedD2S: the server's head at {cut} of {model} diverged (loss {loss:g}) and "
-                f"teaches nobody; lower training.lr = {self.experiment.training.lr:g}",
+                "teaches nobody; lower server.lr",
             )
         hits, apart, count = 0.0, 0.0, 0
         for client, upload in uploads.items():

@@ -7,8 +7,8 @@ ensemble on the unlabelled transfer set, with x over its samples::
     server     w   = sum_n samples_n / samples * w_n
                minimise KL(softmax(mean_n f(w_n; x)) || softmax(f(w; x)))           over w
 
-The server's optimiser is Adam, as in the paper, whatever the clients use. All clients are tested
-with the server's student, which is what the paper scores.
+The server's optimiser is Adam, as in the paper, whatever the clients use, unless ``[server]`` has
+another. All clients are tested with the server's student, which is what the paper scores.
 
 Departures: a fixed number of epochs and a constant learning rate in the place of early stopping on
 validation data and cosine annealing, so where the ensemble is worse than the average it harms.
@@ -18,10 +18,9 @@ Prototypes of several architectures (the paper's algorithm 3) are left out.
 from __future__ import annotations
 
 import torch
-from pydantic import Field
 
-from fedkd.options import MOST, Epochs
-from fedkd.strategies.base import Replies, StrategyOptions
+from fedkd.options import Epochs
+from fedkd.strategies.base import Replies, ServerTable, StrategyOptions
 from fedkd.strategies.fedavg import FedAvg
 from fedkd.work import Samples, Soft
 
@@ -34,12 +33,9 @@ class FedDF(FedAvg):
 
         server_epochs: Epochs = 5.0
         """Passes over the transfer set in which the server distils, a round; 0 is FedAvg."""
-        server_lr: float = Field(1e-3, gt=0)
-        """Learning rate of the distillation."""
-        server_batch_size: int = Field(128, ge=1, le=MOST)
-        """Samples a step of the distillation."""
 
     needs_transfer_set = True
+    server_training = ServerTable(optimiser="adam", lr=1e-3, batch_size=128)
 
     def setup_server(self) -> None:
         """One student: through it go the uploaded parameters, and then the average."""
@@ -56,9 +52,6 @@ class FedDF(FedAvg):
             Samples(self.transfer),
             [ensemble],
             options.server_epochs,
-            lr=options.server_lr,
-            batch_size=options.server_batch_size,
-            optimiser="adam",
         )
         self.parameters = self.server.parameters("global")
 

@@ -14,12 +14,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from pydantic import Field
 from torch import nn
 
 from fedkd import students
-from fedkd.options import MOST, Epochs
-from fedkd.strategies.base import KnowledgeStrategy, Line, Replies, StrategyOptions
+from fedkd.options import Epochs
+from fedkd.strategies.base import KnowledgeStrategy, Line, Replies, ServerTable, StrategyOptions
 from fedkd.strategies.fedproto import cut_of
 from fedkd.strategies.lg_fedavg import alike
 from fedkd.work import CrossEntropy, Fit, Load, Represent, Samples, Step
@@ -28,9 +27,10 @@ from fedkd.work import CrossEntropy, Fit, Load, Represent, Samples, Step
 class FedGH(KnowledgeStrategy):
     """Trains one head on the server from class means of representations (Yi et al. 2023).
 
-    Departures: the server uses the optimiser of ``[training]``, begun afresh each round, where the
-    paper takes a step of gradient descent for each mean (``sgd`` and the defaults here do); means
-    of a round come in a shuffled order and not client by client.
+    Departures: unless ``[server]`` says otherwise, the server uses the optimiser of ``[training]``,
+    begun afresh each round, where the paper takes a step of gradient descent for each mean
+    (``server.optimiser = "sgd"`` does); means of a round come in a shuffled order and not client by
+    client.
     """
 
     class Options(StrategyOptions):
@@ -40,10 +40,8 @@ class FedGH(KnowledgeStrategy):
         """Block whose output is the representation; empty: the last one below the head."""
         server_epochs: Epochs = 1.0
         """Passes of the server over the class means of a round; 0 keeps the first head."""
-        server_lr: float | None = Field(None, gt=0)
-        """Learning rate of the server; none: as on the clients."""
-        server_batch_size: int = Field(1, ge=1, le=MOST)
-        """Class means a step of the server."""
+
+    server_training = ServerTable(batch_size=1)
 
     def setup(self) -> None:
         """The server has not trained yet."""
@@ -87,8 +85,6 @@ class FedGH(KnowledgeStrategy):
             samples,
             [CrossEntropy()],
             options.server_epochs,
-            lr=options.server_lr,
-            batch_size=options.server_batch_size,
         )
         self.head = self.server.parameters("head")
         self.server_line = {"server_loss": loss}

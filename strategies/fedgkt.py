@@ -111,7 +111,7 @@ class FedGKT(KnowledgeStrategy):
                 self.warn_once(
                     model,
                     f"FedGKT: the server's head for {model} diverged (loss {loss:g}) and teaches "
-                    f"nobody; lower training.lr = {self.experiment.training.lr:g}",
+                    "nobody; lower server.lr",
                 )
             rows = soften(logits, self.options.tau).split([len(one["labels"]) for one in sent])
             self.targets |= {n: own.clone() for n, own in zip(group, rows, strict=True)}

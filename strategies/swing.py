@@ -55,8 +55,6 @@ class Swing(KnowledgeStrategy):
         """Where the student starts: fresh weights, or the model of the public corpus."""
         server_epochs: Epochs = 5.0
         """Passes of the student over the transfer set, a round."""
-        server_lr: float | None = Field(None, gt=0)
-        """Learning rate of the student; that of ``[training]`` when not given."""
 
     one_architecture = True
     needs_transfer_set = True
@@ -93,9 +91,7 @@ class Swing(KnowledgeStrategy):
         terms: list[Any] = [self.soft(self.fused)]
         if options.clean_weight:
             terms.append(CrossEntropy(options.clean_weight, on="public"))
-        self.loss = self.server.fit(
-            "student", round, samples, terms, options.server_epochs, lr=options.server_lr
-        )
+        self.loss = self.server.fit("student", round, samples, terms, options.server_epochs)
 
     def soft(self, targets: torch.Tensor) -> Soft:
         """Distillation towards ``targets``, at the temperatures and weights of the options."""

@@ -29,6 +29,7 @@ from fedkd.replies import Contract
 from fedkd.rounds.outcome import Line, Outcome
 from fedkd.rounds.replies import Replies
 from fedkd.rounds.transcoder import Transcoder
+from fedkd.sections import ServerTable
 from fedkd.server import ServerStudents
 from fedkd.shapes import Shapes, Sizes
 from fedkd.steps import Checker
@@ -76,6 +77,7 @@ class Method(Strategy):
     needs_transfer_set: ClassVar[bool]
     sends_soft_labels: ClassVar[bool]
     headline: ClassVar[Headline]
+    server_training: ClassVar[ServerTable]
     _base_of_methods: ClassVar[type[Method]]
 
     def __init_subclass__(cls, *, base: bool = False, **given: Any) -> None:
@@ -101,7 +103,7 @@ class Method(Strategy):
         self.options: Any = self.read_options(experiment)
         self.transfer = torch.empty(0) if transfer is None else transfer
         self.public = public or Public(Samples(self.transfer))
-        self.server = ServerStudents(experiment, self.public, self.warn_once)
+        self.server = ServerStudents(experiment, self.public, self.warn_once, self.server_training)
         columns = None if self.public.among is None else self.public.among.shape[1] + 1
         shapes = Shapes(
             experiment,
@@ -250,6 +252,13 @@ class Method(Strategy):
         return {name: value.contiguous() for name, value in tensors.items()}
 
     # --- checks and state -------------------------------------------------------------------
+
+    @classmethod
+    def trains_on_server(cls) -> bool:
+        """Whether it has students on the server, as far as its class tells."""
+        base = cls._base_of_methods
+        own = cls.server_training is not base.server_training
+        return own or cls.setup_server is not base.setup_server
 
     @classmethod
     def read_options(cls, experiment: Experiment) -> Any:

@@ -133,6 +133,7 @@ def minimise(
     epochs: float | None = None,
     lr: float | None = None,
     part: tuple[str, ...] = (),
+    kept: Parameters | None = None,
 ) -> float:
     """Minimise a loss of one's own of any module, changing the module in place.
 
@@ -147,7 +148,7 @@ def minimise(
         draws.
     size
         Number of rows: each pass goes through 0 to ``size - 1``, in a new order.
-    training, generator, epochs, lr
+    training, generator, epochs, lr, kept
         As in :func:`fit`; there is no fewest number of steps.
 
     Returns
@@ -166,7 +167,7 @@ def minimise(
     own = Own(module, loss, drawing)
     student = cast(nn.Sequential, module)  # whose blocks nobody runs
     (value,) = fit_together(
-        [Trainee(student, (), seed, lr=lr, part=part, own=own)],
+        [Trainee(student, (), seed, lr=lr, part=part, own=own, kept=kept)],
         Samples(torch.empty(size, 0, device=device)),
         training,
         generator,

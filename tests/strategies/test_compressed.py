@@ -234,7 +234,7 @@ def test_behind_masks_nobody_sees_which_rows_have_changed(small, tmp_path):
 
 def test_each_option_of_cfd_changes_the_numbers(each_changes_the_numbers):
     choices = ["strategy.bits_up=3", "strategy.bits_down=3", "strategy.server_epochs=1"]
-    each_changes_the_numbers([CFD], [*choices, "strategy.server_lr=0.1"])
+    each_changes_the_numbers([CFD], [*choices, "server.lr=0.1"])
 
 
 def test_each_option_of_scarlet_changes_the_numbers(each_changes_the_numbers):

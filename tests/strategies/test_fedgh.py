@@ -9,8 +9,8 @@ from fedkd.strategies.base import Replies
 from fedkd.work import CrossEntropy, Fit, Load, Reply, Represent
 
 STEP = (
-    *("training.optimiser=sgd", "strategy.server_lr=0.5"),
-    *("strategy.server_batch_size=99", "strategy.server_epochs=1"),
+    *("training.optimiser=sgd", "server.lr=0.5"),
+    *("server.batch_size=99", "strategy.server_epochs=1"),
 )
 
 

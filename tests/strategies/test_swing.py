@@ -52,7 +52,7 @@ def learnt(table):
             [
                 *(SWING, "student.models=['table']", "training.batch_size=64", *HEATED),
                 *(f"strategy.server_epochs={epochs}", f"training.optimiser={optimiser}"),
-                *(f"strategy.server_lr={lr}", f"strategy.tau={BASE}", *overrides),
+                *(f"server.lr={lr}", f"strategy.tau={BASE}", *overrides),
             ],
         )
         inputs = torch.eye(ITEMS)
@@ -248,7 +248,7 @@ def test_the_student_goes_on_from_round_to_round(small, tmp_path):
                 "strategy.tau_squared=base",
                 "strategy.tau_squared=token",
                 "strategy.server_epochs=2",
-                "strategy.server_lr=0.01",
+                "server.lr=0.01",
                 "release.tau_max=30",
                 "release.scores=rarity",
             ],
@@ -357,7 +357,7 @@ def test_a_student_may_begin_as_the_public_model(text, done):
         ("strategy.tau_squared=item", r"strategy\.tau_squared = 'item' is not allowed"),
         ("strategy.clean_weight=1.5", r"strategy\.clean_weight = 1\.5 is not allowed"),
         ("strategy.server_epochs=-1", r"strategy\.server_epochs = -1 is not allowed"),
-        ("strategy.server_lr=0", r"strategy\.server_lr = 0 is not allowed"),
+        ("server.lr=0", r"server\.lr = 0 is not allowed"),
         ("strategy.student_init=same", r"strategy\.student_init = 'same' is not allowed"),
         ("strategy.student_init=public", r"'public' needs student\.init = 'public'"),
         ("student.models=['cnn2','mlp']", r"student\.models = \['cnn2', 'mlp'\] is not allowed"),
