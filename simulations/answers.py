@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fedkd.caveats import gathered, marked
 from fedkd.errors import FedkdError
@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from pandas import DataFrame
     from rich.console import Console
 
-HEADS = ("where", "verdict", "effect [95 %]", "seeds", "")
-WIDE = 160  # characters
+OTHER_STAGE = "at the other stage"
+HEADS = ("where", "verdict", "effect [95 %]", OTHER_STAGE, "seeds", "")
+WIDE = 200  # characters
 STYLES = {"supported": "green", "not supported": "red", "vacuous": "yellow", "not run": "dim"}
 
 
@@ -47,6 +48,25 @@ class Answer:
     def figure(self) -> str:
         """The command for the claim's figure."""
         return self.claim.figure.replace("{folder}", shlex.quote(str(self.suite.folder)))
+
+    @property
+    def staged(self) -> bool:
+        """Whether anything was judged at both stages of a round."""
+        return any(one.other is not None for one in self.verdicts)
+
+    @property
+    def difference(self) -> str:
+        """That verdicts differ between the stages of a round, if they do: overall, and where."""
+        if not self.verdicts:
+            return ""
+        *cells, last = self.verdicts
+        apart = [one for one in cells if one.differs]
+        if not (apart or last.differs):
+            return ""
+        told = f"{last.verdict}, and {last.other.verdict if last.other else ''} at the other stage"
+        overall = f"overall {told}" if last.differs else "overall the same"
+        places = f"in {len(apart)} of {len(cells)} verdicts of cells"
+        return f"The verdict differs between the stages of a round: {overall}; {places}."
 
 
 def suites_of(
@@ -115,18 +135,22 @@ def show(found: Sequence[Answer]) -> None:
         console.print(plain(f"{claim.name}: {claim.statement}"), style="bold")
         console.print(plain(claim.source), style="dim")
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-        for head in HEADS:
-            whole = head != "" and (head != "where" or console.width >= WIDE)
+        for head in _without_stage(answer, HEADS):
+            wraps = head in ("where", OTHER_STAGE) and console.width < WIDE
+            whole = head != "" and not wraps
             justify = "right" if head == "seeds" else "left"
             table.add_column(head, justify=justify, no_wrap=whole)  # type: ignore[arg-type]
         for one in answer.verdicts:
             said = Text(one.verdict, style=STYLES.get(one.verdict, ""))
             end = not one.where
             where, detail = plain(one.where_text), plain(one.detail)
-            cells = (where, said, one.effect_text, str(one.seeds or ""), detail)
-            table.add_row(*cells, style="bold" if end else "")
+            seeds = str(one.seeds or "")
+            cells = (where, said, one.effect_text, one.other_text, seeds, detail)
+            table.add_row(*_without_stage(answer, cells), style="bold" if end else "")
         if answer.verdicts:
             console.print(table)
+        if answer.difference:
+            console.print(answer.difference, style="yellow", soft_wrap=True)
         if answer.why:
             console.print(f"not judged: {plain(answer.why)}", style="red", soft_wrap=True)
         for note in answer.notes:
@@ -145,16 +169,19 @@ def section(answer: Answer, level: str = "###") -> str:
     rows = [
         [
             in_markdown(one.where_text),
-            _strong(one),
+            _strong(one.verdict, one),
             one.effect_text,
+            _strong(one.other_text, one),
             str(one.seeds or ""),
             in_markdown(one.detail),
         ]
         for one in answer.verdicts
     ]
+    lines = [_without_stage(answer, row) for row in (HEADS, *rows)]
     parts = [f"{level} {in_markdown(claim.name)}", in_markdown(claim.statement)]
     parts.append(f"*{in_markdown(claim.source)}.*")
-    parts.append(f"Not judged: {in_markdown(answer.why)}" if answer.why else listed([HEADS, *rows]))
+    parts.append(f"Not judged: {in_markdown(answer.why)}" if answer.why else listed(lines))
+    parts += filter(None, [answer.difference])
     return "\n\n".join([*parts, *notes_markdown(answer.notes), f"Figure: {code(answer.figure)}"])
 
 
@@ -166,5 +193,11 @@ def listed(rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def _strong(one: Verdict) -> str:
-    return one.verdict if one.where else f"**{one.verdict}**"
+def _strong(text: str, one: Verdict) -> str:
+    """Text about a verdict; strong where it is the one over all cells."""
+    return f"**{text}**" if text and not one.where else text
+
+
+def _without_stage(answer: Answer, row: Sequence[Any]) -> list[Any]:
+    """A row of HEADS, without the other stage where nothing was judged there."""
+    return [x for head, x in zip(HEADS, row, strict=True) if answer.staged or head != OTHER_STAGE]

@@ -28,7 +28,10 @@ MEASURES = {
     "own_accuracy_std": "own accuracy, std over clients",
     "common_accuracy_mean": "common accuracy, fused",
     "common_accuracy_mean_local": "common accuracy, local",
+    "own_accuracy_worst10_local": "own accuracy, worst 10 %, local",
+    "own_accuracy_std_local": "own accuracy, std over clients, local",
     "rounds_to_target": "rounds to target",
+    "rounds_to_target_local": "rounds to target, local",
     "membership_auc": "AUC of membership inference by a server that sees all that is sent",
     "membership_auc_others": "AUC of membership inference by others, from what a server makes",
     "audited_epsilon": "audited \N{GREEK SMALL LETTER EPSILON} of a record, of the server",
@@ -55,7 +58,8 @@ class Criterion(Table):
     value: str
     """A column of the suite's frame; or ``utility`` (accuracy, or minus perplexity),
     ``rounds_to_target``, ``record.NAME`` (the mean over rounds of a number that the strategy
-    records)."""
+    records). Of an accuracy it names the stage that the verdict is about; the other stage is judged
+    beside it. ``rounds_to_target_local`` counts by accuracies after local training."""
     rule: Rule
     margin: float = Field(0.0, ge=0)
     """In the value's own unit: accuracies are fractions."""
@@ -118,7 +122,8 @@ class Claim(Table):
                 raise ValueError(
                     f"{where} needs one label in compare.with, and value = 'exposure_student'"
                 )
-            if (test.value == "rounds_to_target") != (test.target is not None):
+            to_target = test.value in ("rounds_to_target", "rounds_to_target_local")
+            if to_target != (test.target is not None):
                 raise ValueError(f"claim {self.name}: tests.target goes with rounds_to_target")
         return self
 

@@ -81,6 +81,11 @@ opposite, outside of it, is "not supported"; all else, and fewer seeds than aske
 "undecided". Overall, a claim is supported if it is in all cells where it says anything, and not
 supported if it is not in any one of them, so that many cells are many chances: read the cells.
 Cells whose data was not there are "not run"; others alone do not support a claim overall.
+
+**Stages.** A claim is judged at the stage of a round that its file names, which was fixed before
+the runs. Beside it stands what the same rule says at the other stage: after local training where
+the claim is about fused students, and the other way about. What has no stage, as exposure, is
+judged once. Where the two verdicts differ, the claim says so.
 """
 
 
@@ -144,18 +149,23 @@ def _overview(judged: Sequence[Answer], scale: str) -> str:
         claim = answer.claim
         if not answer.verdicts:
             why = f"not judged: {markdown(answer.why)}"
-            rows.append([_link(claim.name), markdown(claim.statement), why, ""])
+            rows.append([_link(claim.name), markdown(claim.statement), why, "", ""])
             continue
         last = answer.verdicts[-1]
         said.setdefault(last.verdict, []).append(claim.name)
         statement, detail = markdown(claim.statement), markdown(last.detail)
-        rows.append([_link(claim.name), statement, f"**{last.verdict}**", detail])
-    table = listed([("claim", "statement", "verdict", "cells"), *rows])
+        other = last.other.verdict if last.other else ""
+        differs = f"{other}, **differs**" if last.differs else other
+        rows.append([_link(claim.name), statement, f"**{last.verdict}**", differs, detail])
+    table = listed([("claim", "statement", "verdict", "at the other stage", "cells"), *rows])
     lines = [
         f"- {reading}: {', '.join(map(_link, said[verdict]))}."
         for verdict, reading in READINGS.items()
         if verdict in said
     ]
+    apart = [_link(one.claim.name) for one in judged if one.difference]
+    if apart:
+        lines.append(f"- Differs between the stages, overall or in a cell: {', '.join(apart)}.")
     command = f"```sh\nfedkd claims --scale {scale} --data-dir DATA\n```"
     return "\n\n".join(["## Claims", command, table, "\n".join(lines)])
 

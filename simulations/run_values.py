@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fedkd.errors import FedkdError, nearest
+from fedkd.headline import ACCURACY, LOCAL, OTHER
 from fedkd.results import Run
 from fedkd.simulations.cells import Label
 from fedkd.simulations.claim import Claim, Criterion
@@ -17,6 +19,26 @@ from fedkd.summaries import reached, utility, utility_name
 Row = Mapping[str, Any]
 Samples = Mapping[Label, Mapping[int, float]]
 """A value by label of the compared axis, then by seed."""
+ROUNDS = "rounds_to_target"
+STAGED = re.compile(rf"((?:own|common|validation)_.+|{ROUNDS})({LOCAL})?")
+"""Values that are measured at both stages of a round: after local training and after fusion."""
+
+
+def at_other_stage(value: str) -> str | None:
+    """The same value at the other stage of a round; None of a value that has no stage.
+
+    A value's column need not be there: a named student is measured after fusion alone.
+    """
+    if value in (ACCURACY, OTHER):
+        return OTHER if value == ACCURACY else ACCURACY
+    if STAGED.fullmatch(value) is None:
+        return None
+    return value.removesuffix(LOCAL) if value.endswith(LOCAL) else f"{value}{LOCAL}"
+
+
+def measured(row: Row, value: str) -> bool:
+    """Whether a run has the column of the value, or the one that rounds are counted by."""
+    return (_reaching(value) if value.removesuffix(LOCAL) == ROUNDS else value) in row
 
 
 def samples_of(
@@ -53,7 +75,13 @@ def _target(claim: Claim, test: Criterion, rows: Sequence[Row], seed: int) -> fl
     if test.target is None:
         return math.nan
     wanted = {claim.compare.axis: test.target, "seed": seed}
-    return next((value_of(row, "own_accuracy_mean") for row in rows if fits(row, wanted)), math.nan)
+    column = _reaching(test.value)
+    return next((value_of(row, column) for row in rows if fits(row, wanted)), math.nan)
+
+
+def _reaching(value: str) -> str:
+    """The accuracy whose rounds to the target are counted: at the stage of the value."""
+    return f"own_accuracy_mean{LOCAL if value.endswith(LOCAL) else ''}"
 
 
 def value_of(row: Row, name: str, target: float = math.nan) -> float:
@@ -63,10 +91,10 @@ def value_of(row: Row, name: str, target: float = math.nan) -> float:
     run = Run(Path(row["folder"]))
     if name == "utility":
         return utility(run) * (-1 if utility_name(run) == "perplexity" else 1)
-    if name == "rounds_to_target":
+    if name.removesuffix(LOCAL) == ROUNDS:
         if math.isnan(target):
             return math.nan
-        rounds = reached(run, target)["rounds_to_target"]
+        rounds = reached(run, target, _reaching(name))[ROUNDS]
         return run.rounds[-1]["round"] + 1.0 if rounds is None else float(rounds)
     if name.startswith("record."):
         key = name.removeprefix("record.")
@@ -87,7 +115,9 @@ def unit_of(test: Criterion) -> tuple[float, str]:
         return 100.0, "%"
     if "accuracy" in test.value and "jain" not in test.value:
         return 100.0, "points"
-    return 1.0, {"exposure_student": "bits", "rounds_to_target": "rounds"}.get(test.value, "")
+    return 1.0, {"exposure_student": "bits", ROUNDS: "rounds"}.get(
+        test.value.removesuffix(LOCAL), ""
+    )
 
 
 def scaled(effect: Interval | None, factor: float) -> Interval | None:

@@ -5,6 +5,9 @@ A test of a claim is judged in every cell of the axes in ``within``, by its rule
 comparisons must hold for a cell to support a claim, one that is refuted refutes it; cells make an
 overall verdict in the same way. So "supported" is wrong at most as often as one interval is, while
 an overall "not supported" has as many chances to be wrong as there are cells: read the cells.
+
+What a claim's test measures is at one stage of a round, and the verdict is about that stage. Beside
+it stands the verdict of the same rule at the other stage, which decides nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +22,16 @@ from fedkd.errors import FedkdError, nearest
 from fedkd.simulations.cells import Label, Suite
 from fedkd.simulations.claim import MEASURES, Claim, Criterion
 from fedkd.simulations.rules import Judgement, compared, interior, reduced, trend
-from fedkd.simulations.run_values import Row, fits, samples_of, scaled, unit_of, value_of
+from fedkd.simulations.run_values import (
+    Row,
+    at_other_stage,
+    fits,
+    measured,
+    samples_of,
+    scaled,
+    unit_of,
+    value_of,
+)
 from fedkd.simulations.suite import frame as frame_of
 from fedkd.statistics import Interval
 
@@ -33,7 +45,8 @@ class Verdict:
 
     ``where`` has labels by axis and what was ``measured``; ``effect``, positive for the claim, is
     that of the comparison that decides, in ``unit``; ``seeds`` is how many pairs it rests on;
-    ``detail`` says what else there is to know.
+    ``detail`` says what else there is to know. ``other`` is the verdict at the other stage of a
+    round, with its own effect; None of what has no stage or was not measured there.
     """
 
     claim: str
@@ -43,6 +56,19 @@ class Verdict:
     seeds: int
     detail: str
     unit: str = ""
+    other: Verdict | None = None
+
+    @property
+    def differs(self) -> bool:
+        """Whether the two stages of a round have different verdicts."""
+        return self.other is not None and self.other.verdict != self.verdict
+
+    @property
+    def other_text(self) -> str:
+        """``undecided: +0.10 [-0.20, +0.40] points``, at the other stage; or nothing."""
+        if self.other is None:
+            return ""
+        return ": ".join(filter(None, [self.other.verdict, self.other.effect_text]))
 
     @property
     def effect_text(self) -> str:
@@ -126,9 +152,32 @@ def _judged(
             one = _verdict(claim, test, cells, rows)
             if not rows:
                 one = replace(one, detail="; ".join(filter(None, why)) or "no finished run")
-            measured = MEASURES.get(test.value, test.value.replace("_", " "))
-            verdicts.append(replace(one, where={**labels, "measured": measured}))
-    return [*verdicts, overall(claim, verdicts)]
+            one = replace(one, where={**labels, "measured": _words(test.value)})
+            verdicts.append(replace(one, other=_at_other_stage(claim, test, cells, rows, labels)))
+    total = overall(claim, verdicts)
+    if any(one.other for one in verdicts):
+        # A test without another stage counts as it is: all tests of a claim must hold.
+        total = replace(total, other=overall(claim, [one.other or one for one in verdicts]))
+    return [*verdicts, total]
+
+
+def _at_other_stage(
+    claim: Claim,
+    test: Criterion,
+    cells: Sequence[Row],
+    rows: Sequence[Row],
+    labels: Mapping[str, Label],
+) -> Verdict | None:
+    """What the same rule says at the other stage, if there is one that was measured."""
+    value = at_other_stage(test.value)
+    if value is None or not rows or not all(measured(row, value) for row in rows):
+        return None
+    found = _verdict(claim, test.model_copy(update={"value": value}), cells, rows)
+    return replace(found, where={**labels, "measured": _words(value)})
+
+
+def _words(value: str) -> str:
+    return MEASURES.get(value, value.replace("_", " "))
 
 
 def overall(claim: Claim, verdicts: Sequence[Verdict]) -> Verdict:

@@ -1,5 +1,6 @@
 """The rules of verdicts on results that were made up, so that what is true is known."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -338,6 +339,75 @@ def test_rounds_are_counted_to_what_another_ends_with(tmp_path):
     assert found.verdict == "undecided"
     alone = judge(claim(value="rounds_to_target", target="b", lower=True, others=("c",)), runs)[0]
     assert alone.effect.mean == 3.0
+
+
+def both_stages(fused, local):
+    """Runs whose accuracies after fusion and after local training have the means given."""
+    runs = frame(fused)
+    return runs.assign(own_accuracy_mean_local=frame(local, key=1)["own_accuracy_mean"])
+
+
+def test_beside_a_verdict_stands_that_of_the_same_rule_at_the_other_stage():
+    runs = both_stages({"a": 0.75, "b": 0.70}, {"a": 0.70, "b": 0.75})
+    one, overall = judge(claim(), runs)
+    assert (one.verdict, one.other.verdict, one.differs) == ("supported", "not supported", True)
+    assert one.effect.low > 0 > one.other.effect.high
+    assert one.other_text == f"not supported: {one.other.effect_text}"
+    assert one.other.where_text == "own accuracy, local"
+    assert (overall.verdict, overall.other.verdict) == ("supported", "not supported")
+    # Each stage's verdict is what a claim about that stage alone would get.
+    local, _ = judge(claim(value="own_accuracy_mean_local"), runs)
+    assert (local.verdict, local.effect) == (one.other.verdict, one.other.effect)
+    assert (local.other.verdict, local.other.effect) == (one.verdict, one.effect)
+
+
+def test_the_other_stage_changes_no_verdict():
+    both = both_stages({"a": 0.75, "b": 0.70}, {"a": 0.70, "b": 0.75})
+    alone = both.drop(columns="own_accuracy_mean_local")
+    for beside, before in zip(judge(claim(), both), judge(claim(), alone), strict=True):
+        assert before.other is None
+        assert dataclasses.replace(beside, other=None) == before
+
+
+def test_what_papers_score_is_judged_against_the_stage_that_they_do_not():
+    runs = frame({"a": 0.75, "b": 0.70}).rename(columns={"own_accuracy_mean": "headline_accuracy"})
+    other = frame({"a": 0.7, "b": 0.7})["own_accuracy_mean"]
+    one, _ = judge(claim(value="headline_accuracy"), runs.assign(other_stage_accuracy=other))
+    assert (one.verdict, one.other.verdict) == ("supported", "undecided")
+
+
+@pytest.mark.parametrize("value", ["bytes_up", "own_nearest_accuracy_mean"])
+def test_what_has_no_other_stage_is_judged_once(value):
+    runs = frame({"a": 0.75, "b": 0.70}).rename(columns={"own_accuracy_mean": value})
+    assert [one.other for one in judge(claim(value=value), runs)] == [None, None]
+
+
+def test_a_test_without_another_stage_counts_at_the_other_stage_as_it_is():
+    tests = [
+        {"value": "own_accuracy_mean", "rule": "better"},
+        {"value": "bytes_up", "rule": "better", "lower": True},
+    ]
+    runs = both_stages({"a": 0.75, "b": 0.70}, {"a": 0.75, "b": 0.70})
+    for bytes_up, said in (({"a": 1, "b": 2}, "supported"), ({"a": 2, "b": 1}, "not supported")):
+        sent = frame(bytes_up, key=2)["own_accuracy_mean"]
+        overall = judge(claim(tests=tests), runs.assign(bytes_up=sent))[-1]
+        assert (overall.verdict, overall.other.verdict) == (said, said)
+
+
+def test_rounds_to_a_target_are_counted_at_the_stage_that_is_judged(tmp_path):
+    runs = learning(tmp_path, {"a": [0.6, 0.8, 0.8], "b": [0.4, 0.5, 0.6]})
+    for folder in runs["folder"]:
+        file = Path(folder) / "rounds.jsonl"
+        rounds = [json.loads(line) for line in file.read_text().splitlines()]
+        # After local training a is as slow as b after fusion, and b slower.
+        late = [0.4, 0.5, 0.6] if "/a-" in folder else [0.2, 0.3, 0.6]
+        for line, accuracy in zip(rounds, late, strict=True):
+            line["local"] = {"own_accuracy_mean": accuracy}
+        file.write_text("".join(json.dumps(line) + "\n" for line in rounds))
+    runs["own_accuracy_mean_local"] = [0.6] * len(runs)
+    one, _ = judge(claim(value="rounds_to_target", target="b", lower=True), runs)
+    assert (one.effect.mean, one.other.effect.mean) == (2.0, 0.0)
+    assert (one.other.unit, one.other.where_text) == ("rounds", "rounds to target, local")
 
 
 def test_what_a_strategy_records_is_averaged_over_rounds(tmp_path):
