@@ -18,6 +18,7 @@ from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from fedkd.arrays import Array
 from fedkd.work import (
     Assignment,
+    Blend,
     Contrast,
     CrossEntropy,
     Delta,
@@ -47,7 +48,7 @@ KINDS: dict[str, type] = {
     kind.__name__: kind
     for kind in (
         *(Samples, Rows, Quantised, Delta, Head, Prior, CrossEntropy, Soft, Prototype),
-        *(Contrast, Proximal, Linear, Peer),
+        *(Contrast, Proximal, Linear, Blend, Peer),
         *(Fit, Predict, Represent, Select, Hold, Load, Share, Evaluate, Expose),
     )
 }

@@ -16,6 +16,7 @@ from fedkd.errors import FedkdError, brief
 from fedkd.options import MOST_EPOCHS
 from fedkd.work import (
     SOURCES,
+    Blend,
     Contrast,
     CrossEntropy,
     Delta,
@@ -132,6 +133,7 @@ STEPS_OF_A_FIT = Allowed(
 )
 FLAG = Allowed(lambda value: type(value) is bool, "True or False")
 NAME = Allowed(lambda value: type(value) is str and value != "", "a name")
+CUT = Allowed(lambda value: type(value) is str, "the name of a block, or ''")
 NAMES = Allowed(_names, "a tuple of names of blocks")
 SOURCE = Allowed(
     lambda value: type(value) in (str, Samples, Rows),
@@ -272,7 +274,9 @@ FIELDS: dict[type, dict[str, Allowed]] = {
         "key": NAME,
         "lr": _or_none(POSITIVE),
         "part": NAMES,
+        "at": _or_none(Allowed(lambda value: type(value) is Blend, "Blend(...)")),
     },
+    Blend: {"student": NAME, "mine": NUMBER, "theirs": NUMBER, "cut": CUT},
     Predict: {
         "on": SOURCE,
         "temperature": POSITIVE,
@@ -306,6 +310,8 @@ FIELDS: dict[type, dict[str, Allowed]] = {
         ),
         "part": NAMES,
         "student": NAME,
+        "keep": NUMBER,
+        "weight": NUMBER,
     },
     Share: {"part": NAMES, "key": NAME, "student": NAME},
     Evaluate: {
@@ -313,14 +319,16 @@ FIELDS: dict[type, dict[str, Allowed]] = {
         "key": NAME,
         "student": NAME,
         "prototypes": _or_none(TARGETS),
-        "cut": Allowed(lambda value: type(value) is str, "the name of a block, or ''"),
+        "cut": CUT,
     },
     Expose: {"key": NAME, "student": NAME},
 }
 """What each kind of step and term may hold, field by field."""
 
 
-def check_fields(thing: Step | Peer | Term | Samples | Rows | Head | Prior | Encoding) -> None:
+def check_fields(
+    thing: Step | Peer | Term | Samples | Rows | Head | Prior | Blend | Encoding,
+) -> None:
     """Refuse a step, term or other part of one with a field that holds what it may not.
 
     Raises

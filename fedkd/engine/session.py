@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fedkd import students
+from fedkd.blends import blended
 from fedkd.data import cache
 from fedkd.density import alike
 from fedkd.distillation.objectives import SMALLEST
@@ -225,6 +226,7 @@ class Session:
             peer.lr,
             peer.part or experiment.training.part,
             dp,
+            peer.at,
         )
 
     def _check_private(self, peer: Peer) -> None:
@@ -425,5 +427,6 @@ class Session:
                         f"of shape {tuple(value.shape)}"
                     )
                 if name in wanted:
-                    tensors[name].copy_(value)
+                    value = value.to(tensors[name].device)
+                    tensors[name].copy_(blended(tensors[name], value, step.keep, step.weight))
         self.wrote(step.student)

@@ -11,6 +11,7 @@ from fedkd.engine import rule
 from fedkd.engine.worker import Worker
 from fedkd.work import (
     Assignment,
+    Blend,
     Contrast,
     CrossEntropy,
     Evaluate,
@@ -356,6 +357,27 @@ def test_students_that_learn_together_do_so_in_a_cohort(models, optimiser):
         ]
 
     agree(steps, f"student.models=['{own}']", OPTIMISERS[optimiser])
+
+
+@pytest.mark.parametrize(
+    ("model", "optimiser", "blend", "part"),
+    [
+        ("mlp", "sgd", Blend("own", 0.3, 0.7), ()),
+        ("mlp", "adam", Blend("own", 1.0, 1.0, "fc2"), ("head",)),
+        ("cnn2", "sgd", Blend("own", 1.0, 1.0, "fc1"), ("head",)),
+    ],
+)
+def test_students_that_are_built_on_one_another_are_as_alone(model, optimiser, blend, part):
+    terms = (CrossEntropy(), Soft("own", weight=0.3), Proximal(0.1))
+    steps = [
+        Hold("peer"),
+        Fit(student="peer", key="x", epochs=0.3),
+        Fit(together=(Peer("peer", terms, "peer_loss", lr=0.02, part=part, at=blend),)),
+        Predict(),
+        Load("peer", part=part, keep=0.5, weight=0.5),
+        Predict(key="blended"),
+    ]
+    agree(lambda *_: steps, f"student.models=['{model}']", OPTIMISERS[optimiser])
 
 
 @pytest.mark.parametrize("cut", ["conv1", "fc1"])
