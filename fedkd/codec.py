@@ -19,6 +19,7 @@ from fedkd.arrays import Array
 from fedkd.compression import Delta, LowRank, Quantised
 from fedkd.work import (
     Assignment,
+    Blend,
     Contrast,
     CrossEntropy,
     Evaluate,
@@ -46,7 +47,7 @@ KINDS: dict[str, type] = {
     kind.__name__: kind
     for kind in (
         *(Samples, Rows, Quantised, Delta, LowRank, Head, Prior, CrossEntropy, Soft, Feature),
-        *(Contrast, Proximal, Linear, Peer),
+        *(Contrast, Proximal, Linear, Blend, Peer),
         *(Fit, Predict, Represent, Select, Hold, Load, Share, Evaluate, Expose),
     )
 }

@@ -17,6 +17,7 @@ from fedkd.errors import FedkdError, brief
 from fedkd.options import MOST, MOST_EPOCHS
 from fedkd.work import (
     SOURCES,
+    Blend,
     Contrast,
     CrossEntropy,
     Evaluate,
@@ -130,6 +131,7 @@ STEPS_OF_A_FIT = Allowed(
 )
 FLAG = Allowed(lambda value: type(value) is bool, "True or False")
 NAME = Allowed(lambda value: type(value) is str and value != "", "a name")
+CUT = Allowed(lambda value: type(value) is str, "the name of a block, or ''")
 NAMES = Allowed(_names, "a tuple of names of blocks")
 SOURCE = Allowed(
     lambda value: type(value) in (str, Samples, Rows),
@@ -278,7 +280,9 @@ FIELDS: dict[type, dict[str, Allowed]] = {
         "key": NAME,
         "lr": _or_none(POSITIVE),
         "part": NAMES,
+        "at": _or_none(Allowed(lambda value: type(value) is Blend, "Blend(...)")),
     },
+    Blend: {"student": NAME, "mine": NUMBER, "theirs": NUMBER, "cut": CUT},
     Predict: {
         "on": SOURCE,
         "temperature": POSITIVE,
@@ -312,6 +316,8 @@ FIELDS: dict[type, dict[str, Allowed]] = {
         ),
         "part": NAMES,
         "student": NAME,
+        "keep": NUMBER,
+        "weight": NUMBER,
     },
     Share: {
         "part": NAMES,
@@ -329,7 +335,7 @@ FIELDS: dict[type, dict[str, Allowed]] = {
         "key": NAME,
         "student": NAME,
         "prototypes": _or_none(TARGETS),
-        "cut": Allowed(lambda value: type(value) is str, "the name of a block, or ''"),
+        "cut": CUT,
     },
     Expose: {"key": NAME, "student": NAME},
 }
@@ -369,7 +375,7 @@ def check_minimise(**given: Any) -> None:
 
 
 def check_fields(
-    thing: Step | Peer | Term | Samples | Rows | Head | Prior | Encoding | LowRank,
+    thing: Step | Peer | Term | Samples | Rows | Head | Prior | Blend | Encoding | LowRank,
 ) -> None:
     """Refuse a step, term or other part of one with a field that holds what it may not.
 

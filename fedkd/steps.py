@@ -313,7 +313,11 @@ class Checker:
             )
             part = tuple(peer.part) or self.shapes.experiment.training.part
             check_fit(step.on, peer.terms, part, learner, self._seen)
-        check_together(step, self.shapes.experiment.training.dp.noise_multiplier)
+            if peer.at is not None:
+                check_fields(peer.at)
+                if peer.at.cut:
+                    students.cut_index(learner.student().module, peer.at.cut)
+        check_together(step, self.shapes.experiment.training.dp.noise_multiplier, models)
 
     def _release(self, step: Step) -> None:
         """Refuse what leaves a client around ``[release]``."""

@@ -21,12 +21,14 @@ from fedkd.replies import bounded
 from fedkd.shapes import Student, rows_of
 from fedkd.training import predict
 from fedkd.work import (
+    Blend,
     Contrast,
     CrossEntropy,
     Feature,
     Fit,
     Head,
     Linear,
+    Peer,
     Penalty,
     Samples,
     Soft,
@@ -108,8 +110,10 @@ def check_fit(
             _feature(term, source, learner, seen)
 
 
-def check_together(step: Fit, noise_multiplier: float) -> None:
+def check_together(step: Fit, noise_multiplier: float, models: Mapping[str, str]) -> None:
     """Refuse students that cannot learn together, where ``noise_multiplier`` is DP-SGD's.
+
+    ``models`` has the architecture of each.
 
     Raises
     ------
@@ -132,6 +136,9 @@ def check_together(step: Fit, noise_multiplier: float) -> None:
         for peer in step.peers
     }
     for peer in step.peers:
+        if peer.at is not None:
+            with about(f"Peer {peer.student!r}: at"):
+                _blend(step, peer, peer.at, noise_multiplier, models)
         for term in peer.terms:
             if not isinstance(term, Soft):
                 continue
@@ -148,6 +155,38 @@ def check_together(step: Fit, noise_multiplier: float) -> None:
                     "student learns in the same step, and not from there; give it a term with this "
                     "on, or a step of its own"
                 )
+
+
+def _blend(
+    step: Fit, peer: Peer, at: Blend, noise_multiplier: float, models: Mapping[str, str]
+) -> None:
+    """Refuse a student that cannot be built on another one as ``at`` says."""
+    bases = {one.student: one for one in step.peers if one is not peer and one.at is None}
+    if at.student not in bases:
+        raise FedkdError(
+            f"student = {at.student!r} is not allowed; allowed: a student that learns in the same "
+            f"step, at its own parameters ({', '.join(bases) or 'none here'})"
+        )
+    own, other = models[peer.student], models[at.student]
+    if own != other:
+        raise FedkdError(f"they are of other architectures, {own!r} and {other!r}")
+    if noise_multiplier and sees_private(step):
+        raise FedkdError(
+            "it is not allowed with training.dp.noise_multiplier = "
+            f"{noise_multiplier:g}: a sample acts through the other student too"
+        )
+    for term in peer.terms:
+        if isinstance(term, Feature | Contrast) or getattr(term, "through", None) is not None:
+            raise FedkdError(
+                f"{type(term).__name__} at a cut is not allowed for a student that is built on "
+                "another one"
+            )
+        drawn = {None, *(getattr(each, "on", None) for each in bases[at.student].terms)}
+        if getattr(term, "on", None) not in drawn:
+            raise FedkdError(
+                f"{type(term).__name__}: on = {getattr(term, 'on', None)!r} is not allowed: "
+                f"{at.student!r} does not learn from there in this step"
+            )
 
 
 def check_server_fit(step: Fit, student: nn.Sequential, samples: Samples, public: Samples) -> None:

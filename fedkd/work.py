@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from fedkd.blends import Blend as Blend
 from fedkd.compression import Encoding, LowRank
 from fedkd.priors import Prior as Prior
 from fedkd.samples import SOURCES as SOURCES
@@ -178,7 +179,8 @@ class Peer:
     It learns from the same batches, by terms of its own. Where a term of one student has the name
     of another one as its targets, these are what the other says of the batch at hand, as it trains,
     before either has learned from it (deep mutual learning: Zhang et al. 2018, arXiv 1706.00384).
-    No gradient goes through them. Replies with the metric ``key``, as the fit does.
+    No gradient goes through them. Replies with the metric ``key``, as the fit does. ``at`` has it
+    learn at parameters that are in part another one's.
     """
 
     student: str
@@ -186,6 +188,7 @@ class Peer:
     key: str
     lr: float | None = None
     part: tuple[str, ...] = ()
+    at: Blend | None = None
 
 
 @dataclass(frozen=True)
@@ -287,12 +290,16 @@ class Hold:
 class Load:
     """Take in parameters; ``part`` names the blocks to take, empty means all that are given.
 
-    The name of a student of the same client stands for that student's, as they are by then.
+    The name of a student of the same client stands for that student's, as they are by then. What
+    the student then has is ``keep`` times what it had and ``weight`` times what is given, but for
+    whole numbers, which are those given.
     """
 
     parameters: Parameters | str
     part: tuple[str, ...] = ()
     student: str = "own"
+    keep: float = 0.0
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,14 @@ import torch
 from fedkd.codec import Codec, decode, nbytes
 from fedkd.work import (
     Assignment,
+    Blend,
     Contrast,
     CrossEntropy,
     Evaluate,
     Fit,
     Linear,
     Load,
+    Peer,
     Predict,
     Prior,
     Proximal,
@@ -45,6 +47,8 @@ ASSIGNMENT = Assignment(
     phase="learn",
     steps=(
         Load(PARAMETERS, part=("conv1",)),
+        Load("meme", keep=0.25, weight=0.75),
+        Fit(together=(Peer("meme", (CrossEntropy(),), "meme_loss", at=Blend("own", 1.0, 0.5)),)),
         Fit(
             on=Samples(torch.randn(4, 2), torch.arange(4)),
             terms=(

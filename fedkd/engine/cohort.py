@@ -104,7 +104,7 @@ class Cohort:
     def _load(self, steps: tuple[Load, ...]) -> bool:
         """Take in parameters that all get and that are the whole student: without looking at it."""
         first, (student, shared) = steps[0], (steps[0].student, steps[0].parameters)
-        if isinstance(shared, str):
+        if isinstance(shared, str) or (first.keep, first.weight) != (0, 1):
             return False
         architecture = self.clients.architecture(self.sessions[0].assignment, student)
         template = self.clients.template(architecture)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fedkd import students
+from fedkd.blends import blended
 from fedkd.compression import Delta
 from fedkd.data import cache
 from fedkd.density import alike
@@ -244,6 +245,7 @@ class Session:
             peer.lr,
             peer.part or experiment.training.part,
             dp,
+            at=peer.at,
             kept=self.kept(step, peer.student),
         )
 
@@ -452,5 +454,6 @@ class Session:
                         f"of shape {tuple(value.shape)}"
                     )
                 if name in wanted:
-                    tensors[name].copy_(value)
+                    value = value.to(tensors[name].device)
+                    tensors[name].copy_(blended(tensors[name], value, step.keep, step.weight))
         self.wrote(step.student)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fedkd import students
+from fedkd.training.batches import within
 from fedkd.work import Parameters
 
 Blocks = Callable[[Parameters, Tensor, float], Tensor]
@@ -47,14 +48,20 @@ class Stack:
             self._lent = False
 
     def forward(
-        self, tensors: Parameters, inputs: Tensor, cuts: set[str], lr: float = 0.0
+        self,
+        tensors: Parameters,
+        inputs: Tensor,
+        cuts: set[str],
+        lr: float = 0.0,
+        above: str = "",
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """What is at ``cuts``, ``(n, b, ...)``, and logits ``(n, b, C)``."""
+        """What is at ``cuts``, ``(n, b, ...)``, and logits ``(n, b, C)``.
+
+        ``inputs`` are what comes in at the first block, or ``above`` a cut.
+        """
         held = {}
-        for name, block in self._blocks:
-            prefix = f"{name}."
-            own = {k[len(prefix) :]: t for k, t in tensors.items() if k.startswith(prefix)}
-            inputs = block(own, inputs, lr)
+        for name, block in self._blocks[students.cut_index(self.module, above) if above else 0 :]:
+            inputs = block(within(tensors, name), inputs, lr)
             if name in cuts:
                 # The next block may write into what it is given.
                 held[name], inputs = inputs, inputs.clone()

@@ -98,16 +98,24 @@ def fit(
         for live in lives:
             live.leave([place for place in live.who if steps[place] <= now])
         drawn = {on: joint.draw(lives[0]) for on, joint in joints.items()}
-        seen = [
-            {on: live.seen(*drawn[on], alone=len(lives) == 1) for on in live.sources}
-            for live in lives
-        ]
+        seen: dict[str, _Looks] = {}
+        for live in sorted(lives, key=lambda one: one.at is not None):
+            base = None
+            if live.at is not None:
+                base = next(one for one in lives if one.name == live.at.student)
+            seen[live.name] = {
+                on: live.seen(*drawn[on], alone=len(lives) == 1)
+                if base is None
+                else live.built_on(base, seen[base.name][on], *drawn[on])
+                for on in live.sources
+            }
         if len(lives) > 1:
-            seen = [
-                {on: replace(batch, peers=_peers(lives, seen, on)) for on, batch in each.items()}
-                for each in seen
-            ]
-        for live, each in zip(lives, seen, strict=True):
+            seen = {
+                name: {on: replace(batch, peers=_peers(seen, on)) for on, batch in each.items()}
+                for name, each in seen.items()
+            }
+        for live in lives:
+            each = seen[live.name]
             named = {on: batch for on, batch in each.items() if on is not None}
             zero = live.sums.new_zeros(len(live.who))
             value = descend(live.losses, each[None], named, live.optimiser, zero)
@@ -124,15 +132,13 @@ def fit(
     ]
 
 
-def _peers(
-    lives: Sequence[_Live], seen: Sequence[dict[str | Rows | None, Batch]], on: str | Rows | None
-) -> dict[str, Tensor]:
+_Looks = dict[str | Rows | None, Batch]
+"""What students see of each of their sources."""
+
+
+def _peers(seen: Mapping[str, _Looks], on: str | Rows | None) -> dict[str, Tensor]:
     """What each that looks at source ``on`` says of its batch, by name."""
-    return {
-        live.name: each[on].logits.detach()
-        for live, each in zip(lives, seen, strict=True)
-        if on in each
-    }
+    return {name: each[on].logits.detach() for name, each in seen.items() if on in each}
 
 
 class _Live:
@@ -154,6 +160,7 @@ class _Live:
     ) -> None:
         count = len(terms)
         self.stack, self.name, self.part, self.who = stack, peer.student, peer.part, [*range(count)]
+        self.at = peer.at
         self.sources = list(dict.fromkeys([None, *map(source_of, terms[0])]))
         self._training, self._lr = training, peer.lr or training.lr
         plain = training.optimiser == "sgd" and not (training.momentum or training.weight_decay)
@@ -162,6 +169,7 @@ class _Live:
         simple = len(self.sources) == 1 and not any(
             isinstance(term, Penalty) or getattr(term, "reach", ()) for term in terms[0]
         )
+        simple = simple and peer.at is None  # layers would change a blend, and not what learns
         self.direct = self._lr if simple and plain and stack.dense else 0.0
         names = learning_names(stack.module, peer.part)
         self.places = torch.arange(count, device=device)
@@ -190,6 +198,11 @@ class _Live:
             for column in zip(*terms, strict=True)
         ]
         self._cuts = {loss.cut for loss in self.losses if loss.cut}
+        self._cuts |= {
+            other.at.cut
+            for other in step.peers
+            if other.at is not None and other.at.student == self.name and other.at.cut
+        }
 
     def seen(self, inputs: Tensor, drawn: Batch, alone: bool) -> Batch:
         """A batch that was drawn, and what the students make of ``inputs`` ``(n, b, ...)``.
@@ -198,6 +211,21 @@ class _Live:
         """
         inputs = inputs if alone else inputs.clone()  # a layer may write into them
         held, logits = self.stack.forward(self.tensors, inputs, self._cuts, self.direct)
+        return self._batch(drawn, held, logits)
+
+    def built_on(self, base: _Live, looks: Batch, inputs: Tensor, drawn: Batch) -> Batch:
+        """What :meth:`seen` gives of students at a blend with ``base``, who has seen ``looks``."""
+        assert self.at is not None
+        names = [name for name, _ in self.stack.module.named_parameters(remove_duplicate=False)]
+        blend = self.at.of({n: self.tensors[n] for n in names}, base.tensors)
+        inputs = looks.held[self.at.cut].detach() if self.at.cut else inputs
+        held, logits = self.stack.forward(
+            self.tensors | blend, inputs.clone(), self._cuts, above=self.at.cut
+        )
+        return self._batch(drawn, held, logits)
+
+    def _batch(self, drawn: Batch, held: dict[str, Tensor], logits: Tensor) -> Batch:
+        """A batch that was drawn, with what the blocks give, ``(n, b, ...)``."""
         logits = logits.flatten(0, 1).float()
         if drawn.chosen is not None and len(drawn.chosen) < len(logits):
             logits = logits.index_select(0, drawn.chosen)

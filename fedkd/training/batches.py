@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from fedkd.data.language import PAD
 from fedkd.errors import FedkdError
 from fedkd.experiment import TrainingTable
 from fedkd.privacy.dpsgd import DPSGD, steps_a_pass
-from fedkd.students import named_blocks
+from fedkd.students import cut_index, named_blocks
 from fedkd.training.items import at_items, items, take
 from fedkd.work import Samples
 
@@ -34,6 +35,19 @@ class Drawn:
     labels: Tensor | None
     chosen: Tensor | None
     count: int
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a student is looked at that is built on another one.
+
+    ``parameters`` take the place of its own, by name. It has only its blocks above ``cut`` look, at
+    ``held``, what the other gives there; of an empty cut all of them, at the batch itself.
+    """
+
+    parameters: Mapping[str, Tensor]
+    cut: str = ""
+    held: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -158,28 +172,42 @@ class Batches:
         return Drawn(inputs, index, labels, chosen, count)
 
     def seen(
-        self, drawn: Drawn, student: nn.Sequential, cuts: Set[str], dp: DPSGD | None = None
+        self,
+        drawn: Drawn,
+        student: nn.Sequential,
+        cuts: Set[str],
+        dp: DPSGD | None = None,
+        at: Place | None = None,
     ) -> Batch:
         """A batch, and what ``student`` makes of it: it may write into its inputs.
 
-        ``dp`` covers this student's samples from here.
+        ``dp`` covers this student's samples from here; ``at`` is where it is, if not at its own
+        parameters.
         """
         inputs, count, chosen = drawn.inputs, drawn.count, drawn.chosen
         tokens = 1 if inputs.is_floating_point() else inputs.shape[1]
         over = None if self.dp is None else count * tokens
-        held = {}
+        held, blocks = {}, list(named_blocks(student)) if count else []
+        if at is not None and at.held is not None:
+            inputs, blocks = at.held.detach().clone(), blocks[cut_index(student, at.cut) :]
         with nullcontext() if dp is None else dp.recording():
-            for name, block in named_blocks(student) if count else ():
-                inputs = self._forward(block, inputs, count)
+            for name, block in blocks:
+                given = None if at is None else within(at.parameters, name)
+                inputs = self._forward(block, inputs, count, given)
                 if name in cuts:
                     # The next block may write into what it is given.
                     held[name], inputs = inputs, inputs.clone()
             logits = (at_items(inputs, chosen) if count else inputs).float()
         return Batch(drawn.index, drawn.labels, logits, held, chosen, count, over)
 
-    def _forward(self, block: nn.Module, inputs: Tensor, drawn: int) -> Tensor:
+    def _forward(
+        self, block: nn.Module, inputs: Tensor, drawn: int, given: dict[str, Tensor] | None
+    ) -> Tensor:
         try:
-            return block(inputs)
+            if given is None:
+                return block(inputs)
+            # Parameters that are shared come under each of their names.
+            return functional_call(block, given, (inputs,), tie_weights=False)
         except ValueError as error:
             kind = nn.modules.batchnorm._BatchNorm
             if drawn > 1 or not any(isinstance(layer, kind) for layer in block.modules()):
@@ -190,3 +218,9 @@ class Batches:
                 "student.norm = 'group' or 'none', or raise data.min_samples, data.transfer.size "
                 "or training.batch_size"
             ) from error
+
+
+def within(parameters: Mapping[str, Tensor], block: str) -> dict[str, Tensor]:
+    """Those of a student's parameters that are a block's, by their names in it."""
+    prefix = f"{block}."
+    return {n[len(prefix) :]: value for n, value in parameters.items() if n.startswith(prefix)}

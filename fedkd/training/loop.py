@@ -15,11 +15,11 @@ from fedkd.errors import FedkdError
 from fedkd.experiment import TrainingTable
 from fedkd.privacy.dpsgd import DPSGD, copied, is_private, quietly
 from fedkd.random import key
-from fedkd.training.batches import Augment, Batch, Batches, Drawn, steps_of
+from fedkd.training.batches import Augment, Batch, Batches, Drawn, Place, steps_of
 from fedkd.training.items import some
 from fedkd.training.losses import Loss, Own, OwnLoss, Summand, source_of
 from fedkd.training.student import check_learning, requiring, set_modes, student_draws
-from fedkd.work import Parameters, Rows, Samples, Term
+from fedkd.work import Blend, Parameters, Rows, Samples, Term
 
 
 class Optimiser(Protocol):
@@ -37,9 +37,10 @@ class Trainee:
     """A student of a fit, changed in place, and what of the fit is its alone.
 
     ``name`` is what terms of others that have it as their targets call it; ``seed`` the key of what
-    it draws by itself. With ``own`` it is any module, and learns by that loss and no terms.
-    ``kept`` is what the optimiser goes on from, and is changed in place to what it keeps (see
-    :mod:`fedkd.optimisers`); None: it starts afresh. The rest is as in :func:`fit`.
+    it draws by itself; ``at`` where it learns, if it is built on another one. With ``own`` it is
+    any module, and learns by that loss and no terms. ``kept`` is what the optimiser goes on from,
+    and is changed in place to what it keeps (see :mod:`fedkd.optimisers`); None: it starts afresh.
+    The rest is as in :func:`fit`.
     """
 
     student: nn.Sequential
@@ -49,6 +50,7 @@ class Trainee:
     lr: float | None = None
     part: tuple[str, ...] = ()
     dp: DPSGD | None = None
+    at: Blend | None = None
     own: Own | None = None
     kept: Parameters | None = None
 
@@ -262,10 +264,10 @@ def _fit(
     if not all(each.learning for each in learners):
         return [0.0] * len(learners)
     for each in learners:
-        each.begin(training, samples.inputs.device)
+        each.begin(training, samples.inputs.device, learners)
     for step in range(steps):
         drawn = {on: source.draw() for on, source in looks.items()}
-        for each in learners:
+        for each in sorted(learners, key=lambda one: one.base is not None):
             each.look(looks, drawn, alone=len(learners) == 1)
         if len(learners) > 1:
             for each in learners:
@@ -289,6 +291,7 @@ class _Learner:
         self.student = trainee.student if self.dp is None else copied(trainee.student)
         self.sources = list(dict.fromkeys([None, *map(source_of, trainee.terms)]))
         self.batches: dict[str | Rows | None, Batch] = {}
+        self.base: _Learner | None = None
 
     def prepare(self, samples: Mapping[str | Rows | None, Samples], names: Sequence[str]) -> None:
         """Make the losses ready: on the samples of its sources, among learners of these names."""
@@ -299,11 +302,16 @@ class _Learner:
             Loss(self.student, term, samples[source_of(term)], self.learning, peers=peers)
             for term in self._trainee.terms
         ]
-        self._cuts = {loss.cut for loss in losses if loss.cut}
+        self.cuts = {loss.cut for loss in losses if loss.cut}
         self._losses: list[Summand] = [*losses]
 
-    def begin(self, training: TrainingTable, device: torch.device) -> None:
-        """Make the optimiser ready, and the student's mode."""
+    def begin(
+        self, training: TrainingTable, device: torch.device, learners: Sequence[_Learner]
+    ) -> None:
+        """Make the optimiser ready, and the student's mode; of ``learners`` one may be its base."""
+        if (at := self._trainee.at) is not None:
+            self.base = next(one for one in learners if one.name == at.student)
+            self.base.cuts |= {at.cut} - {""}
         lr = self._trainee.lr or training.lr
         self._plain = optimisers.optimiser(list(self.learning.values()), training, lr)
         if self._trainee.kept is not None:
@@ -326,7 +334,15 @@ class _Learner:
                 one, dp = drawn[on], None if looks[on].dp is None else self.dp
                 if not alone:
                     one = replace(one, inputs=one.inputs.clone())
-                self.batches[on] = looks[on].seen(one, self.student, self._cuts, dp)
+                self.batches[on] = looks[on].seen(one, self.student, self.cuts, dp, self._place(on))
+
+    def _place(self, on: str | Rows | None) -> Place | None:
+        """Where the student looks at a batch from ``on``, if it is built on another one."""
+        at, base = self._trainee.at, self.base
+        if at is None or base is None:
+            return None
+        mine, theirs = map(_named, (self.student, base.student))
+        return Place(at.of(mine, theirs), at.cut, base.batches[on].held.get(at.cut))
 
     def listen(self, learners: Sequence[_Learner]) -> None:
         """Take in what the others say of the same batches."""
@@ -364,9 +380,11 @@ class _OwnLearner(_Learner):
         super().prepare(samples, names)
         self._losses = [each for each in (self._trainee.own,) if each is not None]
 
-    def begin(self, training: TrainingTable, device: torch.device) -> None:
+    def begin(
+        self, training: TrainingTable, device: torch.device, learners: Sequence[_Learner]
+    ) -> None:
         """Make the optimiser ready, and the module's mode, which its ``forward`` may go by."""
-        super().begin(training, device)
+        super().begin(training, device, learners)
         self.student.training = True
 
     def look(
@@ -434,6 +452,11 @@ def descend(
         value = value + clipped.detach() * dp.share(count)
     optimiser.step()
     return value.detach() + sum(piece.detach() for piece, _ in bounded)
+
+
+def _named(student: nn.Sequential) -> dict[str, Tensor]:
+    """A student's parameters, those that are shared under each of their names."""
+    return dict(student.named_parameters(remove_duplicate=False))
 
 
 def _source(sources: Mapping[str, Callable[[], Samples]] | None, on: str | Rows) -> Samples:

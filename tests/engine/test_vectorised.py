@@ -11,6 +11,7 @@ from fedkd.engine import rule
 from fedkd.engine.worker import Worker
 from fedkd.work import (
     Assignment,
+    Blend,
     Contrast,
     CrossEntropy,
     Evaluate,
@@ -379,6 +380,27 @@ def test_students_that_learn_together_do_so_in_a_cohort(models, optimiser):
     agree(steps, f"student.models=['{own}']", OPTIMISERS[optimiser])
 
 
+@pytest.mark.parametrize(
+    ("model", "optimiser", "blend", "part"),
+    [
+        ("mlp", "sgd", Blend("own", 0.3, 0.7), ()),
+        ("mlp", "adam", Blend("own", 1.0, 1.0, "fc2"), ("head",)),
+        ("cnn2", "sgd", Blend("own", 1.0, 1.0, "fc1"), ("head",)),
+    ],
+)
+def test_students_that_are_built_on_one_another_are_as_alone(model, optimiser, blend, part):
+    terms = (CrossEntropy(), Soft("own", weight=0.3), Proximal(0.1))
+    steps = [
+        Hold("peer"),
+        Fit(student="peer", key="x", epochs=0.3),
+        Fit(together=(Peer("peer", terms, "peer_loss", lr=0.02, part=part, at=blend),)),
+        Predict(),
+        Load("peer", part=part, keep=0.5, weight=0.5),
+        Predict(key="blended"),
+    ]
+    agree(lambda *_: steps, f"student.models=['{model}']", OPTIMISERS[optimiser])
+
+
 @pytest.mark.parametrize("cut", ["conv1", "fc1"])
 @pytest.mark.parametrize("per", ["sample", "class"])
 def test_representations_are_as_alone(cut, per):
@@ -510,7 +532,7 @@ def test_how_clients_are_put_together_changes_no_more_than_last_digits(monkeypat
 
 # --- whole runs ---------------------------------------------------------------------------------
 
-METHODS = ["knfu", "fedavg", "fedd2s", "fml", "fedproto", "ditto", "feddyn", "moon"]
+METHODS = ["knfu", "fedavg", "fedd2s", "fml", "fedproto", "ditto", "feddyn", "moon", "fedrod"]
 
 
 @pytest.mark.parametrize("method", METHODS)

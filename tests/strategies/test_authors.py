@@ -1,5 +1,6 @@
 """A slip of a method's author is one line, when it is made: method, hook, step, what is allowed."""
 
+import math
 import random
 import re
 
@@ -16,6 +17,7 @@ from fedkd.engine.worker import Worker
 from fedkd.shapes import Sizes
 from fedkd.strategies.base import Headline, KnowledgeStrategy, StrategyOptions
 from fedkd.work import (
+    Blend,
     Contrast,
     CrossEntropy,
     Evaluate,
@@ -28,6 +30,7 @@ from fedkd.work import (
     Load,
     Peer,
     Predict,
+    Prior,
     Proximal,
     Represent,
     Samples,
@@ -255,6 +258,11 @@ def soft(rows=80, classes=10, **options):
     return Soft(torch.full((rows, classes), 1 / classes), **options)
 
 
+def built(at, *terms):
+    """A student built on another one."""
+    return [Hold("twin"), Fit(together=(Peer("twin", terms or (CrossEntropy(),), "x", at=at),))]
+
+
 def on_transfer(*terms, **options):
     return [Fit("transfer", terms, **options)]
 
@@ -405,6 +413,32 @@ STEPS = {
             ),
         ],
         "Soft: the samples of 'transfer' have no labels",
+    ),
+    "a blend with nobody": (built(Blend("meme")), r"'twin': at: student = 'meme' .*\(own\)"),
+    "a blend with itself": (built(Blend("twin")), r"at: student = 'twin' is not allowed"),
+    "a blend at no cut": (built(Blend("own", cut="fc9")), "cut 'fc9' is not a cut"),
+    "a blend by no number": (built(Blend("own", math.nan)), "Blend: mine = nan is not allowed"),
+    "a blend that is a name": (built("own"), r"at = 'own' .* allowed: Blend\(\.\.\.\), or None"),
+    "a blend of two architectures": (
+        [Hold("twin", "cnn2"), *built(Blend("own"))],
+        "at: they are of other architectures, 'cnn2' and 'mlp'",
+    ),
+    "a blend that looks elsewhere": (
+        built(Blend("own"), CrossEntropy(on="own")),
+        "at: CrossEntropy: on = 'own' is not allowed: 'own' does not learn from there",
+    ),
+    "a blend with a prototype": (
+        built(Blend("own"), Feature(torch.zeros(10, 20), "fc1")),
+        "at: Feature at a cut is not allowed for a student that is built on another",
+    ),
+    "a share that is none": ([Load("own", keep="half")], "Load: keep = 'half' is not allowed"),
+    "a prior of no form": (
+        [Fit(terms=(CrossEntropy(prior=Prior("flat")),))],
+        "Prior: form = 'flat' is not allowed; allowed: 'log' or 'margin'",
+    ),
+    "a prior without weight": (
+        [Fit(terms=(CrossEntropy(prior=Prior(weight=0)),))],
+        "Prior: weight = 0 is not allowed",
     ),
     "a peer that looks elsewhere": (
         [

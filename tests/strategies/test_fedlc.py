@@ -2,6 +2,7 @@
 
 import pytest
 from lines import measured
+from texts import small as text
 
 from fedkd import FedkdError, check, run
 from fedkd.work import CrossEntropy, Prior
@@ -28,3 +29,12 @@ def test_dp_sgd_is_refused_before_a_run(small):
     with pytest.raises(FedkdError, match=r"noise_multiplier = 1 is not allowed with .*'fedlc'"):
         check(small("strategy.name=fedlc", noise))
     check(small("strategy.name=fedlc", "strategy.tau=0", noise))
+
+
+def test_words_of_a_text_have_margins_too(tmp_path):
+    keys, place = "strategy.name=fedlc", tmp_path / "text"
+    some, none = (
+        run(text(place, keys, f"strategy.tau={tau}"), tmp_path / str(tau)) for tau in (1, 0)
+    )
+    assert some.rounds[0]["common_perplexity_mean"] > 1
+    assert some.rounds[0]["common_loss_mean"] != none.rounds[0]["common_loss_mean"]
