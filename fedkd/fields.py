@@ -131,14 +131,11 @@ STEPS_OF_A_FIT = Allowed(
 )
 FLAG = Allowed(lambda value: type(value) is bool, "True or False")
 NAME = Allowed(lambda value: type(value) is str and value != "", "a name")
+BLOCK = Allowed(lambda value: type(value) is str, "the name of a block, or ''")
 NAMES = Allowed(_names, "a tuple of names of blocks")
 SOURCE = Allowed(
     lambda value: type(value) in (str, Samples, Rows),
     f"{', '.join(map(repr, SOURCES))}, Rows(...) of one of them, or Samples(...)",
-)
-NAMED_SOURCE = Allowed(
-    lambda value: type(value) in (str, Rows),
-    f"{', '.join(map(repr, SOURCES))}, or Rows(...) of one of them",
 )
 PARAMETERS = Allowed(_arrays, "a dictionary of tensors by name")
 TARGETS = Allowed(
@@ -198,6 +195,7 @@ FIELDS: dict[type, dict[str, Allowed]] = {
                 "a tensor of int64 (K,)",
             )
         ),
+        "cut": BLOCK,
     },
     Rows: {
         "source": Allowed(lambda value: type(value) is str, ", ".join(map(repr, SOURCES))),
@@ -216,7 +214,7 @@ FIELDS: dict[type, dict[str, Allowed]] = {
     },
     Delta: {"rows": _or_none(QUANTISED), "name": NAME},
     Head: {"cut": NAME, "parameters": PARAMETERS},
-    CrossEntropy: {"weight": NUMBER, "on": _or_none(NAMED_SOURCE), "through": HEAD},
+    CrossEntropy: {"weight": NUMBER, "on": _or_none(SOURCE), "through": HEAD},
     Soft: {
         "targets": TARGETS_OR_STUDENT,
         "objective": OBJECTIVE,
@@ -225,21 +223,21 @@ FIELDS: dict[type, dict[str, Allowed]] = {
         "tau_squared": FLAG,
         "per": PER,
         "reach": NAMES,
-        "on": _or_none(NAMED_SOURCE),
+        "on": _or_none(SOURCE),
         "through": HEAD,
         "among": _or_none(CANDIDATES),
         "row_weights": _or_none(WEIGHTS),
         "encoding": ENCODING,
         "adaptive": FLAG,
     },
-    Prototype: {"targets": TARGETS, "cut": NAME, "weight": NUMBER, "on": _or_none(NAMED_SOURCE)},
+    Prototype: {"targets": TARGETS, "cut": NAME, "weight": NUMBER, "on": _or_none(SOURCE)},
     Contrast: {
         "positive": TARGETS_OR_STUDENT,
         "negative": TARGETS_OR_STUDENT,
         "cut": NAME,
         "temperature": POSITIVE,
         "weight": NUMBER,
-        "on": _or_none(NAMED_SOURCE),
+        "on": _or_none(SOURCE),
     },
     Proximal: {"weight": NUMBER, "anchor": _or_none(PARAMETERS)},
     Linear: {"given": PARAMETERS, "weight": NUMBER},
@@ -306,7 +304,7 @@ FIELDS: dict[type, dict[str, Allowed]] = {
         "key": NAME,
         "student": NAME,
         "prototypes": _or_none(TARGETS),
-        "cut": Allowed(lambda value: type(value) is str, "the name of a block, or ''"),
+        "cut": BLOCK,
     },
     Expose: {"key": NAME, "student": NAME},
 }
@@ -334,4 +332,6 @@ def source_name(on: Source) -> str:
     """How a source is called in a line of complaint."""
     if isinstance(on, Rows):
         return f"rows of {on.source!r}"
-    return repr(on) if isinstance(on, str) else "samples sent along"
+    if isinstance(on, str):
+        return repr(on)
+    return f"samples that enter above {on.cut!r}" if on.cut else "samples sent along"

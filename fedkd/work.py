@@ -83,7 +83,7 @@ class CrossEntropy:
     """
 
     weight: float = 1.0
-    on: str | Rows | None = None
+    on: Source | None = None
     through: Head | None = None
 
 
@@ -118,7 +118,7 @@ class Soft:
     tau_squared: bool = True
     per: Literal["sample", "class"] = "sample"
     reach: tuple[str, ...] = ()
-    on: str | Rows | None = None
+    on: Source | None = None
     through: Head | None = None
     among: torch.Tensor | None = None
     row_weights: torch.Tensor | None = None
@@ -138,7 +138,7 @@ class Prototype:
     targets: torch.Tensor
     cut: str
     weight: float = 1.0
-    on: str | Rows | None = None
+    on: Source | None = None
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class Contrast:
     cut: str
     temperature: float = 0.5
     weight: float = 1.0
-    on: str | Rows | None = None
+    on: Source | None = None
 
 
 @dataclass(frozen=True)

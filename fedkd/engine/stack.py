@@ -47,11 +47,20 @@ class Stack:
             self._lent = False
 
     def forward(
-        self, tensors: Parameters, inputs: Tensor, cuts: set[str], lr: float = 0.0
+        self,
+        tensors: Parameters,
+        inputs: Tensor,
+        cuts: set[str],
+        lr: float = 0.0,
+        above: str = "",
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """What is at ``cuts``, ``(n, b, ...)``, and logits ``(n, b, C)``."""
+        """What is at ``cuts``, ``(n, b, ...)``, and logits ``(n, b, C)``.
+
+        ``above`` names the cut above which ``inputs`` ``(n, b, ...)`` enter, if there is one.
+        """
         held = {}
-        for name, block in self._blocks:
+        first = students.cut_index(self.module, above) if above else 0
+        for name, block in self._blocks[first:]:
             prefix = f"{name}."
             own = {k[len(prefix) :]: t for k, t in tensors.items() if k.startswith(prefix)}
             inputs = block(own, inputs, lr)

@@ -21,7 +21,7 @@ from fedkd.training.items import take
 from fedkd.training.loop import Optimiser, descend
 from fedkd.training.losses import Loss, source_of
 from fedkd.training.student import check_learning, learning_names, set_modes
-from fedkd.work import Fit, Head, Parameters, Peer, Penalty, Rows, Samples, Term
+from fedkd.work import Fit, Head, Parameters, Peer, Penalty, Samples, Source, Term
 
 
 def fit(
@@ -31,7 +31,7 @@ def fit(
     training: TrainingTable,
     generators: Sequence[torch.Generator],
     step: Fit,
-    others: Mapping[str | Rows, list[Samples]],
+    others: Mapping[Source, list[Samples]],
     augment: Any = None,
 ) -> list[list[float]]:
     """What :func:`fedkd.training.fit_together` does with each client's students, done as one.
@@ -76,7 +76,7 @@ def fit(
         for on, held in others.items()
     }
     device = sources[0].inputs.device
-    joints: dict[str | Rows | None, _Joint] = {None: _Joint(batches, device)} | {
+    joints: dict[Source | None, _Joint] = {None: _Joint(batches, device)} | {
         on: _Joint(held, device) for on, held in drawn_from.items()
     }
     lives = [
@@ -94,7 +94,10 @@ def fit(
             live.leave([place for place in live.who if steps[place] <= now])
         drawn = {on: joint.draw(lives[0]) for on, joint in joints.items()}
         seen = [
-            {on: live.seen(*drawn[on], alone=len(lives) == 1) for on in live.sources}
+            {
+                on: live.seen(*drawn[on], joints[on].cut, alone=len(lives) == 1)
+                for on in live.sources
+            }
             for live in lives
         ]
         if len(lives) > 1:
@@ -120,7 +123,7 @@ def fit(
 
 
 def _peers(
-    lives: Sequence[_Live], seen: Sequence[dict[str | Rows | None, Batch]], on: str | Rows | None
+    lives: Sequence[_Live], seen: Sequence[dict[Source | None, Batch]], on: Source | None
 ) -> dict[str, Tensor]:
     """What each that looks at source ``on`` says of its batch, by name."""
     return {
@@ -143,7 +146,7 @@ class _Live:
         peer: Peer,
         terms: Sequence[Sequence[Term]],
         training: TrainingTable,
-        joints: Mapping[str | Rows | None, _Joint],
+        joints: Mapping[Source | None, _Joint],
         step: Fit,
     ) -> None:
         count = len(terms)
@@ -178,13 +181,15 @@ class _Live:
         ]
         self._cuts = {loss.cut for loss in self.losses if loss.cut}
 
-    def seen(self, inputs: Tensor, drawn: Batch, alone: bool) -> Batch:
+    def seen(self, inputs: Tensor, drawn: Batch, above: str, alone: bool) -> Batch:
         """A batch that was drawn, and what the students make of ``inputs`` ``(n, b, ...)``.
+
+        These enter ``above`` a cut, if it is not empty.
 
         Others look at the inputs, too, if these are not there for this stack ``alone``.
         """
         inputs = inputs if alone else inputs.clone()  # a layer may write into them
-        held, logits = self.stack.forward(self.tensors, inputs, self._cuts, self.direct)
+        held, logits = self.stack.forward(self.tensors, inputs, self._cuts, self.direct, above)
         logits = logits.flatten(0, 1).float()
         if drawn.chosen is not None and len(drawn.chosen) < len(logits):
             logits = logits.index_select(0, drawn.chosen)
@@ -244,7 +249,7 @@ class _Joint:
     def __init__(self, batches: Sequence[Batches], device: torch.device) -> None:
         self.batches, self.device = batches, device
         samples = [source.samples for source in batches]
-        self.common = all(one is samples[0] for one in samples)
+        self.common, self.cut = all(one is samples[0] for one in samples), samples[0].cut
         counts = [len(one.inputs) for one in samples]
         self.offsets = torch.tensor([0, *counts[:-1]], device=device).cumsum(0)
         labels = [one.labels for one in samples]

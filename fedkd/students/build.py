@@ -122,13 +122,14 @@ def float32_by_default() -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def named_blocks(student: nn.Sequential) -> list[tuple[str, nn.Module]]:
-    """The blocks from input to output, with their names.
+def named_blocks(student: nn.Sequential, above: str = "") -> list[tuple[str, nn.Module]]:
+    """The blocks from input to output, with their names; those ``above`` a cut, if one is named.
 
     Torch's ``named_children`` leaves out a block that stands there a second time, as an activation
     often does.
     """
-    return list(zip(student._modules, student, strict=True))
+    first = cut_index(student, above) if above else 0
+    return list(zip(student._modules, student, strict=True))[first:]
 
 
 def unfit(student: nn.Sequential) -> str | None:

@@ -14,6 +14,7 @@ from fedkd.training.items import (
     item_numbers,
     items,
     on_all_items,
+    placed,
     some,
 )
 from fedkd.training.loop import Optimiser, Trainee, fit, fit_together
@@ -37,6 +38,7 @@ __all__ = [
     "local_steps",
     "nearest_prototype",
     "on_all_items",
+    "placed",
     "predict",
     "represent",
     "requiring",

@@ -116,7 +116,8 @@ class Batches:
         augment: Augment | None,
         dp: DPSGD | None = None,
     ) -> None:
-        self.samples, self.size, self.generator, self.augment = samples, size, generator, augment
+        self.samples, self.size, self.generator = samples, size, generator
+        self.augment = None if samples.cut else augment  # which is for images
         count = len(samples.inputs)
         self.per_epoch = per_epoch(count, size)
         self._queue: list[Tensor] = []
@@ -169,7 +170,7 @@ class Batches:
         over = None if self.dp is None else count * tokens
         held = {}
         with nullcontext() if dp is None else dp.recording():
-            for name, block in named_blocks(student) if count else ():
+            for name, block in named_blocks(student, self.samples.cut) if count else ():
                 inputs = self._forward(block, inputs, count)
                 if name in cuts:
                     # The next block may write into what it is given.

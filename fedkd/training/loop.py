@@ -16,10 +16,10 @@ from fedkd.experiment import TrainingTable
 from fedkd.privacy.dpsgd import DPSGD, copied, is_private, quietly
 from fedkd.random import key
 from fedkd.training.batches import Augment, Batch, Batches, Drawn, steps_of
-from fedkd.training.items import some
+from fedkd.training.items import placed, some
 from fedkd.training.losses import Loss, source_of
 from fedkd.training.student import check_learning, requiring, set_modes, student_draws
-from fedkd.work import Rows, Samples, Term
+from fedkd.work import Rows, Samples, Source, Term
 
 
 class Optimiser(Protocol):
@@ -187,7 +187,7 @@ def _fit(
             check_learning(each.student, each.names, each.part)
     others = {
         on: Batches(
-            *(_source(sources, on), size, generator, augment),
+            *(_source(sources, on, samples.inputs.device), size, generator, augment),
             next(iter(private), None) if is_private(on) else None,
         )
         for each in learners
@@ -226,9 +226,9 @@ class _Learner:
         self.dp = trainee.dp if any(self._covered) else None
         self.student = trainee.student if self.dp is None else copied(trainee.student)
         self.sources = list(dict.fromkeys([None, *map(source_of, trainee.terms)]))
-        self.batches: dict[str | Rows | None, Batch] = {}
+        self.batches: dict[Source | None, Batch] = {}
 
-    def prepare(self, samples: Mapping[str | Rows | None, Samples], names: Sequence[str]) -> None:
+    def prepare(self, samples: Mapping[Source | None, Samples], names: Sequence[str]) -> None:
         """Make the losses ready: on the samples of its sources, among learners of these names."""
         parameters, wanted = self.student.named_parameters(), {*self.names}
         self.learning = {name: p for name, p in parameters if name in wanted}
@@ -250,8 +250,8 @@ class _Learner:
 
     def look(
         self,
-        looks: Mapping[str | Rows | None, Batches],
-        drawn: Mapping[str | Rows | None, Drawn],
+        looks: Mapping[Source | None, Batches],
+        drawn: Mapping[Source | None, Drawn],
         alone: bool,
     ) -> None:
         """See the batches that were drawn; others may see them, too, if not ``alone``."""
@@ -291,7 +291,7 @@ class _Learner:
 def descend(
     losses: Sequence[Loss],
     batch: Batch,
-    drawn: Mapping[str | Rows, Batch],
+    drawn: Mapping[Source, Batch],
     optimiser: Optimiser,
     zero: Tensor,
     dp: DPSGD | None = None,
@@ -344,9 +344,13 @@ def descend(
     return value.detach() + sum(piece.detach() for piece, _ in bounded)
 
 
-def _source(sources: Mapping[str, Callable[[], Samples]] | None, on: str | Rows) -> Samples:
+def _source(
+    sources: Mapping[str, Callable[[], Samples]] | None, on: Source, device: torch.device
+) -> Samples:
+    if isinstance(on, Samples):
+        return placed(on, device)
     if isinstance(on, Rows):
-        return some(_source(sources, on.source), on.index)
+        return some(_source(sources, on.source, device), on.index)
     if not sources or on not in sources:
         raise FedkdError(f"on = {on!r} is not known; known: {', '.join(sources or ())}")
     return sources[on]()

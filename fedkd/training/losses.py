@@ -24,9 +24,9 @@ from fedkd.work import (
     Penalty,
     Prototype,
     Proximal,
-    Rows,
     Samples,
     Soft,
+    Source,
     Term,
 )
 
@@ -325,7 +325,7 @@ def _unit(rows: Tensor) -> Tensor:
     return F.normalize(rows, dim=1, eps=1e-8)
 
 
-def source_of(term: Term) -> str | Rows | None:
+def source_of(term: Term) -> Source | None:
     """Where a term draws its own mini-batches from; None: with the step."""
     return None if isinstance(term, Penalty) else term.on
 
