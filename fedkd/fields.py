@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fedkd.errors import FedkdError, brief
-from fedkd.options import MOST_EPOCHS
+from fedkd.options import MOST, MOST_EPOCHS
 from fedkd.work import (
     SOURCES,
     Contrast,
@@ -309,6 +309,38 @@ FIELDS: dict[type, dict[str, Allowed]] = {
     Expose: {"key": NAME, "student": NAME},
 }
 """What each kind of step and term may hold, field by field."""
+
+
+COUNT = Allowed(
+    lambda value: type(value) is int and 1 <= value <= MOST, f"a whole number from 1 to {MOST:,}"
+)
+MINIMISE: dict[str, Allowed] = {
+    "loss": Allowed(callable, "a function loss(module, index, generator)"),
+    "size": COUNT,
+    "epochs": EPOCHS,
+    "lr": _or_none(POSITIVE),
+    "batch_size": _or_none(COUNT),
+    "optimiser": _or_none(_one_of("adam", "adamw", "sgd")),
+    "weight_decay": _or_none(Allowed(lambda value: _number(value) and value >= 0, "0 or above")),
+    "part": NAMES,
+}
+"""What the server may be given to minimise a loss of one's own by."""
+
+
+def check_minimise(**given: Any) -> None:
+    """Refuse an argument of the server's ``minimise`` that is not allowed.
+
+    Raises
+    ------
+    FedkdError
+        One line naming the argument, its value and what is allowed.
+    """
+    for name, value in given.items():
+        allowed = MINIMISE[name]
+        if not allowed.test(value):
+            raise FedkdError(
+                f"{name} = {brief(value)} is not allowed; allowed: {allowed.description}"
+            )
 
 
 def check_fields(thing: Step | Peer | Term | Samples | Rows | Head | Encoding) -> None:

@@ -1,7 +1,9 @@
-"""Students that the server trains, with the same loop as the clients."""
+"""Students and other modules that the server trains, with the same loop as the clients."""
 
 from __future__ import annotations
 
+import copy
+import math
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,40 +15,65 @@ from torch import Tensor, nn
 from fedkd import students
 from fedkd.data.federated import Task
 from fedkd.engine.devices import device
-from fedkd.errors import FedkdError
+from fedkd.errors import FedkdError, about, brief
 from fedkd.experiment import Experiment
+from fedkd.fields import check_minimise
 from fedkd.hooks import trace
 from fedkd.privacy.public import Public
 from fedkd.random import generator, key
-from fedkd.steps import about
+from fedkd.sections import TrainingTable
 from fedkd.terms import check_server_fit
-from fedkd.training import BatchOfOne, fit, predict
+from fedkd.training import BatchOfOne, OwnLoss, fit, minimise, placed, predict
+from fedkd.training.student import student_draws
 from fedkd.work import Fit, Parameters, Samples, Term
+
+OptimiserName = Literal["adam", "adamw", "sgd"]
 
 
 class ServerStudents:
     """Students on the server, by name: a global student, heads on uploaded representations.
 
-    Their parameters are part of a strategy's state, so a resumed run goes on with them.
+    Any other module may be one of them, such as a generator or prototypes that learn: it is trained
+    by :meth:`minimise`. Their parameters are part of a strategy's state, so a resumed run goes on
+    with them. ``warn`` is told, by what it is about, what a reader of the run's numbers must know.
     """
 
-    def __init__(self, experiment: Experiment, public: Public | None = None) -> None:
-        self._experiment, self._public = experiment, public
+    def __init__(
+        self,
+        experiment: Experiment,
+        public: Public | None = None,
+        warn: Callable[[str, str], None] | None = None,
+    ) -> None:
+        self._experiment, self._public, self._warn = experiment, public, warn
         self._device = device(experiment.engine.device)
-        self._students: dict[str, nn.Sequential] = {}
+        self._students: dict[str, nn.Module] = {}
         self._saved: dict[str, Parameters] = {}
         self._fits: Counter[tuple[str, int]] = Counter()
         # What was given out of each since it was last changed, and how it was then.
         self._copies: dict[str, tuple[Parameters, Any]] = {}
 
-    def add(self, name: str, make: Callable[[], nn.Sequential]) -> None:
-        """Have a student called ``name``, made by ``make`` unless it is there already."""
+    @property
+    def device(self) -> torch.device:
+        """Where the modules are, and what is computed with them has to be."""
+        return self._device
+
+    def add(self, name: str, make: Callable[[], nn.Module]) -> None:
+        """Have a student called ``name``, made by ``make`` unless it is there already.
+
+        Raises
+        ------
+        FedkdError
+            ``make`` gives no module, or one whose ``state_dict`` no checkpoint can hold.
+        """
         if name in self._students:
             return
-        student = make().to(self._device)
-        if name in self._saved:
-            student.load_state_dict(self._saved.pop(name))
-        self._students[name] = student
+        module = make()
+        with about(f"server student {name!r}"):
+            _check_module(module)
+            module = module.to(self._device)
+            if name in self._saved:
+                module.load_state_dict(self._saved.pop(name))
+        self._students[name] = module
 
     def fit(
         self,
@@ -58,7 +85,7 @@ class ServerStudents:
         *,
         lr: float | None = None,
         batch_size: int | None = None,
-        optimiser: Literal["adam", "adamw", "sgd"] | None = None,
+        optimiser: OptimiserName | None = None,
     ) -> float:
         """Train the student ``name`` on ``samples``; the mean loss of the last pass.
 
@@ -71,11 +98,129 @@ class ServerStudents:
         FedkdError
             There is no such student, or what is asked does not fit it, in one line.
         """
-        student = self._student(name)
+        student = self._sequence(name)
         public = Samples(torch.empty(0)) if self._public is None else self._public.samples
         asked = Fit(samples, cast(tuple[Term, ...], terms), epochs, 0, lr, student=name)
         with about(f"server student {name!r}"):
             check_server_fit(asked, student, samples, public)
+        training, purpose = self._begin(name, round, batch_size, optimiser)
+        try:
+            return fit(
+                student,
+                placed(samples, self._device),
+                terms,
+                training,
+                generator(self._experiment.seed, "fit", *purpose),
+                epochs=epochs,
+                min_steps=0,
+                lr=lr,
+                sources={"public": partial(placed, public, self._device)},
+            )
+        except BatchOfOne as error:
+            raise FedkdError(f"the server's student {name!r}: {error}") from error
+
+    def minimise(
+        self,
+        name: str,
+        round: int,
+        loss: OwnLoss,
+        *,
+        size: int,
+        epochs: float,
+        lr: float | None = None,
+        batch_size: int | None = None,
+        optimiser: OptimiserName | None = None,
+        weight_decay: float | None = None,
+        part: tuple[str, ...] = (),
+    ) -> float:
+        """Train the module ``name`` by a loss of your own; the mean loss of the last pass.
+
+        Parameters
+        ----------
+        loss
+            ``loss(module, index, generator)`` gives the loss of a mini-batch, a scalar. ``index``
+            ``(B,)`` int64 has the numbers of its rows, of whatever the loss looks up by them, on
+            :attr:`device`. What the loss draws comes from ``generator``, on the CPU, and is the
+            same in every run; what it makes of it goes to ``index.device``. Other students come in
+            by :meth:`frozen`.
+        size
+            Number of rows; a pass goes through 0 to ``size - 1`` in mini-batches, in a new order.
+            With ``batch_size=size`` a pass is one step.
+        epochs
+            Passes, fractions allowed.
+        lr, batch_size, optimiser
+            As in :meth:`fit`.
+        weight_decay
+            Of the optimiser; by default as in :meth:`fit`.
+        part
+            Names of what the module is made of (its modules, its own parameters) that learns; empty
+            means all. The rest is frozen, and in evaluation mode.
+
+        Raises
+        ------
+        FedkdError
+            There is no such module, an argument is not allowed, or the loss fails, is no scalar or
+            has no gradient, in one line. A loss that is no number is a warning of the run.
+        """
+        module = self._student(name)
+        with about(f"server student {name!r}"):
+            check_minimise(
+                loss=loss,
+                size=size,
+                epochs=epochs,
+                lr=lr,
+                batch_size=batch_size,
+                optimiser=optimiser,
+                weight_decay=weight_decay,
+                part=part,
+            )
+            training, purpose = self._begin(name, round, batch_size, optimiser)
+            if weight_decay is not None:
+                training = training.model_copy(update={"weight_decay": weight_decay})
+            draw = generator(self._experiment.seed, "minimise", *purpose)
+            found = minimise(
+                module, loss, size, training, draw, epochs=epochs, lr=lr, part=tuple(part)
+            )
+        if self._warn is not None and not math.isfinite(found):
+            self._warn(
+                f"the loss of the server's {name!r}",
+                f"round {round}: the loss of the server's {name!r} is {found}: it has diverged",
+            )
+        return found
+
+    def frozen(self, name: str, parameters: Parameters | None = None, cut: str = "") -> nn.Module:
+        """A copy of a student that learns nothing, for the loss of another, or for its samples.
+
+        It is in evaluation mode and on :attr:`device`. Gradients go through it to its inputs.
+
+        Parameters
+        ----------
+        parameters
+            All of its parameters and buffers, as a client sends them, in place of its own.
+        cut
+            The blocks above it alone, which take representations and give logits.
+
+        Raises
+        ------
+        FedkdError
+            There is no such student, or no such cut of it; or the parameters are not its own.
+        """
+        module = self._sequence(name) if cut else self._student(name)
+        if parameters is not None:
+            self._check_parameters(name, parameters)
+        module = copy.deepcopy(module).eval().requires_grad_(False)
+        if parameters is not None:
+            module.load_state_dict(parameters)
+        if cut:
+            with about(f"server student {name!r}"):
+                assert isinstance(module, nn.Sequential)
+                return module[students.cut_index(module, cut) :]
+        return module
+
+    def _begin(
+        self, name: str, round: int, batch_size: int | None, optimiser: OptimiserName | None
+    ) -> tuple[TrainingTable, tuple[str | int, ...]]:
+        """How a student trains, and the purpose of what is drawn for it."""
         self._fits[name, round] += 1
         self._copies.pop(name, None)
         training = self._experiment.training
@@ -84,37 +229,37 @@ class ServerStudents:
         if optimiser is not None:
             own = {"optimiser": optimiser, "momentum": 0.0, "weight_decay": 0.0}
             training = training.model_copy(update=own)
-        purpose = ("server", name, round, self._fits[name, round])
-        try:
-            return fit(
-                student,
-                self._on_device(samples),
-                terms,
-                training,
-                generator(self._experiment.seed, "fit", *purpose),
-                epochs=epochs,
-                min_steps=0,
-                lr=lr,
-                sources={"public": partial(self._on_device, public)},
-            )
-        except BatchOfOne as error:
-            raise FedkdError(f"the server's student {name!r}: {error}") from error
+        return training, ("server", name, round, self._fits[name, round])
 
-    def _student(self, name: str) -> nn.Sequential:
+    def _student(self, name: str) -> nn.Module:
         if name not in self._students:
             known = ", ".join(self._students) or "none"
             raise FedkdError(f"server student {name!r} is not known; known: {known}")
         return self._students[name]
 
-    def _on_device(self, samples: Samples) -> Samples:
-        labels = None if samples.labels is None else samples.labels.to(self._device)
-        return Samples(samples.inputs.to(self._device), labels)
+    def _sequence(self, name: str) -> nn.Sequential:
+        student = self._student(name)
+        if not isinstance(student, nn.Sequential):
+            raise FedkdError(
+                f"server student {name!r} is a {type(student).__name__}, and terms and cuts are "
+                "for a torch.nn.Sequential of named blocks; any module is trained by minimise"
+            )
+        return student
 
-    def predict(self, name: str, inputs: Tensor) -> Tensor:
-        """Logits ``(K, C)``."""
+    def predict(self, name: str, inputs: Tensor, *further: Tensor) -> Tensor:
+        """Logits ``(K, C)``; of a module that is no sequence of blocks, what it gives for inputs.
+
+        In evaluation mode; what it draws is the same each time.
+        """
         self._copies.pop(name, None)  # of a student that writes to its buffers
         seed = key(self._experiment.seed, "answer", "server", name)
-        return predict(self._student(name), inputs.to(self._device), seed).clone().cpu()
+        student = self._student(name)
+        if isinstance(student, nn.Sequential) and not further:
+            return predict(student, inputs.to(self._device), seed).clone().cpu()
+        given = [each.to(self._device) for each in (inputs, *further)]
+        with student_draws(student.eval(), seed, self._device), torch.no_grad():
+            answer: Tensor = student(*given)
+        return answer.cpu()
 
     def load(self, name: str, parameters: Parameters) -> None:
         """Give the student these parameters and buffers, which are all that it has.
@@ -124,6 +269,13 @@ class ServerStudents:
         FedkdError
             They are not: one is missing, or of another shape.
         """
+        self._check_parameters(name, parameters)
+        self._copies.pop(name, None)
+        with torch.no_grad():
+            for each, tensor in self._student(name).state_dict().items():
+                tensor.copy_(parameters[each])
+
+    def _check_parameters(self, name: str, parameters: Parameters) -> None:
         tensors = self._student(name).state_dict()
         for each in (*tensors, *parameters):
             mine, given = tensors.get(each), parameters.get(each)
@@ -132,10 +284,6 @@ class ServerStudents:
                     f"server student {name!r}: {each} is {_shape(mine)}, and of the parameters it "
                     f"is {_shape(given)}"
                 )
-        self._copies.pop(name, None)
-        with torch.no_grad():
-            for each, tensor in tensors.items():
-                tensor.copy_(parameters[each])
 
     def parameters(self, name: str) -> Parameters:
         """A copy of its parameters and buffers: one object as long as both stay as they are.
@@ -158,6 +306,16 @@ class ServerStudents:
         self._students.clear()
         self._copies.clear()
         self._saved = dict(state)
+
+
+def _check_module(module: object) -> None:
+    """Refuse what is no module, or one whose state is not tensors."""
+    if not isinstance(module, nn.Module):
+        raise FedkdError(f"its factory gives {brief(module)}; allowed: a torch.nn.Module")
+    for name, value in module.state_dict().items():
+        if not isinstance(value, Tensor) or nn.parameter.is_lazy(value):
+            what = brief(value) if not isinstance(value, Tensor) else "yet without a shape"
+            raise FedkdError(f"{name} of its state_dict is {what}; allowed: tensors")
 
 
 def _shape(tensor: Tensor | None) -> str:

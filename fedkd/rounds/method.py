@@ -101,7 +101,7 @@ class Method(Strategy):
         self.options: Any = self.read_options(experiment)
         self.transfer = torch.empty(0) if transfer is None else transfer
         self.public = public or Public(Samples(self.transfer))
-        self.server = ServerStudents(experiment, self.public)
+        self.server = ServerStudents(experiment, self.public, self.warn_once)
         columns = None if self.public.among is None else self.public.among.shape[1] + 1
         shapes = Shapes(
             experiment,

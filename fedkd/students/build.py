@@ -122,14 +122,14 @@ def float32_by_default() -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def named_blocks(student: nn.Sequential, above: str = "") -> list[tuple[str, nn.Module]]:
+def named_blocks(student: nn.Module, above: str = "") -> list[tuple[str, nn.Module]]:
     """The blocks from input to output, with their names; those ``above`` a cut, if one is named.
 
     Torch's ``named_children`` leaves out a block that stands there a second time, as an activation
-    often does.
+    often does. Blocks of a module that is no student are the modules that it is made of.
     """
-    first = cut_index(student, above) if above else 0
-    return list(zip(student._modules, student, strict=True))[first:]
+    first = cut_index(student, above) if isinstance(student, nn.Sequential) and above else 0
+    return [(name, block) for name, block in student._modules.items() if block is not None][first:]
 
 
 def unfit(student: nn.Sequential) -> str | None:
@@ -206,12 +206,16 @@ def torch_only(student: nn.Module) -> bool:
     )
 
 
-def blocks(student: nn.Sequential) -> tuple[str, ...]:
-    """Names of the student's blocks, from input to output."""
-    return tuple(student._modules)
+def blocks(student: nn.Module) -> tuple[str, ...]:
+    """Names of the student's blocks, from input to output.
+
+    Those of a module that is no student begin with its parameters that belong to none.
+    """
+    direct = [name for name, parameter in student._parameters.items() if parameter is not None]
+    return (*direct, *(name for name, _ in named_blocks(student)))
 
 
-def selected(student: nn.Sequential, part: tuple[str, ...]) -> tuple[str, ...]:
+def selected(student: nn.Module, part: tuple[str, ...]) -> tuple[str, ...]:
     """The blocks that ``part`` names, in the student's order; an empty part names all.
 
     ``"head"`` stands for the last block and ``"body"`` for all others, whatever they are called.
@@ -252,7 +256,7 @@ def cut_index(student: nn.Sequential, cut: str) -> int:
     return cuts.index(cut) + 1
 
 
-def part_names(student: nn.Sequential, part: tuple[str, ...] = ()) -> list[str]:
+def part_names(student: nn.Module, part: tuple[str, ...] = ()) -> list[str]:
     """Names of the parameters and buffers in the blocks that ``part`` names, as in the state.
 
     Raises
@@ -266,7 +270,7 @@ def part_names(student: nn.Sequential, part: tuple[str, ...] = ()) -> list[str]:
     return [name for name in student.state_dict() if name.split(".", 1)[0] in wanted]
 
 
-def _check_undivided(student: nn.Sequential, wanted: set[str], part: tuple[str, ...]) -> None:
+def _check_undivided(student: nn.Module, wanted: set[str], part: tuple[str, ...]) -> None:
     places: dict[int, list[str]] = {}
     for name, parameter in student.named_parameters(remove_duplicate=False):
         places.setdefault(id(parameter), []).append(name)

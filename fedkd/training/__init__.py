@@ -17,13 +17,14 @@ from fedkd.training.items import (
     placed,
     some,
 )
-from fedkd.training.loop import Optimiser, Trainee, fit, fit_together
-from fedkd.training.losses import said
+from fedkd.training.loop import Optimiser, Trainee, fit, fit_together, minimise
+from fedkd.training.losses import OwnLoss, said
 from fedkd.training.student import learning_names, learning_state, requiring, student_draws
 
 __all__ = [
     "BatchOfOne",
     "Optimiser",
+    "OwnLoss",
     "Trainee",
     "class_means",
     "evaluate",
@@ -36,6 +37,7 @@ __all__ = [
     "learning_names",
     "learning_state",
     "local_steps",
+    "minimise",
     "nearest_prototype",
     "on_all_items",
     "placed",

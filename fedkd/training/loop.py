@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from fedkd.privacy.dpsgd import DPSGD, copied, is_private, quietly
 from fedkd.random import key
 from fedkd.training.batches import Augment, Batch, Batches, Drawn, steps_of
 from fedkd.training.items import placed, some
-from fedkd.training.losses import Loss, source_of
+from fedkd.training.losses import Loss, Own, OwnLoss, Summand, source_of
 from fedkd.training.student import check_learning, requiring, set_modes, student_draws
 from fedkd.work import Rows, Samples, Source, Term
 
@@ -37,7 +37,8 @@ class Trainee:
     """A student of a fit, changed in place, and what of the fit is its alone.
 
     ``name`` is what terms of others that have it as their targets call it; ``seed`` the key of what
-    it draws by itself. The rest is as in :func:`fit`.
+    it draws by itself. With ``own`` it is any module, and learns by that loss and no terms. The
+    rest is as in :func:`fit`.
     """
 
     student: nn.Sequential
@@ -47,6 +48,7 @@ class Trainee:
     lr: float | None = None
     part: tuple[str, ...] = ()
     dp: DPSGD | None = None
+    own: Own | None = None
 
 
 def fit(
@@ -116,6 +118,59 @@ def fit(
     return loss
 
 
+def minimise(
+    module: nn.Module,
+    loss: OwnLoss,
+    size: int,
+    training: TrainingTable,
+    generator: torch.Generator,
+    *,
+    epochs: float | None = None,
+    lr: float | None = None,
+    part: tuple[str, ...] = (),
+) -> float:
+    """Minimise a loss of one's own of any module, changing the module in place.
+
+    Parameters
+    ----------
+    module
+        What learns. Its blocks, which ``part`` may name, are the modules it is made of, and its
+        parameters that belong to none.
+    loss
+        ``loss(module, index, generator)`` gives the loss ``()`` of a mini-batch: ``index`` ``(B,)``
+        are numbers of rows, on the module's device; ``generator``, on the CPU, is for all that it
+        draws.
+    size
+        Number of rows: each pass goes through 0 to ``size - 1``, in a new order.
+    training, generator, epochs, lr
+        As in :func:`fit`; there is no fewest number of steps.
+
+    Returns
+    -------
+    float
+        Mean loss over the steps of the last pass; 0 if there was nothing to do.
+
+    Raises
+    ------
+    FedkdError
+        Nothing learns; the loss raises something, is no scalar, or has no gradient.
+    """
+    device = next((parameter.device for parameter in module.parameters()), None)
+    drawing = torch.Generator().manual_seed(key(generator.initial_seed(), "loss"))
+    seed = key(generator.initial_seed(), "student")
+    own = Own(module, loss, drawing)
+    student = cast(nn.Sequential, module)  # whose blocks nobody runs
+    (value,) = fit_together(
+        [Trainee(student, (), seed, lr=lr, part=part, own=own)],
+        Samples(torch.empty(size, 0, device=device)),
+        training,
+        generator,
+        epochs=epochs,
+        min_steps=0,
+    )
+    return value
+
+
 def fit_together(
     trainees: Sequence[Trainee],
     samples: Samples,
@@ -149,7 +204,8 @@ def fit_together(
             if not together:
                 stack.enter_context(draws)
             names = stack.enter_context(requiring(student, trainee.part))
-            learners.append(_Learner(trainee, names, draws if together else nullcontext()))
+            kind = _Learner if trainee.own is None else _OwnLearner
+            learners.append(kind(trainee, names, draws if together else nullcontext()))
         return _fit(
             learners,
             samples,
@@ -233,11 +289,12 @@ class _Learner:
         parameters, wanted = self.student.named_parameters(), {*self.names}
         self.learning = {name: p for name, p in parameters if name in wanted}
         peers = [name for name in names if name != self.name]
-        self._losses = [
+        losses = [
             Loss(self.student, term, samples[source_of(term)], self.learning, peers=peers)
             for term in self._trainee.terms
         ]
-        self._cuts = {loss.cut for loss in self._losses if loss.cut}
+        self._cuts = {loss.cut for loss in losses if loss.cut}
+        self._losses: list[Summand] = [*losses]
 
     def begin(self, training: TrainingTable, device: torch.device) -> None:
         """Make the optimiser ready, and the student's mode."""
@@ -288,8 +345,32 @@ class _Learner:
         return float(self._total)
 
 
+class _OwnLearner(_Learner):
+    """A module that learns by a loss of its author's, which makes of a batch what it likes."""
+
+    def prepare(self, samples: Mapping[Source | None, Samples], names: Sequence[str]) -> None:
+        """Make the loss ready."""
+        super().prepare(samples, names)
+        self._losses = [each for each in (self._trainee.own,) if each is not None]
+
+    def begin(self, training: TrainingTable, device: torch.device) -> None:
+        """Make the optimiser ready, and the module's mode, which its ``forward`` may go by."""
+        super().begin(training, device)
+        self.student.training = True
+
+    def look(
+        self,
+        looks: Mapping[Source | None, Batches],
+        drawn: Mapping[Source | None, Drawn],
+        alone: bool,
+    ) -> None:
+        """Note which rows were drawn."""
+        one = drawn[None]
+        self.batches[None] = Batch(one.index, None, one.inputs, {})
+
+
 def descend(
-    losses: Sequence[Loss],
+    losses: Sequence[Summand],
     batch: Batch,
     drawn: Mapping[Source, Batch],
     optimiser: Optimiser,

@@ -15,7 +15,7 @@ from fedkd.students.build import TORCH_ONLY
 
 
 @contextmanager
-def requiring(student: nn.Sequential, part: tuple[str, ...]) -> Iterator[list[str]]:
+def requiring(student: nn.Module, part: tuple[str, ...]) -> Iterator[list[str]]:
     """Have only what learns require a gradient, then what did before; yields parameters' names."""
     names = learning_names(student, part)
     parameters = dict(student.named_parameters())
@@ -31,7 +31,7 @@ def requiring(student: nn.Sequential, part: tuple[str, ...]) -> Iterator[list[st
             parameter.grad = None
 
 
-def learning_names(student: nn.Sequential, part: tuple[str, ...]) -> list[str]:
+def learning_names(student: nn.Module, part: tuple[str, ...]) -> list[str]:
     """Names of the parameters that learn, in the student's order.
 
     Of those in the blocks that ``part`` names, these are the ones that require a gradient.
@@ -50,7 +50,7 @@ def learning_state(student: nn.Sequential, part: tuple[str, ...]) -> list[str]:
     return [name for name, held in student.state_dict(keep_vars=True).items() if id(held) in ids]
 
 
-def check_learning(student: nn.Sequential, names: Sequence[str], part: tuple[str, ...]) -> None:
+def check_learning(student: nn.Module, names: Sequence[str], part: tuple[str, ...]) -> None:
     """Refuse to train where nothing learns.
 
     Raises
@@ -65,7 +65,7 @@ def check_learning(student: nn.Sequential, names: Sequence[str], part: tuple[str
         )
 
 
-def set_modes(student: nn.Sequential, learning: Iterable[str]) -> None:
+def set_modes(student: nn.Module, learning: Iterable[str]) -> None:
     """Have blocks train, but for those that have parameters of which none is ``learning``.
 
     Those are frozen: their dropout is off, and their statistics stay as they are. A block without

@@ -384,6 +384,7 @@ QUICK = {
     "feddf": (UNTRAINED,),
     "fedgh": (UNTRAINED,),
     "fedgkt": (UNTRAINED,),
+    "fedtgp": (UNTRAINED,),
     "scarlet": ("strategy.duration=0", "strategy.share=1"),
     "selectivefd": ("strategy.client_selector=none",),
     "swing": (UNTRAINED,),
