@@ -2,7 +2,7 @@
 
 One ``ConfigRecord`` holds every scalar under its dotted path (``"0.terms.1.objective"``), and each
 array, or dictionary of named arrays, is an ``ArrayRecord`` of its own, so that one sent to many
-clients is encoded once.
+clients is encoded once. One that stands twice in an assignment travels once.
 """
 
 from __future__ import annotations
@@ -103,6 +103,7 @@ class Codec:
         scalars: dict[str, Any] = {}
         arrays: dict[str, Any] = {}
         _flatten(thing, "", scalars, arrays)
+        _name_once(scalars, arrays)
         steps = {path: scalars.pop(path) for path in list(scalars) if path.startswith(PLANS)}
         records = RecordDict({self.WORK: ConfigRecord(scalars)})
         if steps:
@@ -194,6 +195,16 @@ def _flatten(thing: Any, path: str, scalars: dict[str, Any], arrays: dict[str, A
         arrays[path] = {"": thing}
 
 
+def _name_once(scalars: dict[str, Any], arrays: dict[str, Any]) -> None:
+    """Have each array in ``arrays`` once; ``scalars`` say where else it stands."""
+    first: dict[int, str] = {}
+    for path, group in list(arrays.items()):
+        place = first.setdefault(id(group.get("", group)), path)
+        if place != path:
+            del arrays[path]
+            scalars[f"{path}.same"] = place
+
+
 def _unflatten(scalars: dict[str, Any], arrays: dict[str, Any], path: str) -> Any:
     def inside(part: str | int) -> str:
         return f"{path}.{part}" if path else str(part)
@@ -202,6 +213,8 @@ def _unflatten(scalars: dict[str, Any], arrays: dict[str, Any], path: str) -> An
         return scalars[path]
     if path in arrays:
         return arrays[path]
+    if inside("same") in scalars:
+        return arrays[scalars[inside("same")]]
     if inside("kind") in scalars:
         name = scalars[inside("kind")]
         kind = KINDS.get(name) or ENVELOPES[name]

@@ -131,15 +131,11 @@ STEPS_OF_A_FIT = Allowed(
 )
 FLAG = Allowed(lambda value: type(value) is bool, "True or False")
 NAME = Allowed(lambda value: type(value) is str and value != "", "a name")
-CUT = Allowed(lambda value: type(value) is str, "the name of a block, or ''")
+BLOCK = Allowed(lambda value: type(value) is str, "the name of a block, or ''")
 NAMES = Allowed(_names, "a tuple of names of blocks")
 SOURCE = Allowed(
     lambda value: type(value) in (str, Samples, Rows),
     f"{', '.join(map(repr, SOURCES))}, Rows(...) of one of them, or Samples(...)",
-)
-NAMED_SOURCE = Allowed(
-    lambda value: type(value) in (str, Rows),
-    f"{', '.join(map(repr, SOURCES))}, or Rows(...) of one of them",
 )
 PARAMETERS = Allowed(_arrays, "a dictionary of tensors by name")
 TARGETS = Allowed(
@@ -199,6 +195,7 @@ FIELDS: dict[type, dict[str, Allowed]] = {
                 "a tensor of int64 (K,)",
             )
         ),
+        "cut": BLOCK,
     },
     Rows: {
         "source": Allowed(lambda value: type(value) is str, ", ".join(map(repr, SOURCES))),
@@ -220,7 +217,7 @@ FIELDS: dict[type, dict[str, Allowed]] = {
     Prior: {"form": _one_of("log", "margin"), "weight": POSITIVE},
     CrossEntropy: {
         "weight": NUMBER,
-        "on": _or_none(NAMED_SOURCE),
+        "on": _or_none(SOURCE),
         "through": HEAD,
         "prior": _or_none(Allowed(lambda value: type(value) is Prior, "Prior(...)")),
     },
@@ -232,7 +229,7 @@ FIELDS: dict[type, dict[str, Allowed]] = {
         "tau_squared": FLAG,
         "per": PER,
         "reach": NAMES,
-        "on": _or_none(NAMED_SOURCE),
+        "on": _or_none(SOURCE),
         "through": HEAD,
         "among": _or_none(CANDIDATES),
         "row_weights": _or_none(WEIGHTS),
@@ -245,7 +242,7 @@ FIELDS: dict[type, dict[str, Allowed]] = {
         "measure": _one_of("squared", "cosine"),
         "per": PER,
         "weight": NUMBER,
-        "on": _or_none(NAMED_SOURCE),
+        "on": _or_none(SOURCE),
         "norms": _or_none(WEIGHTS),
     },
     Contrast: {
@@ -254,7 +251,7 @@ FIELDS: dict[type, dict[str, Allowed]] = {
         "cut": NAME,
         "temperature": POSITIVE,
         "weight": NUMBER,
-        "on": _or_none(NAMED_SOURCE),
+        "on": _or_none(SOURCE),
     },
     Proximal: {"weight": NUMBER, "anchor": _or_none(PARAMETERS)},
     Linear: {"given": PARAMETERS, "weight": NUMBER},
@@ -282,7 +279,7 @@ FIELDS: dict[type, dict[str, Allowed]] = {
         "part": NAMES,
         "at": _or_none(Allowed(lambda value: type(value) is Blend, "Blend(...)")),
     },
-    Blend: {"student": NAME, "mine": NUMBER, "theirs": NUMBER, "cut": CUT},
+    Blend: {"student": NAME, "mine": NUMBER, "theirs": NUMBER, "cut": BLOCK},
     Predict: {
         "on": SOURCE,
         "temperature": POSITIVE,
@@ -335,7 +332,7 @@ FIELDS: dict[type, dict[str, Allowed]] = {
         "key": NAME,
         "student": NAME,
         "prototypes": _or_none(TARGETS),
-        "cut": CUT,
+        "cut": BLOCK,
     },
     Expose: {"key": NAME, "student": NAME},
 }
@@ -397,4 +394,6 @@ def source_name(on: Source) -> str:
     """How a source is called in a line of complaint."""
     if isinstance(on, Rows):
         return f"rows of {on.source!r}"
-    return repr(on) if isinstance(on, str) else "samples sent along"
+    if isinstance(on, str):
+        return repr(on)
+    return f"samples that enter above {on.cut!r}" if on.cut else "samples sent along"

@@ -12,19 +12,40 @@ if TYPE_CHECKING:
     import torch
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Samples:
     """Samples sent along with a step.
 
-    ``inputs`` is ``(K, ...)``: normalised images or representations; ``labels`` is ``(K,)``. Of
-    text, ``inputs`` is ``(K, T)`` token ids and ``labels`` ``(K, T)`` the next ones, -1 for none.
+    ``inputs`` is ``(K, ...)``, normalised images; ``labels`` is ``(K,)``. Of text, ``inputs`` is
+    ``(K, T)`` token ids and ``labels`` ``(K, T)`` the next ones, -1 for none.
+
+    With a ``cut`` they enter a student above the block of this name: ``inputs`` ``(K, ...)`` are
+    representations, each of the shape of what that block gives. Blocks up to it do not see them,
+    so they get no gradient of them, and their statistics stay as they are. Not of text.
 
     What steps speak of as a row a sample is, of text, a row a token: the positions of the inputs
     that are not padding, row after row.
+
+    Two are equal, and terms that draw from them share their mini-batches, where they hold the same
+    tensors and enter at the same place.
     """
 
     inputs: torch.Tensor
     labels: torch.Tensor | None = None
+    cut: str = ""
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Samples):
+            return NotImplemented
+        same = self.inputs is other.inputs and self.labels is other.labels
+        return same and self.cut == other.cut
+
+    def __hash__(self) -> int:
+        return hash((id(self.inputs), id(self.labels), self.cut))
+
+    def __repr__(self) -> str:
+        above = f", cut={self.cut!r}" if self.cut else ""
+        return f"Samples({len(self.inputs)} inputs{above})"
 
 
 @dataclass(frozen=True, eq=False, repr=False)

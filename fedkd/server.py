@@ -23,7 +23,7 @@ from fedkd.privacy.public import Public
 from fedkd.random import generator, key
 from fedkd.sections import ServerTable, TrainingTable
 from fedkd.terms import check_server_fit
-from fedkd.training import BatchOfOne, OwnLoss, fit, minimise, predict
+from fedkd.training import BatchOfOne, OwnLoss, fit, minimise, placed, predict
 from fedkd.training.student import student_draws
 from fedkd.work import Fit, Parameters, Samples, Term
 
@@ -116,13 +116,13 @@ class ServerStudents:
         try:
             loss = fit(
                 student,
-                self._on_device(samples),
+                placed(samples, self._device),
                 terms,
                 training,
                 generator(self._experiment.seed, "fit", *purpose),
                 epochs=epochs,
                 min_steps=0,
-                sources={"public": partial(self._on_device, public)},
+                sources={"public": partial(placed, public, self._device)},
                 kept=self._kept(name, training),
             )
         except BatchOfOne as error:
@@ -275,10 +275,6 @@ class ServerStudents:
                 "for a torch.nn.Sequential of named blocks; any module is trained by minimise"
             )
         return student
-
-    def _on_device(self, samples: Samples) -> Samples:
-        labels = None if samples.labels is None else samples.labels.to(self._device)
-        return Samples(samples.inputs.to(self._device), labels)
 
     def predict(self, name: str, inputs: Tensor, *further: Tensor) -> Tensor:
         """Logits ``(K, C)``; of a module that is no sequence of blocks, what it gives for inputs.

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fedkd import students
 from fedkd.data.dataset import Task
+from fedkd.errors import FedkdError, brief
 from fedkd.experiment import Experiment
 from fedkd.training import item_counts, items, learning_names, represent
 from fedkd.work import SOURCES, Assignment, Hold, Rows, Samples, Source, origin
@@ -110,6 +111,35 @@ class Student:
         """
         above = self.module[students.cut_index(self.module, cut) :]
         return {name: tensor.shape for name, tensor in above.state_dict().items()}
+
+    def between(self, lower: str, upper: str = "") -> set[str]:
+        """Names of the parameters and buffers above the cut ``lower``, up to the cut ``upper``.
+
+        Raises
+        ------
+        FedkdError
+            There is no such cut.
+        """
+        last = students.cut_index(self.module, upper) if upper else None
+        blocks = self.module[students.cut_index(self.module, lower) : last]
+        return {*blocks.state_dict()}
+
+    def check_entry(self, samples: Samples) -> None:
+        """Refuse samples that are to enter above a cut and do not fit there.
+
+        Raises
+        ------
+        FedkdError
+            One line: there is no such cut, or representations there are of another shape.
+        """
+        if not samples.cut:
+            return
+        shape, inputs = self.representation(samples.cut), samples.inputs
+        if inputs.shape[1:] != shape or inputs.dtype != torch.float32:
+            raise FedkdError(
+                f"Samples: inputs = {brief(inputs)} is not allowed with cut = {samples.cut!r}; "
+                f"representations there are (K, {', '.join(map(str, shape))}) of torch.float32"
+            )
 
     def representation(self, cut: str, pool: bool = False) -> torch.Size:
         """Shape of one row's representation at ``cut``; with ``pool``, of its mean over places.

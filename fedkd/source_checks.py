@@ -36,6 +36,8 @@ class SourceChecker:
         """
         if isinstance(on, Samples):
             self._samples(name, on)
+            if of_term and not len(on.inputs):
+                raise FedkdError(f"{name}: on = {on!r} is not allowed; one sample at least")
             return
         if isinstance(on, Rows):
             check_fields(on)
@@ -69,8 +71,15 @@ class SourceChecker:
             return
         check_fields(samples)
         inputs, labels, task = samples.inputs, samples.labels, self._shapes.task
+        if task.tokens and samples.cut:
+            raise FedkdError(
+                f"{name}: Samples: cut = {samples.cut!r} is not allowed with data.dataset = "
+                f"{self._shapes.experiment.data.dataset!r}: blocks above a cut take the "
+                "representations of a whole text, and these are of one token each"
+            )
         dtype = torch.int64 if task.tokens else torch.float32
-        if inputs.dtype != dtype or inputs.shape[1:] != task.shape:
+        # What enters above a cut depends on the student: fedkd.shapes.Student.check_entry.
+        if not samples.cut and (inputs.dtype != dtype or inputs.shape[1:] != task.shape):
             raise FedkdError(
                 f"{name}: Samples: inputs = {brief(inputs)} is not allowed; students take "
                 f"(K, {', '.join(map(str, task.shape))}) of {dtype}"

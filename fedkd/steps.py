@@ -24,7 +24,7 @@ from fedkd.privacy.release import applies
 from fedkd.replies import COHORT, DP
 from fedkd.shapes import Shapes, Student
 from fedkd.source_checks import SourceChecker
-from fedkd.terms import Learner, Seen, check_fit, check_together
+from fedkd.terms import Learner, Seen, check_above, check_fit, check_together
 from fedkd.work import (
     Evaluate,
     Expose,
@@ -36,6 +36,7 @@ from fedkd.work import (
     Penalty,
     Predict,
     Represent,
+    Samples,
     Select,
     Share,
     Step,
@@ -58,7 +59,7 @@ TESTS = ("own_", "common_", "validation_")
 """Begins the names of the simulator's own tests of clients."""
 RESERVED = {"seconds", "round", "client", "stage", *DP}
 """Names of metrics that are not a step's."""
-UNWRITABLE = {"keys", "kind", "length", "floats"}
+UNWRITABLE = {"keys", "kind", "length", "floats", "same"}
 """Keys that messages give a meaning of their own."""
 TESTED_ON = ("own", "common")
 """Sources that students are tested on."""
@@ -240,6 +241,10 @@ class Checker:
 
     def _select(self, hook: str, step: Select, client: int) -> None:
         self._sources.check(type(step).__name__, step.on, client)
+        if isinstance(step.on, Samples) and step.on.cut:
+            raise FedkdError(
+                f"Select: on = {step.on!r} is not allowed: it takes samples as they are"
+            )
         if self.shapes.task.tokens:
             experiment = self.shapes.experiment
             raise FedkdError(
@@ -265,6 +270,10 @@ class Checker:
                 )
         if isinstance(step, Evaluate):
             self._prototypes(step, student)
+        if isinstance(step.on, Samples) and step.on.cut:
+            student().check_entry(step.on)
+            if cut := getattr(step, "cut", ""):
+                check_above(name, cut, step.on.cut, student())
         by_label = isinstance(step, Evaluate) or step.per == "class"
         if by_label and not self.shapes.labelled(step.on):
             wants = "it" if isinstance(step, Evaluate) else "per class"

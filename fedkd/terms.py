@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fedkd import students
 from fedkd.distillation.objectives import made, name_of, traits
 from fedkd.distillation.targets import check_probabilities
 from fedkd.errors import FedkdError, about, brief
@@ -83,6 +84,8 @@ def check_fit(
     """
     if part:
         learner.student().part(part)
+    if isinstance(on, Samples):
+        learner.student().check_entry(on)
     for term in terms:
         if isinstance(term, Penalty):
             named = term.given if isinstance(term, Linear) else term.anchor
@@ -90,6 +93,8 @@ def check_fit(
                 _of_learning(term, named, part, learner.student())
             continue
         source = on if term.on is None else term.on
+        if isinstance(source, Samples) and source.cut:
+            _entering(term, source, part, learner)
         if isinstance(term, CrossEntropy | Soft) and term.through is not None:
             _through(term.through, learner.student())
         if isinstance(term, CrossEntropy) and term.prior is not None:
@@ -222,6 +227,11 @@ def check_server_fit(step: Fit, student: nn.Sequential, samples: Samples, public
             f"Samples: {len(samples.labels)} labels for {len(samples.inputs)} inputs; one each is "
             "needed"
         )
+    if samples.cut:
+        raise FedkdError(
+            f"Samples: cut = {samples.cut!r} is not allowed for a student on the server; one that "
+            "takes representations has only the blocks above"
+        )
     first = samples.inputs[:1].to(next(student.parameters()).device)
 
     def of(on: Source) -> Samples:
@@ -234,6 +244,46 @@ def check_server_fit(step: Fit, student: nn.Sequential, samples: Samples, public
         lambda on: of(on).labels is not None,
     )
     check_fit(samples, step.terms, (), learner, Seen())
+
+
+def check_above(name: str, cut: str, entry: str, student: Student) -> None:
+    """Refuse a step or a term that is at a ``cut`` which samples that enter do not pass.
+
+    Raises
+    ------
+    FedkdError
+        One line naming both cuts.
+    """
+    first, last = (students.cut_index(student.module, one) for one in (entry, cut))
+    if last <= first:
+        raise FedkdError(
+            f"{name}: cut = {cut!r} is not allowed with samples that enter above {entry!r}; "
+            "allowed: a block above it"
+        )
+
+
+def _entering(
+    term: CrossEntropy | Soft | Feature | Contrast,
+    samples: Samples,
+    part: tuple[str, ...],
+    learner: Learner,
+) -> None:
+    """Refuse a term on samples that enter above a cut, where nothing could learn by it."""
+    name, student = type(term).__name__, learner.student()
+    with about(name):
+        student.check_entry(samples)
+    at = getattr(term, "cut", "")
+    if isinstance(term, CrossEntropy | Soft) and term.through is not None:
+        at = term.through.cut
+    if at:
+        check_above(name, at, samples.cut, student)
+    reach = tuple(term.reach) if isinstance(term, Soft) else ()
+    learning = {*student.learning(part)} & {*student.part(reach)}
+    if not learning & student.between(samples.cut, at):
+        raise FedkdError(
+            f"{name}: samples that enter above {samples.cut!r} are not allowed here: nothing that "
+            "learns by this term lies above"
+        )
 
 
 def _soft(term: Soft, on: Source, learner: Learner, seen: Seen) -> None:
@@ -251,7 +301,10 @@ def _soft(term: Soft, on: Source, learner: Learner, seen: Seen) -> None:
     classes, among = learner.classes, term.among
     rows = classes if term.per == "class" else learner.rows(on)
     if isinstance(term.targets, str):
-        _teacher("Soft", term.targets, learner)
+        teacher = _teacher("Soft", term.targets, learner)
+        if isinstance(on, Samples):
+            with about(f"Soft: targets = {term.targets!r}"):
+                teacher.check_entry(on)
         if term.per == "class":
             raise FedkdError(
                 "Soft: per = 'class' is not allowed with the name of a student, which says a row a "
@@ -296,7 +349,11 @@ def _contrast(term: Contrast, on: Source, learner: Learner, seen: Seen) -> None:
     size, rows = learner.student().representation(term.cut).numel(), learner.rows(on)
     for side, given in (("positive", term.positive), ("negative", term.negative)):
         if isinstance(given, str):
-            width = _teacher("Contrast", given, learner).representation(term.cut).numel()
+            other = _teacher("Contrast", given, learner)
+            if isinstance(on, Samples):
+                with about(f"Contrast: {side} = {given!r}"):
+                    other.check_entry(on)
+            width = other.representation(term.cut).numel()
             if width != size:
                 raise FedkdError(
                     f"Contrast: {side} = {given!r} is not allowed: its representation at "

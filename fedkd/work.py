@@ -50,7 +50,7 @@ class CrossEntropy:
     """
 
     weight: float = 1.0
-    on: str | Rows | None = None
+    on: Source | None = None
     through: Head | None = None
     prior: Prior | None = None
 
@@ -86,7 +86,7 @@ class Soft:
     tau_squared: bool = True
     per: Literal["sample", "class"] = "sample"
     reach: tuple[str, ...] = ()
-    on: str | Rows | None = None
+    on: Source | None = None
     through: Head | None = None
     among: torch.Tensor | None = None
     row_weights: torch.Tensor | None = None
@@ -115,7 +115,7 @@ class Feature:
     measure: Literal["squared", "cosine"] = "squared"
     per: Literal["sample", "class"] = "class"
     weight: float = 1.0
-    on: str | Rows | None = None
+    on: Source | None = None
     norms: torch.Tensor | None = None
 
 
@@ -138,7 +138,7 @@ class Contrast:
     cut: str
     temperature: float = 0.5
     weight: float = 1.0
-    on: str | Rows | None = None
+    on: Source | None = None
 
 
 @dataclass(frozen=True)

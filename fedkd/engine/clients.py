@@ -351,8 +351,7 @@ class Clients:
             if on not in known:
                 raise FedkdError(f"on = {on!r} is not known; known: {', '.join(known)}")
             found = known[on]()
-        labels = None if found.labels is None else found.labels.to(self.device)
-        return Samples(found.inputs.to(self.device), labels)
+        return training.placed(found, self.device)
 
 
 def check_part(student: nn.Sequential, experiment: Experiment, architecture: str) -> None:

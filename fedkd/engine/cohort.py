@@ -133,7 +133,7 @@ class Cohort:
         stack = self.stack(steps[0].student)
         if cut is not None:
             students.cut_index(stack.module, cut)  # refuses one that is not there
-        counts = [len(samples.inputs) for samples in sources]
+        counts, above = [len(samples.inputs) for samples in sources], sources[0].cut
         shared = all(samples is sources[0] for samples in sources)
         each = max(1, ROWS // len(sources))
         held_pieces, logit_pieces = [], []
@@ -154,7 +154,8 @@ class Cohort:
                     )
                 if not stack.dense:  # a layer may write into what it is given
                     inputs = inputs.clone()
-                at, last = stack.forward(stack.tensors, inputs, {cut} if cut else set())
+                cuts = {cut} if cut else set()
+                at, last = stack.forward(stack.tensors, inputs, cuts, above=above)
                 logit_pieces.append(last.float())
                 held_pieces.append(at[cut].float() if cut else logit_pieces[-1])
             whole, given = torch.cat(held_pieces, 1), torch.cat(logit_pieces, 1)
@@ -170,6 +171,8 @@ class Cohort:
         alike = isinstance(first, str) or (
             isinstance(first, Rows) and all(on == first for on in wanted)
         )
+        if isinstance(first, Samples) and all(on == first for on in wanted):
+            return [self.sessions[0].samples(first)] * len(self.sessions)
         if alike and origin(first) in ("common", "transfer"):
             return [self.sessions[0].samples(first)] * len(self.sessions)
         if isinstance(first, str):

@@ -33,7 +33,6 @@ from fedkd.work import (
     Fit,
     Predict,
     Represent,
-    Rows,
     Samples,
     Source,
     Step,
@@ -130,10 +129,6 @@ def cohort(facts: Facts, assignment: Assignment, step: Step) -> bool:
         if private:
             return False
         if experiment.engine.remember and plain and not step.together:
-            return False
-        # Who shares mini-batches between terms, and who does not, may differ by client.
-        terms = [term for peer in step.peers for term in peer.terms]
-        if sum(isinstance(getattr(term, "on", None), Rows) for term in terms) > 1:
             return False
     if applies(step, experiment.release):
         return False
@@ -239,7 +234,12 @@ def _shape(thing: Any) -> Any:
         return Delta, thing.rows, thing.name
     if isinstance(thing, Samples):
         labelled = thing.labels is not None
-        return "samples", tuple(thing.inputs.shape[1:]), labelled
+        return "samples", tuple(thing.inputs.shape[1:]), labelled, thing.cut
+    if isinstance(thing, Fit):
+        # Who shares mini-batches between terms, and who does not, may differ by client.
+        drawn = [getattr(term, "on", None) for peer in thing.peers for term in peer.terms]
+        shared = [drawn.index(on) for on in drawn]
+        return Fit, tuple(shared), *map(_shape, vars(thing).values())
     if is_dataclass(thing):
         return type(thing), *map(_shape, vars(thing).values())
     if isinstance(thing, Mapping):

@@ -93,8 +93,8 @@ class Session:
             return
         student = self.student(step.student)
         if isinstance(step, Predict):
-            seed = self.seed(step, step.on, step.student)
-            self.predicted(step, predict(student, self.samples(step.on).inputs, seed).clone())
+            seed, samples = self.seed(step, step.on, step.student), self.samples(step.on)
+            self.predicted(step, predict(student, samples.inputs, seed, samples.cut).clone())
         elif isinstance(step, Represent):
             self.represent(step, student)
         elif isinstance(step, Load):
@@ -283,7 +283,7 @@ class Session:
             return term
         source = samples if term.on is None else self.samples(term.on)
         seed = self.seed(term, term.on, term.targets)
-        logits = predict(self.student(term.targets), source.inputs, seed).clone()
+        logits = predict(self.student(term.targets), source.inputs, seed, source.cut).clone()
         return replace(term, targets=said(term, logits))
 
     def _decoded(self, term: Soft, on: Source) -> Soft:
@@ -320,13 +320,15 @@ class Session:
 
     def _contrasted(self, term: Contrast, samples: Samples) -> Contrast:
         """``term`` with other students' representations in the place of their names."""
-        inputs = (samples if term.on is None else self.samples(term.on)).inputs
+        source = samples if term.on is None else self.samples(term.on)
 
         def of(given: Tensor | str) -> Tensor:
             if isinstance(given, Tensor):
                 return given
             seed = self.seed(term, term.on, given)
-            return represent(self.student(given), inputs, term.cut, seed)[0].flatten(1).clone()
+            student, above = self.student(given), source.cut
+            held, _ = represent(student, source.inputs, term.cut, seed, above)
+            return held.flatten(1).clone()
 
         return replace(term, positive=of(term.positive), negative=of(term.negative))
 
@@ -405,7 +407,8 @@ class Session:
                 "text only tokens have one"
             )
         seed = self.seed(step, step.on, step.student)
-        found = represent(student, self.samples(step.on).inputs, step.cut, seed)
+        samples = self.samples(step.on)
+        found = represent(student, samples.inputs, step.cut, seed, samples.cut)
         self.represented(step, *(tensor.clone() for tensor in found))
 
     def represented(self, step: Represent, held: Tensor, logits: Tensor) -> None:

@@ -21,7 +21,7 @@ from fedkd.training.items import take
 from fedkd.training.loop import Optimiser, descend
 from fedkd.training.losses import Loss, source_of
 from fedkd.training.student import check_learning, learning_names, set_modes
-from fedkd.work import Fit, Head, Parameters, Peer, Penalty, Rows, Samples, Term
+from fedkd.work import Fit, Head, Parameters, Peer, Penalty, Samples, Source, Term
 
 
 def fit(
@@ -31,7 +31,7 @@ def fit(
     training: TrainingTable,
     generators: Sequence[torch.Generator],
     step: Fit,
-    others: Mapping[str | Rows, list[Samples]],
+    others: Mapping[Source, list[Samples]],
     augment: Any = None,
     kept: Sequence[Sequence[Parameters | None]] = (),
 ) -> list[list[float]]:
@@ -79,7 +79,7 @@ def fit(
         for on, held in others.items()
     }
     device = sources[0].inputs.device
-    joints: dict[str | Rows | None, _Joint] = {None: _Joint(batches, device)} | {
+    joints: dict[Source | None, _Joint] = {None: _Joint(batches, device)} | {
         on: _Joint(held, device) for on, held in drawn_from.items()
     }
     lives = [
@@ -104,7 +104,7 @@ def fit(
             if live.at is not None:
                 base = next(one for one in lives if one.name == live.at.student)
             seen[live.name] = {
-                on: live.seen(*drawn[on], alone=len(lives) == 1)
+                on: live.seen(*drawn[on], joints[on].cut, alone=len(lives) == 1)
                 if base is None
                 else live.built_on(base, seen[base.name][on], *drawn[on])
                 for on in live.sources
@@ -132,11 +132,11 @@ def fit(
     ]
 
 
-_Looks = dict[str | Rows | None, Batch]
+_Looks = dict[Source | None, Batch]
 """What students see of each of their sources."""
 
 
-def _peers(seen: Mapping[str, _Looks], on: str | Rows | None) -> dict[str, Tensor]:
+def _peers(seen: Mapping[str, _Looks], on: Source | None) -> dict[str, Tensor]:
     """What each that looks at source ``on`` says of its batch, by name."""
     return {name: each[on].logits.detach() for name, each in seen.items() if on in each}
 
@@ -154,7 +154,7 @@ class _Live:
         peer: Peer,
         terms: Sequence[Sequence[Term]],
         training: TrainingTable,
-        joints: Mapping[str | Rows | None, _Joint],
+        joints: Mapping[Source | None, _Joint],
         step: Fit,
         kept: Sequence[Parameters | None],
     ) -> None:
@@ -204,13 +204,15 @@ class _Live:
             if other.at is not None and other.at.student == self.name and other.at.cut
         }
 
-    def seen(self, inputs: Tensor, drawn: Batch, alone: bool) -> Batch:
+    def seen(self, inputs: Tensor, drawn: Batch, above: str, alone: bool) -> Batch:
         """A batch that was drawn, and what the students make of ``inputs`` ``(n, b, ...)``.
+
+        These enter ``above`` a cut, if it is not empty.
 
         Others look at the inputs, too, if these are not there for this stack ``alone``.
         """
         inputs = inputs if alone else inputs.clone()  # a layer may write into them
-        held, logits = self.stack.forward(self.tensors, inputs, self._cuts, self.direct)
+        held, logits = self.stack.forward(self.tensors, inputs, self._cuts, self.direct, above)
         return self._batch(drawn, held, logits)
 
     def built_on(self, base: _Live, looks: Batch, inputs: Tensor, drawn: Batch) -> Batch:
@@ -290,8 +292,9 @@ class _Joint:
     def __init__(self, batches: Sequence[Batches], device: torch.device) -> None:
         self.batches, self.device = batches, device
         samples = [source.samples for source in batches]
-        self.common = all(one is samples[0] for one in samples)
-        self.sizes = counts = [len(one.inputs) for one in samples]
+        self.common, self.cut = all(one is samples[0] for one in samples), samples[0].cut
+        counts = [len(one.inputs) for one in samples]
+        self.sizes = counts
         self.offsets = torch.tensor([0, *counts[:-1]], device=device).cumsum(0)
         labels = [one.labels for one in samples]
         held = [one for one in labels if one is not None]

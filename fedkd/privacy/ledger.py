@@ -414,7 +414,7 @@ def _asked(step: Predict) -> str:
     on = step.on
     rows = on if isinstance(on, str) else origin(on)
     if isinstance(on, Samples):
-        rows = f"{fingerprint(on.inputs)} {on.inputs.shape}"
+        rows = f"{fingerprint(on.inputs)} {on.inputs.shape} {on.cut}"
     elif isinstance(on, Rows):
         rows += f" {fingerprint(on.index)}"
     return repr((step.temperature, step.output, rows, step.key))

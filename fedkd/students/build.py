@@ -122,13 +122,14 @@ def float32_by_default() -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def named_blocks(student: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The blocks from input to output, with their names.
+def named_blocks(student: nn.Module, above: str = "") -> list[tuple[str, nn.Module]]:
+    """The blocks from input to output, with their names; those ``above`` a cut, if one is named.
 
     Torch's ``named_children`` leaves out a block that stands there a second time, as an activation
     often does. Blocks of a module that is no student are the modules that it is made of.
     """
-    return [(name, block) for name, block in student._modules.items() if block is not None]
+    first = cut_index(student, above) if isinstance(student, nn.Sequential) and above else 0
+    return [(name, block) for name, block in student._modules.items() if block is not None][first:]
 
 
 def unfit(student: nn.Sequential) -> str | None:

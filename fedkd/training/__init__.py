@@ -14,6 +14,7 @@ from fedkd.training.items import (
     item_numbers,
     items,
     on_all_items,
+    placed,
     some,
 )
 from fedkd.training.loop import Optimiser, Trainee, fit, fit_together, minimise
@@ -39,6 +40,7 @@ __all__ = [
     "minimise",
     "nearest_prototype",
     "on_all_items",
+    "placed",
     "predict",
     "represent",
     "requiring",

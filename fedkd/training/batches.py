@@ -15,7 +15,7 @@ from fedkd.data.language import PAD
 from fedkd.errors import FedkdError
 from fedkd.experiment import TrainingTable
 from fedkd.privacy.dpsgd import DPSGD, steps_a_pass
-from fedkd.students import cut_index, named_blocks
+from fedkd.students import named_blocks
 from fedkd.training.items import at_items, items, take
 from fedkd.work import Samples
 
@@ -130,7 +130,8 @@ class Batches:
         augment: Augment | None,
         dp: DPSGD | None = None,
     ) -> None:
-        self.samples, self.size, self.generator, self.augment = samples, size, generator, augment
+        self.samples, self.size, self.generator = samples, size, generator
+        self.augment = None if samples.cut else augment  # which is for images
         count = len(samples.inputs)
         self.per_epoch = per_epoch(count, size)
         self._queue: list[Tensor] = []
@@ -187,9 +188,10 @@ class Batches:
         inputs, count, chosen = drawn.inputs, drawn.count, drawn.chosen
         tokens = 1 if inputs.is_floating_point() else inputs.shape[1]
         over = None if self.dp is None else count * tokens
-        held, blocks = {}, list(named_blocks(student)) if count else []
+        held = {}
+        blocks = named_blocks(student, self.samples.cut) if count else []
         if at is not None and at.held is not None:
-            inputs, blocks = at.held.detach().clone(), blocks[cut_index(student, at.cut) :]
+            inputs, blocks = at.held.detach().clone(), named_blocks(student, at.cut)
         with nullcontext() if dp is None else dp.recording():
             for name, block in blocks:
                 given = None if at is None else within(at.parameters, name)

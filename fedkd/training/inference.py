@@ -20,8 +20,10 @@ EVALUATION_TOKENS = 4096
 
 
 @torch.inference_mode()
-def predict(student: nn.Sequential, inputs: Tensor, seed: int = 0) -> Tensor:
+def predict(student: nn.Sequential, inputs: Tensor, seed: int = 0, above: str = "") -> Tensor:
     """Logits ``(K, C)`` of inputs ``(K, ...)``, without training anything.
+
+    ``above`` names the cut above which inputs enter, if they are representations.
 
     Of token ids ``(K, T)``: logits ``(M, V)`` at the M positions that are not padding, row by row.
     A student that draws even now does so by ``seed``.
@@ -31,22 +33,26 @@ def predict(student: nn.Sequential, inputs: Tensor, seed: int = 0) -> Tensor:
         if not inputs.is_floating_point():
             pieces_of_tokens = (logits for _, logits in _of_tokens(student, inputs))
             return _gathered(len(items(inputs)), pieces_of_tokens)
-        pieces = [student(take(inputs, piece)).float() for piece in _pieces(inputs)]
+        blocks = student[cut_index(student, above) :] if above else student
+        pieces = [blocks(take(inputs, piece)).float() for piece in _pieces(inputs)]
     return torch.cat(pieces) if pieces else inputs.new_zeros((0, 0))
 
 
 @torch.inference_mode()
 def represent(
-    student: nn.Sequential, inputs: Tensor, cut: str, seed: int = 0
+    student: nn.Sequential, inputs: Tensor, cut: str, seed: int = 0, above: str = ""
 ) -> tuple[Tensor, Tensor]:
     """Representations ``(K, ...)`` at ``cut`` of inputs ``(K, ...)``, and the logits ``(K, C)``.
+
+    ``above`` names a cut below it above which inputs enter, if they are representations.
 
     Of token ids ``(K, T)``: a row for each of the positions that are not padding. A student that
     draws even now does so by ``seed``.
     """
     student.eval()
     index = cut_index(student, cut)
-    base, rest = student[:index], student[index:]
+    first = cut_index(student, above) if above else 0
+    base, rest = student[first:index], student[index:]
     pairs = []
     with student_draws(student, seed, inputs.device):
         for piece in _pieces(inputs):
@@ -83,7 +89,7 @@ def evaluate(student: nn.Sequential, samples: Samples, seed: int = 0) -> dict[st
     if samples.labels.dim() == 2:
         with student_draws(student, seed, samples.inputs.device):
             return _evaluate_tokens(student, samples.inputs, samples.labels)
-    return quality(predict(student, samples.inputs, seed), samples.labels)
+    return quality(predict(student, samples.inputs, seed, samples.cut), samples.labels)
 
 
 def quality(logits: Tensor, labels: Tensor) -> dict[str, float]:
@@ -111,7 +117,7 @@ def nearest_prototype(
     labels = item_labels(samples)
     if labels is None or not len(labels):
         return {}
-    held, _ = represent(student, samples.inputs, cut, seed)
+    held, _ = represent(student, samples.inputs, cut, seed, samples.cut)
     held, labels = held.flatten(1)[labels >= 0], labels[labels >= 0]
     there = ~prototypes[:, 0].isnan()
     classes = there.nonzero()[:, 0]

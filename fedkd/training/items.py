@@ -63,7 +63,13 @@ def some(samples: Samples, index: Tensor) -> Samples:
     """The samples with these numbers ``(K,)``, in this order."""
     index = index.to(samples.inputs.device)
     labels = None if samples.labels is None else samples.labels[index]
-    return Samples(take(samples.inputs, index), labels)
+    return Samples(take(samples.inputs, index), labels, samples.cut)
+
+
+def placed(samples: Samples, device: torch.device) -> Samples:
+    """The samples on ``device``."""
+    labels = None if samples.labels is None else samples.labels.to(device)
+    return Samples(samples.inputs.to(device), labels, samples.cut)
 
 
 def take(inputs: Tensor, index: Tensor) -> Tensor:

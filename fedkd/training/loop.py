@@ -16,10 +16,10 @@ from fedkd.experiment import TrainingTable
 from fedkd.privacy.dpsgd import DPSGD, copied, is_private, quietly
 from fedkd.random import key
 from fedkd.training.batches import Augment, Batch, Batches, Drawn, Place, steps_of
-from fedkd.training.items import some
+from fedkd.training.items import placed, some
 from fedkd.training.losses import Loss, Own, OwnLoss, Summand, source_of
 from fedkd.training.student import check_learning, requiring, set_modes, student_draws
-from fedkd.work import Blend, Parameters, Rows, Samples, Term
+from fedkd.work import Blend, Parameters, Rows, Samples, Source, Term
 
 
 class Optimiser(Protocol):
@@ -251,7 +251,7 @@ def _fit(
             check_learning(each.student, each.names, each.part)
     others = {
         on: Batches(
-            *(_source(sources, on), size, generator, augment),
+            *(_source(sources, on, samples.inputs.device), size, generator, augment),
             next(iter(private), None) if is_private(on) else None,
         )
         for each in learners
@@ -290,10 +290,10 @@ class _Learner:
         self.dp = trainee.dp if any(self._covered) else None
         self.student = trainee.student if self.dp is None else copied(trainee.student)
         self.sources = list(dict.fromkeys([None, *map(source_of, trainee.terms)]))
-        self.batches: dict[str | Rows | None, Batch] = {}
+        self.batches: dict[Source | None, Batch] = {}
         self.base: _Learner | None = None
 
-    def prepare(self, samples: Mapping[str | Rows | None, Samples], names: Sequence[str]) -> None:
+    def prepare(self, samples: Mapping[Source | None, Samples], names: Sequence[str]) -> None:
         """Make the losses ready: on the samples of its sources, among learners of these names."""
         parameters, wanted = self.student.named_parameters(), {*self.names}
         self.learning = {name: p for name, p in parameters if name in wanted}
@@ -324,8 +324,8 @@ class _Learner:
 
     def look(
         self,
-        looks: Mapping[str | Rows | None, Batches],
-        drawn: Mapping[str | Rows | None, Drawn],
+        looks: Mapping[Source | None, Batches],
+        drawn: Mapping[Source | None, Drawn],
         alone: bool,
     ) -> None:
         """See the batches that were drawn; others may see them, too, if not ``alone``."""
@@ -336,7 +336,7 @@ class _Learner:
                     one = replace(one, inputs=one.inputs.clone())
                 self.batches[on] = looks[on].seen(one, self.student, self.cuts, dp, self._place(on))
 
-    def _place(self, on: str | Rows | None) -> Place | None:
+    def _place(self, on: Source | None) -> Place | None:
         """Where the student looks at a batch from ``on``, if it is built on another one."""
         at, base = self._trainee.at, self.base
         if at is None or base is None:
@@ -375,7 +375,7 @@ class _Learner:
 class _OwnLearner(_Learner):
     """A module that learns by a loss of its author's, which makes of a batch what it likes."""
 
-    def prepare(self, samples: Mapping[str | Rows | None, Samples], names: Sequence[str]) -> None:
+    def prepare(self, samples: Mapping[Source | None, Samples], names: Sequence[str]) -> None:
         """Make the loss ready."""
         super().prepare(samples, names)
         self._losses = [each for each in (self._trainee.own,) if each is not None]
@@ -389,8 +389,8 @@ class _OwnLearner(_Learner):
 
     def look(
         self,
-        looks: Mapping[str | Rows | None, Batches],
-        drawn: Mapping[str | Rows | None, Drawn],
+        looks: Mapping[Source | None, Batches],
+        drawn: Mapping[Source | None, Drawn],
         alone: bool,
     ) -> None:
         """Note which rows were drawn."""
@@ -401,7 +401,7 @@ class _OwnLearner(_Learner):
 def descend(
     losses: Sequence[Summand],
     batch: Batch,
-    drawn: Mapping[str | Rows, Batch],
+    drawn: Mapping[Source, Batch],
     optimiser: Optimiser,
     zero: Tensor,
     dp: DPSGD | None = None,
@@ -459,9 +459,13 @@ def _named(student: nn.Sequential) -> dict[str, Tensor]:
     return dict(student.named_parameters(remove_duplicate=False))
 
 
-def _source(sources: Mapping[str, Callable[[], Samples]] | None, on: str | Rows) -> Samples:
+def _source(
+    sources: Mapping[str, Callable[[], Samples]] | None, on: Source, device: torch.device
+) -> Samples:
+    if isinstance(on, Samples):
+        return placed(on, device)
     if isinstance(on, Rows):
-        return some(_source(sources, on.source), on.index)
+        return some(_source(sources, on.source, device), on.index)
     if not sources or on not in sources:
         raise FedkdError(f"on = {on!r} is not known; known: {', '.join(sources or ())}")
     return sources[on]()

@@ -25,9 +25,9 @@ from fedkd.work import (
     Penalty,
     Prior,
     Proximal,
-    Rows,
     Samples,
     Soft,
+    Source,
     Term,
 )
 
@@ -40,7 +40,7 @@ class Summand(Protocol):
     """What the loop needs of a loss: its value on a batch, and where its gradient may go."""
 
     @property
-    def on(self) -> str | Rows | None:
+    def on(self) -> Source | None:
         """Where it draws from; None: from the step's own source."""
 
     @property
@@ -404,7 +404,7 @@ def _unit(rows: Tensor) -> Tensor:
     return F.normalize(rows, dim=1, eps=SHORTEST)
 
 
-def source_of(term: Term) -> str | Rows | None:
+def source_of(term: Term) -> Source | None:
     """Where a term draws its own mini-batches from; None: with the step."""
     return None if isinstance(term, Penalty) else term.on
 

@@ -54,6 +54,7 @@ ATTACKED = {
     "feddistill": ("Predict class_logits", MEANS, "counts"),
     "fedproto": ("Represent prototypes", MEANS, "counts"),
     "fedtgp": ("Represent prototypes", MEANS, "counts"),
+    "fedhkd": ("Represent features", MEANS, "counts"),
     "fedgh": ("Represent representations", MEANS, "counts"),
     "fedcache": ("Represent hashes", ROWS, "labels"),
     "fedgkt": ("Represent representation", ROWS, "labels"),
