@@ -34,7 +34,7 @@ ATTACKED = {
     **dict.fromkeys(
         (
             *("fedavg", "fedavg-ft", "fedprox", "fedgkd", "fedbn", "ditto", "feddf", "fml"),
-            *("fedkd-mutual", "fedntd", "moon", "feddyn", "scaffold"),
+            *("fedkd-mutual", "fedntd", "moon", "feddyn", "scaffold", "dense"),
         ),
         ("Share parameters", WHOLE, "parameters"),
     ),
