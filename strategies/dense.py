@@ -177,12 +177,9 @@ class Ensemble:
     def __init__(self, members: Sequence[nn.Module]) -> None:
         self.members = members
         self._gaps: list[Tensor] = []
-        layers = [layer for member in members for layer in member.modules()]
-        for layer in layers:
-            if (
-                isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d)
-                and layer.running_mean is not None
-            ):
+        for layer in nn.ModuleList(members).modules():
+            known = isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d) and layer.track_running_stats
+            if known:
                 layer.register_forward_pre_hook(self._note)
 
     def __call__(self, inputs: Tensor) -> Tensor:
@@ -198,10 +195,9 @@ class Ensemble:
     def _note(self, layer: nn.Module, given: tuple[Tensor]) -> None:
         learned = dict(layer.named_buffers())
         values = given[0].transpose(0, 1).flatten(1)  # (channels, B times places)
-        mean, variance = values.mean(1), values.var(1, unbiased=False)
-        self._gaps.append(
-            (mean - layer.running_mean).norm() + (variance - layer.running_var).norm()
-        )
+        means = values.mean(1) - learned["running_mean"]
+        variances = values.var(1, unbiased=False) - learned["running_var"]
+        self._gaps.append(means.norm() + variances.norm())
 
 
 def disagreement(logits: Tensor, teachers: Tensor) -> Tensor:
