@@ -34,7 +34,7 @@ ATTACKED = {
     **dict.fromkeys(
         (
             *("fedavg", "fedavg-ft", "fedprox", "fedgkd", "fedbn", "ditto", "feddf", "fml"),
-            *("fedkd-svd", "fedntd", "moon", "feddyn", "scaffold", "fedlc", "fedrod"),
+            *("fedkd-svd", "fedntd", "moon", "feddyn", "scaffold", "fedlc", "fedrod", "dense"),
         ),
         ("Share parameters", WHOLE, "parameters"),
     ),

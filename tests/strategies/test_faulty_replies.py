@@ -381,6 +381,7 @@ UNTRAINED = "strategy.server_epochs=0"
 QUICK = {
     "cfd": (UNTRAINED, "strategy.delta=false"),
     "fedd2s": (UNTRAINED, "strategy.rounds_per_drop=never"),
+    "dense": (UNTRAINED, "strategy.every_round=true"),
     "feddf": (UNTRAINED,),
     "fedgh": (UNTRAINED,),
     "fedgkt": (UNTRAINED,),
