@@ -34,7 +34,7 @@ ATTACKED = {
     **dict.fromkeys(
         (
             *("fedavg", "fedavg-ft", "fedprox", "fedgkd", "fedbn", "ditto", "feddf", "fml"),
-            *("fedkd-mutual", "fedntd", "moon", "feddyn", "scaffold", "fedlc", "fedrod"),
+            *("fedkd-mutual", "fedntd", "moon", "feddyn", "scaffold", "fedlc", "fedrod", "apfl"),
         ),
         ("Share parameters", WHOLE, "parameters"),
     ),
