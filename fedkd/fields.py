@@ -276,7 +276,7 @@ FIELDS: dict[type, dict[str, Allowed]] = {
         "part": NAMES,
         "at": _or_none(Allowed(lambda value: type(value) is Blend, "Blend(...)")),
     },
-    Blend: {"student": NAME, "mine": NUMBER, "theirs": NUMBER, "cut": CUT},
+    Blend: {"student": NAME, "mine": NUMBER, "theirs": NUMBER, "cut": CUT, "slope": FLAG},
     Predict: {
         "on": SOURCE,
         "temperature": POSITIVE,
