@@ -279,7 +279,7 @@ FIELDS: dict[type, dict[str, Allowed]] = {
         "part": NAMES,
         "at": _or_none(Allowed(lambda value: type(value) is Blend, "Blend(...)")),
     },
-    Blend: {"student": NAME, "mine": NUMBER, "theirs": NUMBER, "cut": BLOCK},
+    Blend: {"student": NAME, "mine": NUMBER, "theirs": NUMBER, "cut": BLOCK, "slope": FLAG},
     Predict: {
         "on": SOURCE,
         "temperature": POSITIVE,

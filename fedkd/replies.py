@@ -379,6 +379,9 @@ def _loss(peer: Peer, metrics: dict[str, float], any_value: bool) -> str | None:
     if peer.key not in metrics:
         return f"{peer.key} is missing"
     loss = metrics.pop(peer.key)
+    for key in peer.keys[1:]:
+        if not abs(slope := metrics.pop(key, math.nan)) <= LARGEST and not any_value:
+            return f"{key} is {slope:g}"
     if any_value:
         return None
     never_negative = all(

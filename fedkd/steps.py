@@ -403,7 +403,7 @@ def names_of(steps: Sequence[Step]) -> Iterator[tuple[str, str]]:
     """Of each step that replies: what with (``array`` or ``metric``), and under which name."""
     for step in steps:
         if isinstance(step, Fit):
-            yield from (("metric", peer.key) for peer in step.peers)
+            yield from (("metric", key) for peer in step.peers for key in peer.keys)
         elif isinstance(step, Evaluate):
             for name in ("accuracy", "loss", "ece", "perplexity"):
                 yield "metric", f"{step.key}_{name}"

@@ -190,6 +190,12 @@ class Peer:
     part: tuple[str, ...] = ()
     at: Blend | None = None
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The metrics that it replies with: its mean loss, and the slope of its blend if asked."""
+        slope = self.at is not None and self.at.slope
+        return (self.key, f"{self.key}_slope") if slope else (self.key,)
+
 
 @dataclass(frozen=True)
 class Fit:

@@ -2,6 +2,7 @@
 
 import copy
 from collections import OrderedDict
+from dataclasses import replace
 
 import pytest
 import torch
@@ -119,6 +120,29 @@ def test_blocks_up_to_the_cut_do_not_learn(samples):
     _, found, _ = trained(own, peer, samples, ADDED)
     moved = {name for name, value in parameters(found).items() if not value.equal(before[name])}
     assert moved == {"head.weight", "head.bias"}
+
+
+@pytest.mark.parametrize("mine", [0.0, 0.3, 1.0])
+def test_the_slope_is_how_the_loss_changes_with_the_shares(mine, samples):
+    """Against a difference of losses of a step on all samples; asking for it changes no bit."""
+    own, peer = made(seed=1), made(seed=2)
+    blend = Blend("own", mine, 1 - mine)
+    trainee = Trainee(copy.deepcopy(peer), HARD, 0, "peer", at=replace(blend, slope=True))
+    other = Trainee(copy.deepcopy(own), HARD, 0)
+    whole = TrainingTable(optimiser="sgd", lr=0.1, batch_size=40, local_epochs=1)
+    fit_together([other, trainee], samples, whole, torch.Generator())
+
+    def loss(share):
+        w = dict(own.named_parameters())
+        at = {name: share * v + (1 - share) * w[name] for name, v in peer.named_parameters()}
+        logits = functional_call(peer, at, (samples.inputs,)).detach()
+        return float(F.cross_entropy(logits, samples.labels))
+
+    wanted = (loss(mine + 1e-3) - loss(mine - 1e-3)) / 2e-3
+    assert trainee.measured["slope"] == pytest.approx(wanted, rel=0.02, abs=1e-3)
+    _, plain, _ = trained(own, peer, samples, blend)
+    _, asked, _ = trained(own, peer, samples, replace(blend, slope=True))
+    assert torch.equal(flat(plain), flat(asked))
 
 
 def test_what_has_no_share_need_be_no_number():

@@ -104,7 +104,7 @@ class Cohort:
     def _load(self, steps: tuple[Load, ...]) -> bool:
         """Take in parameters that all get and that are the whole student: without looking at it."""
         first, (student, shared) = steps[0], (steps[0].student, steps[0].parameters)
-        if isinstance(shared, str) or (first.keep, first.weight) != (0, 1):
+        if isinstance(shared, str) or any((step.keep, step.weight) != (0, 1) for step in steps):
             return False
         architecture = self.clients.architecture(self.sessions[0].assignment, student)
         template = self.clients.template(architecture)
@@ -214,11 +214,15 @@ class Cohort:
         together = tuple(replace(peer, part=peer.part or part) for peer in first.together)
         first = replace(first, part=first.part or part, together=together)
         kept = [[each.kept(first, name) for each in self.sessions] for name in names]
-        lost = fit(stacks, sources, terms, training, draws, first, others, clients.augment, kept)
-        for peer, losses in zip(first.peers, lost, strict=True):
-            for session, loss in zip(self.sessions, losses, strict=True):
+        blends = [[step.peers[place].at for step in steps] for place in range(len(names))]
+        done = fit(
+            stacks, sources, terms, training, draws, first, others, clients.augment, kept, blends
+        )
+        for peer, (losses, slopes) in zip(first.peers, done, strict=True):
+            for session, loss, slope in zip(self.sessions, losses, slopes, strict=True):
                 session.changed.add(peer.student)
                 session.metrics[peer.key] = loss
+                session.metrics |= dict.fromkeys(peer.keys[1:], slope)
 
 
 class _Member(Session):

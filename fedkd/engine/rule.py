@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import is_dataclass
+from dataclasses import is_dataclass, replace
 from functools import cache
 from typing import Any, NamedTuple, Protocol
 
@@ -28,9 +28,11 @@ from fedkd.privacy.dpsgd import sees_private
 from fedkd.privacy.release import applies
 from fedkd.work import (
     Assignment,
+    Blend,
     CrossEntropy,
     Evaluate,
     Fit,
+    Load,
     Predict,
     Represent,
     Samples,
@@ -232,6 +234,10 @@ def _shape(thing: Any) -> Any:
         return thing.dtype, tuple(thing.shape[1:])
     if isinstance(thing, Delta):  # to what each client holds, which may differ
         return Delta, thing.rows, thing.name
+    if isinstance(thing, Blend):  # by shares that may differ
+        return Blend, thing.student, thing.cut, thing.slope
+    if isinstance(thing, Load):  # likewise
+        thing = replace(thing, keep=0.0, weight=0.0)
     if isinstance(thing, Samples):
         labelled = thing.labels is not None
         return "samples", tuple(thing.inputs.shape[1:]), labelled, thing.cut

@@ -222,6 +222,9 @@ class Session:
         for peer, loss in zip(step.peers, losses, strict=True):
             self.wrote(peer.student)
             self.metrics[peer.key] = loss
+        for peer, trainee in zip(step.peers, trainees, strict=True):
+            slope = trainee.measured.get("slope", 0.0)
+            self.metrics |= dict.fromkeys(peer.keys[1:], slope)
         if fits and not self.trying:
             self.metrics["dp_sample_rate"] = max(self.metrics.get("dp_sample_rate", 0.0), rate)
             self.metrics["dp_steps"] = self.metrics.get("dp_steps", 0.0) + steps

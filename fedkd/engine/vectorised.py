@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fedkd import optimisers
+from fedkd.blends import each_blended, moved
 from fedkd.engine.stack import Stack
 from fedkd.experiment import TrainingTable
 from fedkd.training.batches import Batch, Batches, steps_of
@@ -21,7 +22,7 @@ from fedkd.training.items import take
 from fedkd.training.loop import Optimiser, descend
 from fedkd.training.losses import Loss, source_of
 from fedkd.training.student import check_learning, learning_names, set_modes
-from fedkd.work import Fit, Head, Parameters, Peer, Penalty, Samples, Source, Term
+from fedkd.work import Blend, Fit, Head, Parameters, Peer, Penalty, Samples, Source, Term
 
 
 def fit(
@@ -34,7 +35,8 @@ def fit(
     others: Mapping[Source, list[Samples]],
     augment: Any = None,
     kept: Sequence[Sequence[Parameters | None]] = (),
-) -> list[list[float]]:
+    blends: Sequence[Sequence[Blend | None]] = (),
+) -> list[tuple[list[float], list[float]]]:
     """What :func:`fedkd.training.fit_together` does with each client's students, done as one.
 
     Parameters
@@ -51,11 +53,14 @@ def fit(
         For each source that a term draws from by itself: every client's samples.
     kept
         Of each stack, of each client: as in :class:`fedkd.training.Trainee`.
+    blends
+        Of each stack, of each client: where its students learn, if they are built on another's.
 
     Returns
     -------
-    list of list of float
-        Of each stack, of each client: the mean loss over the steps of its last pass.
+    list of tuple of list of float
+        Of each stack, of each client: the mean loss over the steps of its last pass, and the mean
+        slope along a blend, 0 where none was asked for.
     """
     count = len(sources)
     batches = [
@@ -70,7 +75,7 @@ def fit(
         for each, any_ in zip(passes, there, strict=True)
     ]
     if not any(steps):
-        return [[0.0] * count for _ in stacks]
+        return [([0.0] * count, [0.0] * count) for _ in stacks]
     drawn_from = {
         on: [
             Batches(samples, training.batch_size, draw, augment)
@@ -83,9 +88,14 @@ def fit(
         on: _Joint(held, device) for on, held in drawn_from.items()
     }
     lives = [
-        _Live(stack, peer, of_stack, training, joints, step, of_clients)
-        for stack, peer, of_stack, of_clients in zip(
-            stacks, step.peers, terms, kept or [[None] * count] * len(stacks), strict=True
+        _Live(stack, peer, of_stack, training, joints, step, of_clients, at)
+        for stack, peer, of_stack, of_clients, at in zip(
+            stacks,
+            step.peers,
+            terms,
+            kept or [[None] * count] * len(stacks),
+            blends or [()] * len(stacks),
+            strict=True,
         )
     ]
     for live in lives:
@@ -102,6 +112,7 @@ def fit(
         for live in sorted(lives, key=lambda one: one.at is not None):
             base = None
             if live.at is not None:
+                live.begin()
                 base = next(one for one in lives if one.name == live.at.student)
             seen[live.name] = {
                 on: live.seen(*drawn[on], joints[on].cut, alone=len(lives) == 1)
@@ -121,15 +132,17 @@ def fit(
             value = descend(live.losses, each[None], named, live.optimiser, zero)
             counts = last[live.places] <= now
             live.sums.index_add_(0, live.places, torch.where(counts, value, zero))
+            if live.moved is not None and live.moved.grad is not None:
+                slope = torch.where(counts, live.moved.grad, zero)
+                live.slopes.index_add_(0, live.places, slope)
     for live in lives:
         live.leave(list(live.who))
-    return [
-        [
-            loss / max(1, min(many, each))
-            for loss, many, each in zip(live.sums.tolist(), steps, passes, strict=True)
-        ]
-        for live in lives
-    ]
+    taken = [max(1, min(many, each)) for many, each in zip(steps, passes, strict=True)]
+    return [(_means(live.sums, taken), _means(live.slopes, taken)) for live in lives]
+
+
+def _means(sums: Tensor, counts: Sequence[int]) -> list[float]:
+    return [total / count for total, count in zip(sums.tolist(), counts, strict=True)]
 
 
 _Looks = dict[Source | None, Batch]
@@ -157,10 +170,12 @@ class _Live:
         joints: Mapping[Source | None, _Joint],
         step: Fit,
         kept: Sequence[Parameters | None],
+        blends: Sequence[Blend | None],
     ) -> None:
         count = len(terms)
         self.stack, self.name, self.part, self.who = stack, peer.student, peer.part, [*range(count)]
-        self.at = peer.at
+        self.at, self._blends = peer.at, [each for each in blends if each is not None]
+        self.moved: Tensor | None = None
         self.sources = list(dict.fromkeys([None, *map(source_of, terms[0])]))
         self._training, self._lr = training, peer.lr or training.lr
         plain = training.optimiser == "sgd" and not (training.momentum or training.weight_decay)
@@ -183,7 +198,7 @@ class _Live:
         if before:
             own = cast(torch.optim.Optimizer, self.optimiser)
             optimisers.take_up(own, self.learning, before)
-        self.sums = torch.zeros(count, device=device)
+        self.sums, self.slopes = torch.zeros(2, count, device=device)
         others = {other.student for other in step.peers} - {peer.student}
         self.losses = [
             Loss(
@@ -215,11 +230,20 @@ class _Live:
         held, logits = self.stack.forward(self.tensors, inputs, self._cuts, self.direct, above)
         return self._batch(drawn, held, logits)
 
+    def begin(self) -> None:
+        """Begin a step in which the slope along a blend is asked for, if it is."""
+        if self.at is not None and self.at.slope:
+            zeros = self.sums.new_zeros(len(self.who))
+            self.moved = zeros.requires_grad_()
+
     def built_on(self, base: _Live, looks: Batch, inputs: Tensor, drawn: Batch) -> Batch:
         """What :meth:`seen` gives of students at a blend with ``base``, who has seen ``looks``."""
         assert self.at is not None
         names = [name for name, _ in self.stack.module.named_parameters(remove_duplicate=False)]
-        blend = self.at.of({n: self.tensors[n] for n in names}, base.tensors)
+        mine, theirs = {n: self.tensors[n] for n in names}, base.tensors
+        blend = each_blended([self._blends[place] for place in self.who], mine, theirs)
+        if self.moved is not None:
+            blend = moved(blend, mine, theirs, self.moved)
         inputs = looks.held[self.at.cut].detach() if self.at.cut else inputs
         held, logits = self.stack.forward(
             self.tensors | blend, inputs.clone(), self._cuts, above=self.at.cut

@@ -72,6 +72,22 @@ class Replies:
             raise FedkdError(f"parameters({key!r}): this is one array; see stack({key!r})")
         return cast(list[Parameters], groups)
 
+    def metrics(self, key: str) -> torch.Tensor:
+        """The metric ``key`` of each, ``(N,)`` float64: no epsilon covers what is made of it.
+
+        Raises
+        ------
+        FedkdError
+            A reply has no such metric.
+        """
+        for reply in self.replies:
+            if key not in (held := reply.metrics):
+                there = ", ".join(map(repr, held)) or "nothing"
+                raise FedkdError(
+                    f"the reply of client {reply.client} has no metric {key!r}; it has {there}"
+                )
+        return torch.tensor([reply.metrics[key] for reply in self.replies], dtype=torch.float64)
+
     @staticmethod
     def _value(reply: Reply, key: str) -> torch.Tensor | Parameters:
         if key not in reply.values:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from fedkd import optimisers
+from fedkd.blends import moved
 from fedkd.errors import FedkdError
 from fedkd.experiment import TrainingTable
 from fedkd.privacy.dpsgd import DPSGD, copied, is_private, quietly
@@ -40,7 +41,8 @@ class Trainee:
     it draws by itself; ``at`` where it learns, if it is built on another one. With ``own`` it is
     any module, and learns by that loss and no terms. ``kept`` is what the optimiser goes on from,
     and is changed in place to what it keeps (see :mod:`fedkd.optimisers`); None: it starts afresh.
-    The rest is as in :func:`fit`.
+    The fit puts into ``measured`` what it was asked for beside the loss: ``slope``, as
+    :class:`fedkd.blends.Blend` has it. The rest is as in :func:`fit`.
     """
 
     student: nn.Sequential
@@ -53,6 +55,7 @@ class Trainee:
     at: Blend | None = None
     own: Own | None = None
     kept: Parameters | None = None
+    measured: dict[str, float] = field(default_factory=dict)
 
 
 def fit(
@@ -274,7 +277,7 @@ def _fit(
                 each.listen(learners)
         for each in learners:
             each.descend(counts=step >= steps - batches.per_epoch)
-    return [each.end() / max(1, min(steps, batches.per_epoch)) for each in learners]
+    return [each.end(max(1, min(steps, batches.per_epoch))) for each in learners]
 
 
 class _Learner:
@@ -292,6 +295,7 @@ class _Learner:
         self.sources = list(dict.fromkeys([None, *map(source_of, trainee.terms)]))
         self.batches: dict[Source | None, Batch] = {}
         self.base: _Learner | None = None
+        self._moved: Tensor | None = None
 
     def prepare(self, samples: Mapping[Source | None, Samples], names: Sequence[str]) -> None:
         """Make the losses ready: on the samples of its sources, among learners of these names."""
@@ -319,7 +323,7 @@ class _Learner:
         self._optimiser = self._plain
         if self.dp is not None:
             self._optimiser = self.dp.attach(self.student, self._plain)
-        self._total = torch.zeros((), device=device)
+        self._total, self._slope = torch.zeros((), device=device), torch.zeros((), device=device)
         set_modes(self.student, self.learning)
 
     def look(
@@ -329,6 +333,8 @@ class _Learner:
         alone: bool,
     ) -> None:
         """See the batches that were drawn; others may see them, too, if not ``alone``."""
+        if self._trainee.at is not None and self._trainee.at.slope:
+            self._moved = torch.zeros_like(self._total, requires_grad=True)
         with self._draws:
             for on in self.sources:
                 one, dp = drawn[on], None if looks[on].dp is None else self.dp
@@ -342,7 +348,10 @@ class _Learner:
         if at is None or base is None:
             return None
         mine, theirs = map(_named, (self.student, base.student))
-        return Place(at.of(mine, theirs), at.cut, base.batches[on].held.get(at.cut))
+        blend = at.of(mine, theirs)
+        if self._moved is not None:
+            blend = moved(blend, mine, theirs, self._moved)
+        return Place(blend, at.cut, base.batches[on].held.get(at.cut))
 
     def listen(self, learners: Sequence[_Learner]) -> None:
         """Take in what the others say of the same batches."""
@@ -362,14 +371,18 @@ class _Learner:
             value = descend(self._losses, batch, drawn, optimiser, zero, self.dp, self._covered)
         if counts:
             self._total += value
+            if self._moved is not None and self._moved.grad is not None:
+                self._slope += self._moved.grad
 
-    def end(self) -> float:
-        """Give the student what was learned; the sum of the losses that count."""
+    def end(self, steps: int) -> float:
+        """Give the student what was learned; the mean of the losses that count, of ``steps``."""
+        if self._moved is not None:
+            self._trainee.measured["slope"] = float(self._slope) / steps
         if self._trainee.kept is not None:
             optimisers.put_by(self._plain, self.learning, self._trainee.kept)
         if self.dp is not None:
             self.dp.finish(self._trainee.student, self.learning)
-        return float(self._total)
+        return float(self._total) / steps
 
 
 class _OwnLearner(_Learner):

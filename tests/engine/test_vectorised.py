@@ -385,6 +385,7 @@ def test_students_that_learn_together_do_so_in_a_cohort(models, optimiser):
     [
         ("mlp", "sgd", Blend("own", 0.3, 0.7), ()),
         ("mlp", "adam", Blend("own", 1.0, 1.0, "fc2"), ("head",)),
+        ("mlp", "adam", Blend("own", 0.5, 0.5, slope=True), ()),
         ("cnn2", "sgd", Blend("own", 1.0, 1.0, "fc1"), ("head",)),
     ],
 )
@@ -399,6 +400,21 @@ def test_students_that_are_built_on_one_another_are_as_alone(model, optimiser, b
         Predict(key="blended"),
     ]
     agree(lambda *_: steps, f"student.models=['{model}']", OPTIMISERS[optimiser])
+
+
+def test_each_may_have_shares_of_its_own():
+    def steps(host, client):
+        share = client / (CLIENTS - 1)
+        at = Blend("own", share, 1 - share, slope=True)
+        return [
+            Hold("peer"),
+            Fit(student="peer", key="x", epochs=0.3),
+            Fit(together=(Peer("peer", (CrossEntropy(),), "peer_loss", at=at),)),
+            Load("peer", keep=1 - share, weight=share),
+        ]
+
+    replies, _ = agree(steps)
+    assert len({reply.metrics["peer_loss_slope"] for reply in replies}) == CLIENTS
 
 
 @pytest.mark.parametrize("cut", ["conv1", "fc1"])
@@ -532,7 +548,8 @@ def test_how_clients_are_put_together_changes_no_more_than_last_digits(monkeypat
 
 # --- whole runs ---------------------------------------------------------------------------------
 
-METHODS = ["knfu", "fedavg", "fedd2s", "fml", "fedproto", "ditto", "feddyn", "moon", "fedrod"]
+METHODS = ["knfu", "fedavg", "fedd2s", "fml", "fedproto", "ditto", "feddyn", "moon"]
+METHODS += ["fedrod", "apfl"]
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -34,7 +34,17 @@ ATTACKED = {
     **dict.fromkeys(
         (
             *("fedavg", "fedavg-ft", "fedprox", "fedgkd", "fedbn", "ditto", "feddf", "fml"),
-            *("fedkd-svd", "fedntd", "moon", "feddyn", "scaffold", "fedlc", "fedrod", "dense"),
+            *(
+                "fedkd-svd",
+                "fedntd",
+                "moon",
+                "feddyn",
+                "scaffold",
+                "fedlc",
+                "fedrod",
+                "dense",
+                "apfl",
+            ),
         ),
         ("Share parameters", WHOLE, "parameters"),
     ),

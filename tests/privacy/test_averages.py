@@ -20,7 +20,7 @@ from fedkd.strategies.fedavg import FedAvg
 from fedkd.work import Predict
 
 AVERAGED = ["ditto", "fedavg", "fedavg-ft", "fedbabu", "fedgkd", "fedntd", "fedper"]
-AVERAGED += ["fedprox", "fedrep", "lg-fedavg", "moon", "fedlc", "fedrod"]
+AVERAGED += ["fedprox", "fedrep", "lg-fedavg", "moon", "fedlc", "fedrod", "apfl"]
 PRIVATE = ("strategy.clipping_norm=0.5", "strategy.noise_multiplier=4")
 QUICK = ("training.local_epochs=0.1", "evaluate_every=100", "engine.cohort=off")
 BEFORE = {"w": torch.zeros(400), "b": torch.ones(3)}

@@ -418,6 +418,11 @@ STEPS = {
     "a blend with itself": (built(Blend("twin")), r"at: student = 'twin' is not allowed"),
     "a blend at no cut": (built(Blend("own", cut="fc9")), "cut 'fc9' is not a cut"),
     "a blend by no number": (built(Blend("own", math.nan)), "Blend: mine = nan is not allowed"),
+    "a slope that is a number": (built(Blend("own", slope=1)), "Blend: slope = 1 is not allowed"),
+    "a slope under another's key": (
+        [*built(Blend("own", slope=True)), Fit(key="x_slope")],
+        "two steps reply with the metric 'x_slope'",
+    ),
     "a blend that is a name": (built("own"), r"at = 'own' .* allowed: Blend\(\.\.\.\), or None"),
     "a blend of two architectures": (
         [Hold("twin", "cnn2"), *built(Blend("own"))],

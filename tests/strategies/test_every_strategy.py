@@ -17,7 +17,16 @@ NEED_TRANSFER = [*SEND_LABELS, "cfd", "comet", "feddf", "scarlet", "selectivefd"
 AVERAGE_PARAMETERS = ["fedavg", "fedavg-ft", "fedbn", "feddf", "feddyn", "fedgkd", "fedntd"]
 AVERAGE_PARAMETERS += ["fedlc"]
 AVERAGE_PARAMETERS += ["fedprox", "moon", "scaffold"]
-ONE_ARCHITECTURE = [*AVERAGE_PARAMETERS, "ditto", "fedbabu", "fedhkd", "fedper", "fedrep", "fedrod"]
+ONE_ARCHITECTURE = [
+    *AVERAGE_PARAMETERS,
+    "ditto",
+    "fedbabu",
+    "fedhkd",
+    "fedper",
+    "fedrep",
+    "fedrod",
+    "apfl",
+]
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -10,7 +10,7 @@ from fedkd.random import numpy_noise
 from fedkd.strategies.fedavg import FedAvg, average
 
 CLIPPED = ["ditto", "fedavg", "fedavg-ft", "fedbabu", "fedgkd", "fedntd", "fedper"]
-CLIPPED += ["fedprox", "fedrep", "lg-fedavg", "moon", "fedlc", "fedrod"]
+CLIPPED += ["fedprox", "fedrep", "lg-fedavg", "moon", "fedlc", "fedrod", "apfl"]
 BEFORE = {"w": torch.ones(200, 100), "b": torch.zeros(50)}
 
 
