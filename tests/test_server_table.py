@@ -147,5 +147,5 @@ def test_keys_without_effect_are_told(small):
 
 def test_a_table_of_another_kind_is_refused(small, monkeypatch):
     monkeypatch.setattr(Local, "server_training", {"lr": 1})
-    with pytest.raises(FedkdError, match="server_training = .* is not allowed"):
+    with pytest.raises(FedkdError, match=r"server_training = .* is not allowed"):
         run(small("strategy.name=local"), "wrong")
