@@ -9,12 +9,18 @@ base B_n and the whole student f_n of client n, and the server's head H::
                g = softmax(H(h) / tau) for the client whose samples they are; sent with the next
                round it takes part in
 
-Departures: H is as small as what it stands in for (the paper's is a large network), there is one
-for each architecture, and it is trained with ``[training]``'s optimiser on all uploads shuffled.
+The server's optimiser goes on from round to round and its rate falls on a plateau, as in the
+authors' code, which also has the server train longest at first.
+
+Departures: H is as small as what it stands in for, unless ``server_model`` names a larger network,
+as the paper's is; there is one for each architecture, trained on all uploads shuffled. A plateau is
+one of the server's loss, where the authors' code looks at accuracy on test data, and the last
+quarter of the rounds teaches the clients too. Clients' optimisers start afresh, unless
+``training.keep_optimiser``.
 
 Scored as the paper does, with H on top of the client's base (``server``), beside the client's own
-student; not with ``head = "mlp"``. Uploads hold a row a private sample: no public data is needed,
-which is not to say that nothing leaves the client.
+student; not where H has another shape than the blocks that it stands in for. Uploads hold a row a
+private sample: no public data is needed, which is not to say that nothing leaves the client.
 
 Only who takes part in a round teaches the server in it. A client that was away finds the soft
 labels made of its last upload; one that has none yet trains without.
@@ -32,11 +38,24 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedkd.distillation.targets import soften
+from fedkd.errors import FedkdError
 from fedkd.options import MOST_UNITS, Epochs, OnlyWith
+from fedkd.random import key
 from fedkd.server import blocks_above, small_head
-from fedkd.strategies.base import Headline, KnowledgeStrategy, Line, Replies, StrategyOptions
+from fedkd.strategies.base import (
+    Headline,
+    KnowledgeStrategy,
+    Line,
+    Replies,
+    ServerTable,
+    StrategyOptions,
+)
 from fedkd.strategies.fedproto import cut_of
+from fedkd.students.build import build
 from fedkd.work import CrossEntropy, Evaluate, Fit, Load, Represent, Samples, Soft, Step, Term
+
+PASSES = ((0.1, 20.0), (0.15, 15.0), (0.2, 10.0), (0.5, 5.0), (0.75, 3.0), (1.0, 2.0))
+"""The server's, up to each share of all rounds; the authors' code has them for 200 rounds."""
 
 
 class FedGKT(KnowledgeStrategy):
@@ -47,18 +66,24 @@ class FedGKT(KnowledgeStrategy):
 
         cut: str = ""
         """Block whose output is sent; empty: the one below the last hidden block."""
-        head: Literal["same", "mlp"] = "same"
+        server_model: str = ""
+        """A name of ``fedkd list students``: a network on representations, in place of ``head``,
+        such as ``resnet8`` where they are feature maps."""
+        head: Annotated[Literal["same", "mlp"], OnlyWith("server_model", "")] = "same"
         """The server's head: shaped as the client's blocks above the cut, or one hidden layer."""
         hidden: Annotated[int, OnlyWith("head", "mlp")] = Field(128, ge=1, le=MOST_UNITS)
         """Units in the hidden layer of ``mlp``."""
-        server_epochs: Epochs = 3.0
-        """Passes of the server over the round's uploads."""
+        server_epochs: Epochs | None = None
+        """Passes of the server over the round's uploads. Not given, as in the authors' code: 20 in
+        the first tenth of all rounds, 15 and 10 in the next two twentieths, 5 up to half, 3 up to
+        three quarters, then 2."""
         tau: float = Field(3.0, gt=0)
         """Temperature of both sides' soft labels."""
         weight: float = Field(1.0, ge=0)
         """Of the distillation terms, beside cross-entropy; alpha in the paper."""
 
     headline = Headline(evaluation="server")
+    server_training = ServerTable(keep_optimiser=True, schedule="plateau")
 
     def setup(self) -> None:
         """Soft labels (K, C) for each client's samples, none yet."""
@@ -74,6 +99,15 @@ class FedGKT(KnowledgeStrategy):
 
     def make_head(self, model: str, shape: tuple[int, ...]) -> nn.Sequential:
         """A fresh head on representations of ``shape``."""
+        if larger := self.options.server_model:
+            seed = key(self.experiment.seed, "head", model, larger)
+            try:
+                return build(larger, shape, self.task.classes, self.experiment.student, seed)
+            except FedkdError as error:
+                raise FedkdError(
+                    f"strategy.server_model = {larger!r} does not fit representations of {model!r} "
+                    f"at {self.cuts[model]}, of shape {shape}: {error}"
+                ) from error
         if self.options.head == "mlp":
             return small_head(self.experiment, self.task, shape, self.options.hidden, model)
         return blocks_above(self.experiment, self.task, model, self.cuts[model])
@@ -99,9 +133,12 @@ class FedGKT(KnowledgeStrategy):
                 continue
             sent = [replies.of(n, "representation") for n in group]
             inputs, labels, said = (
-                torch.cat([one[key] for one in sent]) for key in ("inputs", "labels", "soft_labels")
+                torch.cat([one[what] for one in sent])
+                for what in ("inputs", "labels", "soft_labels")
             )
-            terms, epochs = (CrossEntropy(), self.towards(said)), self.options.server_epochs
+            given = self.options.server_epochs
+            epochs = passes(round, self.experiment.rounds) if given is None else given
+            terms = CrossEntropy(), self.towards(said)
             loss = self.server.fit(model, round, Samples(inputs, labels), terms, epochs)
             logits = self.server.predict(model, inputs)
             hits = (logits.argmax(1) == labels).double()
@@ -121,7 +158,7 @@ class FedGKT(KnowledgeStrategy):
 
         One that is shaped otherwise than the client's blocks above the cut cannot be tested there.
         """
-        if self.options.head != "same":
+        if self.options.server_model or self.options.head != "same":
             return []
         head = self.server.parameters(self.experiment.architecture(client))
         return [Load(head), Evaluate(key="server")]
@@ -129,3 +166,8 @@ class FedGKT(KnowledgeStrategy):
     def record(self, round: int, replies: Replies, label_counts: Tensor) -> Line:
         """The server's loss, and the accuracy of its heads on the uploads, by architecture."""
         return self.server_line
+
+
+def passes(round: int, rounds: int) -> float:
+    """Passes of the server over the uploads of ``round`` of ``rounds``: most at first."""
+    return next(epochs for share, epochs in PASSES if (round - 1) / rounds < share)

@@ -10,6 +10,7 @@ from fedkd import FedkdError, run
 from fedkd.distillation.targets import soften
 from fedkd.engine.worker import Worker
 from fedkd.strategies.base import Replies
+from fedkd.strategies.fedgkt import passes
 from fedkd.strategies.fedproto import mean_by_class
 from fedkd.work import Assignment, CrossEntropy, Feature, Predict, Reply, Represent, Soft
 
@@ -234,6 +235,34 @@ def test_a_server_that_diverges_is_warned_of_and_teaches_nobody(made):
     (warning,) = strategy._outcome.line["warnings"]
     assert "the server's head for mlp diverged" in warning
     assert strategy.targets[0].isnan().all()
+
+
+def test_the_server_trains_longest_at_first():
+    assert [passes(round, 200) for round in (1, 20, 21, 31, 41, 101, 151, 200)] == [
+        *(20, 20, 15, 10, 5, 3, 2, 2)
+    ]
+    assert [passes(round, 10) for round in range(1, 11)] == [20, 15, 5, 5, 5, 3, 3, 3, 2, 2]
+    assert passes(1, 1) == 20
+
+
+def test_a_larger_network_takes_the_place_of_the_head(made, small, tmp_path):
+    image = ["student.models=['cnn2']", "student.norm=group", "strategy.cut=conv1"]
+    strategy = made("fedgkt", *image, "strategy.server_model=resnet8")
+    head = strategy.server.parameters("cnn2")
+    same = made("fedgkt", *image).server.parameters("cnn2")
+    assert head.keys() != same.keys()
+    assert strategy.score(1, 0) == []
+    done = run(
+        small("strategy.name=fedgkt", "strategy.server_model=mlp", "student.width=0.2", "rounds=1"),
+        tmp_path / "run",
+    )
+    assert done.rounds[0]["strategy"]["server_accuracy"]["mlp"] > 0
+
+
+def test_a_larger_network_that_does_not_fit_is_one_line_before_round_1(small, tmp_path):
+    wrong = small("strategy.name=fedgkt", "strategy.server_model=resnet8")
+    with pytest.raises(FedkdError, match=r"strategy\.server_model = 'resnet8' does not fit .* fc1"):
+        run(wrong, tmp_path / "run")
 
 
 @pytest.mark.parametrize(("model", "cut"), [("cnn2", "conv2"), ("cnn3", "conv3"), ("mlp", "fc1")])
