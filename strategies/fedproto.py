@@ -54,7 +54,8 @@ class FedProto(KnowledgeStrategy):
             given = ", ".join(f"{sizes[model]} ({model} at {self.cuts[model]})" for model in models)
             raise FedkdError(
                 f"student.models = {models} is not allowed with strategy.name = 'fedproto': it "
-                f"averages representations of one size, and theirs have {given}"
+                f"averages representations of one size, and theirs have {given}; "
+                "student.representation gives all one of the same size, at the last cut"
             )
         self.prototypes = torch.full((self.task.classes, sizes[models[0]]), torch.nan)
 
