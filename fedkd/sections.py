@@ -16,6 +16,7 @@ from fedkd.options import (
     MOST_SYMBOLS,
     MOST_TIMES_WIDER,
     MOST_TOKENS,
+    MOST_UNITS,
     Epochs,
     Table,
 )
@@ -104,6 +105,9 @@ class StudentTable(Table):
     """Normalisation layers; ``group`` has no statistics that could mix between clients."""
     width: float = Field(1.0, gt=0, le=MOST_TIMES_WIDER)
     """Factor on every hidden width."""
+    representation: int | None = Field(None, ge=1, le=MOST_UNITS)
+    """Numbers of a sample's representation below the head, the same for all architectures: a linear
+    layer more, the block ``representation``. None when not given: as the architecture has it."""
     init: Literal["own", "same", "public"] = "own"
     """Whether clients start from weights of their own; or, one architecture one set, the same; or
     from the model of the public corpus (``[public]``; text)."""

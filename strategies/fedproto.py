@@ -87,7 +87,8 @@ def cuts_of_one_size(strategy: KnowledgeStrategy, cut: str) -> tuple[dict[str, s
         raise FedkdError(
             f"student.models = {models} is not allowed with strategy.name = "
             f"{strategy.experiment.strategy.name!r}: it averages representations of one size, and "
-            f"theirs have {given}"
+            f"theirs have {given}; student.representation gives all one of the same size, at the "
+            "last cut"
         )
     return cuts, sizes[models[0]]
 

@@ -76,6 +76,7 @@ def alike(heads: Mapping[str, Parameters], experiment: Experiment) -> Parameters
         )
         raise FedkdError(
             f"student.models = {[*heads]} is not allowed with strategy.name = "
-            f"{experiment.strategy.name!r}: its clients have one head, and theirs differ: {given}"
+            f"{experiment.strategy.name!r}: its clients have one head, and theirs differ: {given}; "
+            "student.representation gives all a head of the same shapes, their last block"
         )
     return first

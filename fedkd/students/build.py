@@ -17,6 +17,7 @@ from fedkd.errors import FedkdError, nearest, summary_of
 from fedkd.random import global_draws
 from fedkd.registry import load, names
 from fedkd.sections import StudentTable
+from fedkd.students.representation import with_representation
 
 Architecture = TypeVar("Architecture", bound=Callable[..., nn.Module])
 KNOWN_CODE = ("torch.", "torchvision.", "fedkd.students.")
@@ -65,7 +66,7 @@ def build(
     classes : int
         Number of classes C; of text, the size of the vocabulary.
     table : StudentTable
-        ``norm`` and ``width``.
+        ``norm``, ``width`` and ``representation``.
     seed_key : int
         Key of the initialisation (see :func:`fedkd.random.key`).
     tokens : bool
@@ -102,10 +103,13 @@ def build(
             )
         student.float()
         _check_logits(name, student, shape, classes, tokens)
-    if problem := unfit(student):
-        raise FedkdError(f"student.models = {name!r} is not allowed: {problem}")
-    if type(student) is not nn.Sequential:
-        student = nn.Sequential(OrderedDict(named_blocks(student)))
+        if problem := unfit(student):
+            raise FedkdError(f"student.models = {name!r} is not allowed: {problem}")
+        if type(student) is not nn.Sequential:
+            student = nn.Sequential(OrderedDict(named_blocks(student)))
+        if table.representation is not None:
+            student = with_representation(name, student, table.representation)
+            _check_logits(name, student, shape, classes, tokens)
     _check_new(name, student)
     vars(student)[TORCH_ONLY] = torch_only(student)
     return student.to(memory_format=torch.channels_last)
