@@ -105,12 +105,13 @@ class Watch(Ledger):
         sent = self._labels(assignment, reply)
         if not isinstance(found, Tensor):
             return
-        if assignment.phase != "learn":
+        own, learning = self.canaries.held_by(reply.client), assignment.phase == "learn"
+        if learning:
+            self._note("teacher", reply.client, found, own)
+        else:
             self._students[reply.client] = found
-            return
-        own = self.canaries.held_by(reply.client)
-        self._note("teacher", reply.client, found, own)
-        for labels in sent:
+        answers = any(isinstance(step, Predict) for step in assignment.steps)
+        for labels in sent if learning or answers else ():
             self._note("released", reply.client, self._by_labels(labels), own)
 
     def _labels(self, assignment: Assignment, reply: Reply) -> list[Tensor]:
@@ -120,7 +121,7 @@ class Watch(Ledger):
         that it was never asked for, the uniform law, which says nothing.
         """
         whole, kept = [], self._rows.setdefault(reply.client, {})
-        for step in assignment.steps if assignment.phase == "learn" else ():
+        for step in assignment.steps:
             if not isinstance(step, Predict) or step.per != "sample":
                 continue
             # Of a reply that was left out, there are no values.

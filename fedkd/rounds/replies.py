@@ -1,4 +1,4 @@
-"""What ``fuse`` and ``record`` are shown of a round: the replies that are fit to be used."""
+"""What ``fuse``, ``record`` and ``end_round`` are shown of a round: replies fit to be used."""
 
 from __future__ import annotations
 
@@ -71,6 +71,22 @@ class Replies:
         if not all(isinstance(group, dict) for group in groups):
             raise FedkdError(f"parameters({key!r}): this is one array; see stack({key!r})")
         return cast(list[Parameters], groups)
+
+    def metric(self, key: str) -> torch.Tensor:
+        """A number that a step replies with beside what it sends, as ``train_loss``: ``(N,)``.
+
+        In float64. It is private; where an epsilon is claimed, whoever looks has none.
+
+        Raises
+        ------
+        FedkdError
+            A reply has no such metric.
+        """
+        found = [(reply.client, reply.metrics) for reply in self.replies]
+        for client, metrics in found:
+            if key not in metrics:
+                raise FedkdError(f"the reply of client {client} has no metric {key!r}")
+        return torch.tensor([metrics[key] for _, metrics in found], dtype=torch.float64)
 
     @staticmethod
     def _value(reply: Reply, key: str) -> torch.Tensor | Parameters:
