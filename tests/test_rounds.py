@@ -140,3 +140,22 @@ def test_a_round_that_is_skipped_has_no_end(small):
     done = run(small(*FEW, "on_empty_round=skip"), "run")
     assert [line.get("skipped", False) for line in done.rounds] == [False, True, False]
     assert ended == [1, 3]
+
+
+def test_soft_labels_of_the_second_phase_are_measured_too(small):
+    """A line for each secret, of what exposes it most."""
+    planted = [
+        "canary.secrets=1",
+        "canary.repeats=[4]",
+        "canary.public=exact",
+        "data.samples_per_client=100",
+    ]
+    late = [Predict(key="second")]
+    found = []
+    for number, base in enumerate((KnowledgeStrategy, Uniform)):
+        mine(base, receive=lambda self, round, client: late)
+        done = run(small(*FEW, *planted, "rounds=1"), f"run{number}")
+        lines = [line for line in done.exposures if line["place"] == "released"]
+        found.append({(line["observer"], line["secret"]): line["exposure"] for line in lines})
+        assert len(found[-1]) == len(lines) == 4
+    assert found[0] == found[1]
