@@ -46,17 +46,8 @@ class FedProto(KnowledgeStrategy):
 
     def setup(self) -> None:
         """The cut of each architecture; no prototypes yet: (C, d) of NaN."""
-        models = sorted(set(self.experiment.student.models))
-        found = {model: cut_of(self, model, self.options.cut, last=1) for model in models}
-        self.cuts = {model: cut for model, (cut, _) in found.items()}
-        sizes = {model: shape.numel() for model, (_, shape) in found.items()}
-        if len(set(sizes.values())) > 1:
-            given = ", ".join(f"{sizes[model]} ({model} at {self.cuts[model]})" for model in models)
-            raise FedkdError(
-                f"student.models = {models} is not allowed with strategy.name = 'fedproto': it "
-                f"averages representations of one size, and theirs have {given}"
-            )
-        self.prototypes = torch.full((self.task.classes, sizes[models[0]]), torch.nan)
+        self.cuts, size = cuts_of_one_size(self, self.options.cut)
+        self.prototypes = torch.full((self.task.classes, size), torch.nan)
 
     def learn(self, round: int, client: int) -> Sequence[Step]:
         """Train near the prototypes, then send class means of the representation."""
@@ -77,6 +68,28 @@ class FedProto(KnowledgeStrategy):
         """The class whose prototype is nearest, as the paper predicts."""
         cut = self.cuts[self.experiment.architecture(client)]
         return [Evaluate(key="nearest", prototypes=self.prototypes, cut=cut)]
+
+
+def cuts_of_one_size(strategy: KnowledgeStrategy, cut: str) -> tuple[dict[str, str], int]:
+    """The cut of each architecture, and the size that a sample's representation has at all of them.
+
+    Raises
+    ------
+    FedkdError
+        Their sizes differ.
+    """
+    models = sorted(set(strategy.experiment.student.models))
+    found = {model: cut_of(strategy, model, cut, last=1) for model in models}
+    cuts = {model: cut for model, (cut, _) in found.items()}
+    sizes = {model: shape.numel() for model, (_, shape) in found.items()}
+    if len(set(sizes.values())) > 1:
+        given = ", ".join(f"{sizes[model]} ({model} at {cuts[model]})" for model in models)
+        raise FedkdError(
+            f"student.models = {models} is not allowed with strategy.name = "
+            f"{strategy.experiment.strategy.name!r}: it averages representations of one size, and "
+            f"theirs have {given}"
+        )
+    return cuts, sizes[models[0]]
 
 
 def mean_by_class(means: Tensor, weights: Tensor) -> Tensor:

@@ -28,8 +28,14 @@ batch_size = 16
 """
 
 
-SETTINGS = {"strategy.name=scaffold": ["training.optimiser=sgd", "training.lr=0.1"]}
-"""What a method cannot do without, by the override that chooses it."""
+SETTINGS = {
+    "strategy.name=dense": [
+        *("strategy.server_epochs=1", "strategy.generator_steps=2", "strategy.generated=16"),
+        *("strategy.codes=8", "strategy.channels=4"),
+    ],
+    "strategy.name=scaffold": ["training.optimiser=sgd", "training.lr=0.1"],
+}
+"""What a method cannot do without, or would take long without, by the override that chooses it."""
 
 
 def settled(overrides: Iterable[str]) -> list[str]:

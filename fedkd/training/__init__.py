@@ -16,8 +16,9 @@ from fedkd.training.items import (
     on_all_items,
     some,
 )
-from fedkd.training.loop import Optimiser, Trainee, fit, fit_together, minimise
-from fedkd.training.losses import OwnLoss, said
+from fedkd.training.loop import Optimiser, Trainee, fit, fit_together
+from fedkd.training.losses import said
+from fedkd.training.own_loss import OwnLoss, minimise
 from fedkd.training.student import learning_names, learning_state, requiring, student_draws
 
 __all__ = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from fedkd.privacy.dpsgd import DPSGD, copied, is_private, quietly
 from fedkd.random import key
 from fedkd.training.batches import Augment, Batch, Batches, Drawn, steps_of
 from fedkd.training.items import some
-from fedkd.training.losses import Loss, Own, OwnLoss, Summand, source_of
+from fedkd.training.losses import Loss, Summand, source_of
 from fedkd.training.student import check_learning, requiring, set_modes, student_draws
 from fedkd.work import Parameters, Rows, Samples, Term
 
@@ -49,7 +49,7 @@ class Trainee:
     lr: float | None = None
     part: tuple[str, ...] = ()
     dp: DPSGD | None = None
-    own: Own | None = None
+    own: Summand | None = None
     kept: Parameters | None = None
 
 
@@ -121,60 +121,6 @@ def fit(
         augment=augment,
     )
     return loss
-
-
-def minimise(
-    module: nn.Module,
-    loss: OwnLoss,
-    size: int,
-    training: TrainingTable,
-    generator: torch.Generator,
-    *,
-    epochs: float | None = None,
-    lr: float | None = None,
-    part: tuple[str, ...] = (),
-    kept: Parameters | None = None,
-) -> float:
-    """Minimise a loss of one's own of any module, changing the module in place.
-
-    Parameters
-    ----------
-    module
-        What learns. Its blocks, which ``part`` may name, are the modules it is made of, and its
-        parameters that belong to none.
-    loss
-        ``loss(module, index, generator)`` gives the loss ``()`` of a mini-batch: ``index`` ``(B,)``
-        are numbers of rows, on the module's device; ``generator``, on the CPU, is for all that it
-        draws.
-    size
-        Number of rows: each pass goes through 0 to ``size - 1``, in a new order.
-    training, generator, epochs, lr, kept
-        As in :func:`fit`; there is no fewest number of steps.
-
-    Returns
-    -------
-    float
-        Mean loss over the steps of the last pass; 0 if there was nothing to do.
-
-    Raises
-    ------
-    FedkdError
-        Nothing learns; the loss raises something, is no scalar, or has no gradient.
-    """
-    device = next((parameter.device for parameter in module.parameters()), None)
-    drawing = torch.Generator().manual_seed(key(generator.initial_seed(), "loss"))
-    seed = key(generator.initial_seed(), "student")
-    own = Own(module, loss, drawing)
-    student = cast(nn.Sequential, module)  # whose blocks nobody runs
-    (value,) = fit_together(
-        [Trainee(student, (), seed, lr=lr, part=part, own=own, kept=kept)],
-        Samples(torch.empty(size, 0, device=device)),
-        training,
-        generator,
-        epochs=epochs,
-        min_steps=0,
-    )
-    return value
 
 
 def fit_together(

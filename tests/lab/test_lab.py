@@ -34,7 +34,7 @@ ATTACKED = {
     **dict.fromkeys(
         (
             *("fedavg", "fedavg-ft", "fedprox", "fedgkd", "fedbn", "ditto", "feddf", "fml"),
-            *("fedkd-mutual", "fedntd", "moon", "feddyn", "scaffold"),
+            *("fedkd-mutual", "fedntd", "moon", "feddyn", "scaffold", "dense"),
         ),
         ("Share parameters", WHOLE, "parameters"),
     ),
@@ -53,6 +53,7 @@ ATTACKED = {
     "fedmd": ("Predict logits", SOFT, "logits"),
     "feddistill": ("Predict class_logits", MEANS, "counts"),
     "fedproto": ("Represent prototypes", MEANS, "counts"),
+    "fedtgp": ("Represent prototypes", MEANS, "counts"),
     "fedgh": ("Represent representations", MEANS, "counts"),
     "fedcache": ("Represent hashes", ROWS, "labels"),
     "fedgkt": ("Represent representation", ROWS, "labels"),
