@@ -96,9 +96,10 @@ class ServerStudents:
     ) -> float:
         """Train the student ``name`` on ``samples``; the mean loss of the last pass.
 
-        ``lr``, ``batch_size`` and ``optimiser`` stand where ``[server]`` says nothing; without
-        them the method's ``server_training``, then ``[training]``. A term with ``on="public"``
-        draws from the transfer set as it was before canaries.
+        What is not given comes from ``[server]``, then from the method's ``server_training``, then
+        from ``[training]``. ``lr`` goes by no schedule; an ``optimiser`` that is not the clients'
+        has neither their momentum nor their weight decay. A term with ``on="public"`` draws from
+        the transfer set as it was before canaries.
 
         Raises
         ------
@@ -236,7 +237,9 @@ class ServerStudents:
         self._fits[name, round] += 1
         self._copies.pop(name, None)
         said = {key: value for key, value in given.items() if value is not None}
-        table = self._experiment.server.over(self._own.model_copy(update=said))
+        if "lr" in said:  # which stays as it is
+            said["schedule"] = "constant"
+        table = self._experiment.server.over(self._own).model_copy(update=said)
         training = table.training(self._experiment.training, round, self._experiment.rounds)
         if table.schedule == "plateau" and name in self._plateaus:
             lr = training.lr * self._plateaus[name]["factor"]
