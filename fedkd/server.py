@@ -6,6 +6,7 @@ import copy
 import math
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -22,8 +23,8 @@ from fedkd.hooks import trace
 from fedkd.privacy.public import Public
 from fedkd.random import generator, key
 from fedkd.sections import TrainingTable
-from fedkd.terms import check_server_fit
-from fedkd.training import BatchOfOne, OwnLoss, fit, minimise, predict
+from fedkd.terms import check_server_fit, check_validation
+from fedkd.training import BatchOfOne, Course, OwnLoss, Validation, fit, minimise, predict
 from fedkd.training.student import student_draws
 from fedkd.work import Fit, Parameters, Samples, Term
 
@@ -86,12 +87,16 @@ class ServerStudents:
         lr: float | None = None,
         batch_size: int | None = None,
         optimiser: OptimiserName | None = None,
+        annealed: bool = False,
+        validation: Validation | None = None,
     ) -> float:
         """Train the student ``name`` on ``samples``; the mean loss of the last pass.
 
         What is not given comes from ``[training]``; with an ``optimiser`` of its own the server
         has neither the clients' momentum nor their weight decay. A term with ``on="public"``
-        draws from the transfer set as it was before canaries.
+        draws from the transfer set as it was before canaries. With ``annealed`` the rate falls to 0
+        along a cosine; with ``validation`` the fit may end early, and the student is then as it was
+        at its best.
 
         Raises
         ------
@@ -103,6 +108,9 @@ class ServerStudents:
         asked = Fit(samples, cast(tuple[Term, ...], terms), epochs, 0, lr, student=name)
         with about(f"server student {name!r}"):
             check_server_fit(asked, student, samples, public)
+            if validation is not None:
+                check_validation(validation)
+                validation = replace(validation, samples=self._on_device(validation.samples))
         training, purpose = self._begin(name, round, batch_size, optimiser)
         try:
             return fit(
@@ -115,6 +123,7 @@ class ServerStudents:
                 min_steps=0,
                 lr=lr,
                 sources={"public": partial(self._on_device, public)},
+                course=Course(annealed, validation),
             )
         except BatchOfOne as error:
             raise FedkdError(f"the server's student {name!r}: {error}") from error

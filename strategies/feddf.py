@@ -12,8 +12,8 @@ The server's optimiser is Adam, as in the paper, whatever the clients use. All c
 with the server's student of their architecture, which is what the paper scores. Where nobody of an
 architecture takes part in a round, its student goes on from where it was.
 
-Departures: a fixed number of epochs and a constant learning rate in the place of early stopping on
-validation data and cosine annealing, so where the ensemble is worse than the average it harms.
+Departures: a fixed number of epochs in the place of early stopping on validation data, so where the
+ensemble is worse than the average it harms; the rate is annealed where ``annealing`` says so.
 """
 
 from __future__ import annotations
@@ -42,6 +42,9 @@ class FedDF(KnowledgeStrategy):
         """Learning rate of the distillation."""
         server_batch_size: int = Field(128, ge=1, le=MOST)
         """Samples a step of the distillation."""
+
+        annealing: bool = False
+        """Whether the rate falls to 0 along a cosine in each distillation, as in the paper."""
 
     needs_transfer_set = True
 
@@ -90,6 +93,7 @@ class FedDF(KnowledgeStrategy):
                 lr=options.server_lr,
                 batch_size=options.server_batch_size,
                 optimiser="adam",
+                annealed=options.annealing,
             )
             self.parameters[model] = self.server.parameters(place)
 
