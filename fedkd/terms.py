@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from fedkd.distillation.objectives import made, name_of, traits
 from fedkd.distillation.targets import check_probabilities
 from fedkd.errors import FedkdError, about, brief
-from fedkd.fields import check_fields, source_name
+from fedkd.fields import COUNT, check_fields, source_name
 from fedkd.privacy.dpsgd import is_private, sees_private
 from fedkd.replies import bounded
 from fedkd.shapes import Student, rows_of
-from fedkd.training import predict
+from fedkd.training import Validation, predict
 from fedkd.work import (
     Contrast,
     CrossEntropy,
@@ -145,6 +145,25 @@ def check_together(step: Fit, noise_multiplier: float) -> None:
                     "student learns in the same step, and not from there; give it a term with this "
                     "on, or a step of its own"
                 )
+
+
+def check_validation(validation: Validation) -> None:
+    """Refuse what a fit on the server cannot be watched by.
+
+    Raises
+    ------
+    FedkdError
+        One line naming the field, its value and what is allowed.
+    """
+    check_fields(validation.samples)
+    labels, inputs = validation.samples.labels, validation.samples.inputs
+    if labels is None or not len(inputs) or len(labels) != len(inputs):
+        raise FedkdError("Validation: samples with a label each are needed, one at least")
+    for name in ("every", "patience"):
+        if not COUNT.test(value := getattr(validation, name)):
+            raise FedkdError(
+                f"Validation: {name} = {brief(value)} is not allowed; allowed: {COUNT.description}"
+            )
 
 
 def check_server_fit(step: Fit, student: nn.Sequential, samples: Samples, public: Samples) -> None:

@@ -13,8 +13,8 @@ another. All clients are tested with the server's student of their architecture,
 paper scores. Where nobody of an architecture takes part in a round, its student goes on from where
 it was.
 
-Departures: a fixed number of epochs and a constant learning rate in the place of early stopping on
-validation data and cosine annealing, so where the ensemble is worse than the average it harms.
+Departures: a fixed number of epochs in the place of early stopping on validation data, so where the
+ensemble is worse than the average it harms; the rate is annealed where ``annealing`` says so.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ class FedDF(KnowledgeStrategy):
 
         server_epochs: Epochs = 5.0
         """Passes over the transfer set in which the server distils, a round; 0 is FedAvg."""
+        annealing: bool = False
+        """Whether the rate falls to 0 along a cosine in each distillation, as in the paper."""
 
     needs_transfer_set = True
     server_training = ServerTable(optimiser="adam", lr=1e-3, batch_size=128)
@@ -84,6 +86,7 @@ class FedDF(KnowledgeStrategy):
                 Samples(self.transfer),
                 [ensemble],
                 options.server_epochs,
+                annealed=options.annealing,
             )
             self.parameters[model] = self.server.parameters(place)
 

@@ -1,6 +1,7 @@
 """The one training loop, and prediction: what Fit, Predict and Evaluate come down to."""
 
 from fedkd.training.batches import BatchOfOne, local_steps
+from fedkd.training.course import Course, Validation
 from fedkd.training.inference import (
     class_means,
     evaluate,
@@ -23,9 +24,11 @@ from fedkd.training.student import learning_names, learning_state, requiring, st
 
 __all__ = [
     "BatchOfOne",
+    "Course",
     "Optimiser",
     "OwnLoss",
     "Trainee",
+    "Validation",
     "class_means",
     "evaluate",
     "fit",

@@ -16,6 +16,7 @@ from fedkd.experiment import TrainingTable
 from fedkd.privacy.dpsgd import DPSGD, copied, is_private, quietly
 from fedkd.random import key
 from fedkd.training.batches import Augment, Batch, Batches, Drawn, steps_of
+from fedkd.training.course import Best, Course
 from fedkd.training.items import some
 from fedkd.training.losses import Loss, Summand, source_of
 from fedkd.training.student import check_learning, requiring, set_modes, student_draws
@@ -51,6 +52,7 @@ class Trainee:
     dp: DPSGD | None = None
     own: Summand | None = None
     kept: Parameters | None = None
+    course: Course | None = None
 
 
 def fit(
@@ -69,6 +71,7 @@ def fit(
     dp: DPSGD | None = None,
     seed: int | None = None,
     kept: Parameters | None = None,
+    course: Course | None = None,
 ) -> float:
     """Minimise the sum of ``terms`` over ``samples``, changing ``student`` in place.
 
@@ -94,11 +97,14 @@ def fit(
         when not given.
     kept
         What the optimiser goes on from and keeps, as in :class:`Trainee`.
+    course
+        How the rate changes and when the fit ends; a constant rate, and never, if not given.
 
     Returns
     -------
     float
-        Mean loss over the steps of the last pass; 0 if there was nothing to do.
+        Mean loss over the steps of the last pass, of all steps with validation; 0 if there was
+        nothing to do.
 
     Raises
     ------
@@ -109,7 +115,7 @@ def fit(
     """
     if seed is None:
         seed = key(generator.initial_seed(), "student")
-    trainee = Trainee(student, terms, seed, lr=lr, part=part, dp=dp, kept=kept)
+    trainee = Trainee(student, terms, seed, lr=lr, part=part, dp=dp, kept=kept, course=course)
     (loss,) = fit_together(
         [trainee],
         samples,
@@ -217,8 +223,12 @@ def _fit(
             for each in learners:
                 each.listen(learners)
         for each in learners:
+            each.pace(step / steps)
             each.descend(counts=step >= steps - batches.per_epoch)
-    return [each.end() / max(1, min(steps, batches.per_epoch)) for each in learners]
+        ended = [each.ended(step + 1, steps) for each in learners]
+        if all(ended):
+            break
+    return [each.end() for each in learners]
 
 
 class _Learner:
@@ -229,7 +239,7 @@ class _Learner:
     ) -> None:
         """``names`` are those of the parameters that learn; in ``draws`` the student draws."""
         self.name, self.part, self.names = trainee.name, trainee.part, names
-        self._trainee, self._draws = trainee, draws
+        self._trainee, self._draws, self._course = trainee, draws, trainee.course
         self._covered = [trainee.dp is not None and trainee.dp.covers(t) for t in trainee.terms]
         self.dp = trainee.dp if any(self._covered) else None
         self.student = trainee.student if self.dp is None else copied(trainee.student)
@@ -250,15 +260,23 @@ class _Learner:
 
     def begin(self, training: TrainingTable, device: torch.device) -> None:
         """Make the optimiser ready, and the student's mode."""
-        lr = self._trainee.lr or training.lr
-        self._plain = optimisers.optimiser(list(self.learning.values()), training, lr)
+        self._lr = self._trainee.lr or training.lr
+        self._plain = optimisers.optimiser(list(self.learning.values()), training, self._lr)
         if self._trainee.kept is not None:
             optimisers.take_up(self._plain, self.learning, self._trainee.kept)
-        self._optimiser = self._plain
+        self._optimiser: Optimiser = self._plain
         if self.dp is not None:
             self._optimiser = self.dp.attach(self.student, self._plain)
-        self._total = torch.zeros((), device=device)
+        self._total, self._counted = torch.zeros((), device=device), 0
+        validation = None if self._course is None else self._course.validation
+        self._best = None if validation is None else Best(self.student, validation)
         set_modes(self.student, self.learning)
+
+    def pace(self, done: float) -> None:
+        """Set the rate for the next step, when a share ``done`` of all is done."""
+        if self._course is not None and self._course.annealed:
+            for group in self._plain.param_groups:
+                group["lr"] = self._lr * self._course.pace(done)
 
     def look(
         self,
@@ -290,16 +308,27 @@ class _Learner:
         drawn = {on: batch for on, batch in self.batches.items() if on is not None}
         with self._draws:
             value = descend(self._losses, batch, drawn, optimiser, zero, self.dp, self._covered)
-        if counts:
+        if counts or self._best is not None:
             self._total += value
+            self._counted += 1
+
+    def ended(self, step: int, steps: int) -> bool:
+        """Whether it has learned enough after ``step`` of ``steps`` steps."""
+        if self._best is None:
+            return False
+        ended = self._best.ended(step, step == steps)
+        set_modes(self.student, self.learning)
+        return ended
 
     def end(self) -> float:
-        """Give the student what was learned; the sum of the losses that count."""
+        """Give the student what was learned; the mean of the losses that count."""
         if self._trainee.kept is not None:
             optimisers.put_by(self._plain, self.learning, self._trainee.kept)
         if self.dp is not None:
             self.dp.finish(self._trainee.student, self.learning)
-        return float(self._total)
+        if self._best is not None:
+            self._best.give_back()
+        return float(self._total) / max(1, self._counted)
 
 
 class _OwnLearner(_Learner):

@@ -588,6 +588,7 @@ def test_only_the_coefficients_of_those_present_move(play, labels):
         ("feddf", "strategy.server_epochs=1"),
         ("feddf", "server.lr=0.01"),
         ("feddf", "server.batch_size=16"),
+        ("feddf", "strategy.annealing=true"),
         ("ktpfl", "strategy.rho=5"),
         ("ktpfl", "strategy.coefficient_lr=0.5"),
         ("ktpfl", "strategy.coefficient_steps=30"),
