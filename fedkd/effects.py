@@ -211,7 +211,7 @@ PRIVATE = not_with("training.dp.noise_multiplier", 0.0)
 EFFECTS: dict[str, Reason] = {
     "dropout": _one_participant,
     "target_accuracy": not_with("data.test.fraction", 0.0),
-    "data.alpha": only_by("dirichlet", "quantity-skew"),
+    "data.alpha": only_by("dirichlet", "dirichlet-by-class", "quantity-skew"),
     "data.sizes": only_by("dirichlet"),
     "data.classes_per_client": only_by("pathological"),
     "data.shards_per_client": only_by("shards"),

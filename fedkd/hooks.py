@@ -26,6 +26,7 @@ from fedkd.work import Step
 HOOKS: dict[str, tuple[str, ...]] = {
     "setup": (),
     "setup_server": (),
+    "begin_round": ("round",),
     "select": ("round",),
     "learn": ("round", "client"),
     "averaging": ("round",),
@@ -36,6 +37,7 @@ HOOKS: dict[str, tuple[str, ...]] = {
     "measure": ("round", "client"),
     "fused_labels": ("client", "steps"),
     "record": ("round", "replies", "label_counts"),
+    "end_round": ("round", "replies"),
     "stop": ("round",),
 }
 """What each hook is given."""
@@ -160,7 +162,7 @@ def as_averaging(value: Any) -> Averaging | None:
 
 
 def as_nothing(value: Any) -> None:
-    """What ``setup``, ``setup_server`` and ``fuse`` return."""
+    """What ``setup``, ``setup_server``, ``fuse``, ``begin_round`` and ``end_round`` return."""
     if value is not None:
         raise FedkdError(
             f"returned {brief(value)}, which nobody reads; keep what is needed later on self"

@@ -377,7 +377,8 @@ class Run(RunFiles):
         """``classes``, for every client its label counts, sizes and student, and ``statistics``.
 
         ``statistics`` are what samples are normalised by and where that is from;
-        ``effective_classes`` is e to the mean entropy of clients' label distributions.
+        ``effective_classes`` is e to the mean entropy of clients' label distributions, and
+        ``effective_classes_of_clients`` e to the entropy of each.
         """
         return self._json(PARTITION) or {"classes": [], "clients": []}
 

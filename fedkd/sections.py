@@ -204,7 +204,8 @@ class ServerTable(Table):
 
     What is not given here is as the method's paper has it (its class says so by
     ``server_training``, and docs/methods.md), and what neither gives is as in ``[training]``.
-    Options of methods say how long. No schedule of ``[training]`` is the server's.
+    Options of methods say how long, and how modules are trained that are nobody's student, such as
+    generators. No schedule of ``[training]`` is the server's.
     """
 
     optimiser: Literal["adam", "adamw", "sgd"] | None = None

@@ -6,6 +6,7 @@ import copy
 import math
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -22,8 +23,8 @@ from fedkd.hooks import trace
 from fedkd.privacy.public import Public
 from fedkd.random import generator, key
 from fedkd.sections import ServerTable, TrainingTable
-from fedkd.terms import check_server_fit
-from fedkd.training import BatchOfOne, OwnLoss, fit, minimise, placed, predict
+from fedkd.terms import check_server_fit, check_validation
+from fedkd.training import BatchOfOne, Course, OwnLoss, Validation, fit, minimise, placed, predict
 from fedkd.training.student import student_draws
 from fedkd.work import Fit, Parameters, Samples, Term
 
@@ -93,12 +94,17 @@ class ServerStudents:
         lr: float | None = None,
         batch_size: int | None = None,
         optimiser: OptimiserName | None = None,
+        annealed: bool = False,
+        validation: Validation | None = None,
     ) -> float:
         """Train the student ``name`` on ``samples``; the mean loss of the last pass.
 
-        ``lr``, ``batch_size`` and ``optimiser`` stand where ``[server]`` says nothing; without
-        them the method's ``server_training``, then ``[training]``. A term with ``on="public"``
-        draws from the transfer set as it was before canaries.
+        What is not given comes from ``[server]``, then from the method's ``server_training``, then
+        from ``[training]``. ``lr`` goes by no schedule; an ``optimiser`` that is not the clients'
+        has neither their momentum nor their weight decay. A term with ``on="public"`` draws from
+        the transfer set as it was before canaries. With ``annealed`` the rate falls to 0 along a
+        cosine; with ``validation`` the fit may end early, and the student is then as it was at its
+        best.
 
         Raises
         ------
@@ -110,6 +116,9 @@ class ServerStudents:
         asked = Fit(samples, cast(tuple[Term, ...], terms), epochs, 0, lr, student=name)
         with about(f"server student {name!r}"):
             check_server_fit(asked, student, samples, public)
+            if validation is not None:
+                check_validation(validation)
+                validation = replace(validation, samples=placed(validation.samples, self._device))
         training, purpose = self._begin(
             name, round, lr=lr, batch_size=batch_size, optimiser=optimiser
         )
@@ -123,6 +132,7 @@ class ServerStudents:
                 epochs=epochs,
                 min_steps=0,
                 sources={"public": partial(placed, public, self._device)},
+                course=Course(annealed, validation),
                 kept=self._kept(name, training),
             )
         except BatchOfOne as error:
@@ -236,7 +246,9 @@ class ServerStudents:
         self._fits[name, round] += 1
         self._copies.pop(name, None)
         said = {key: value for key, value in given.items() if value is not None}
-        table = self._experiment.server.over(self._own.model_copy(update=said))
+        if "lr" in said:  # which stays as it is
+            said["schedule"] = "constant"
+        table = self._experiment.server.over(self._own).model_copy(update=said)
         training = table.training(self._experiment.training, round, self._experiment.rounds)
         if table.schedule == "plateau" and name in self._plateaus:
             lr = training.lr * self._plateaus[name]["factor"]

@@ -16,11 +16,11 @@ from fedkd import students
 from fedkd.distillation.objectives import made, name_of, traits
 from fedkd.distillation.targets import check_probabilities
 from fedkd.errors import FedkdError, about, brief
-from fedkd.fields import check_fields, source_name
+from fedkd.fields import COUNT, check_fields, source_name
 from fedkd.privacy.dpsgd import is_private, sees_private
 from fedkd.replies import bounded
 from fedkd.shapes import Student, rows_of
-from fedkd.training import predict
+from fedkd.training import Validation, predict
 from fedkd.work import (
     Blend,
     Contrast,
@@ -191,6 +191,25 @@ def _blend(
             raise FedkdError(
                 f"{type(term).__name__}: on = {getattr(term, 'on', None)!r} is not allowed: "
                 f"{at.student!r} does not learn from there in this step"
+            )
+
+
+def check_validation(validation: Validation) -> None:
+    """Refuse what a fit on the server cannot be watched by.
+
+    Raises
+    ------
+    FedkdError
+        One line naming the field, its value and what is allowed.
+    """
+    check_fields(validation.samples)
+    labels, inputs = validation.samples.labels, validation.samples.inputs
+    if labels is None or not len(inputs) or len(labels) != len(inputs):
+        raise FedkdError("Validation: samples with a label each are needed, one at least")
+    for name in ("every", "patience"):
+        if not COUNT.test(value := getattr(validation, name)):
+            raise FedkdError(
+                f"Validation: {name} = {brief(value)} is not allowed; allowed: {COUNT.description}"
             )
 
 

@@ -2,6 +2,7 @@
 
 Every round has two phases, in this order::
 
+    begin_round(round)             the server    what it prepares
     averaging(round)               the server    how shared parameters are clipped and noised
     select(round)                  the server    who takes part
     learn(round, client)           phase 1       steps of who takes part: learn, and give knowledge
@@ -11,6 +12,7 @@ Every round has two phases, in this order::
     receive(round, client)         phase 2       steps of who took part: learn from what was fused
     deploy(round, client)          phase 2       steps of all, undone after they have been tested
     score(round, client)           phase 2       further tests of all, of named students; undone
+    end_round(round, replies)      the server    what it makes of what came back in phase 2
     stop(round)                    the server    whether the run ends here
 
 Rounds count from 1, clients from 0 to N - 1. Steps are those of :mod:`fedkd.work`. What a hook
@@ -101,12 +103,19 @@ class KnowledgeStrategy(Rounds, base=True):
 
     # --- phase 1 ----------------------------------------------------------------------------
 
+    def begin_round(self, round: int) -> None:
+        """Prepare the round on the server, and keep it on ``self``, as rows that it draws.
+
+        Called first in a round, before :meth:`averaging` and :meth:`select`; in a run that is
+        resumed, for the rounds that are yet to come.
+        """
+
     def averaging(self, round: int) -> Averaging | None:
         """How the server clips and noises the parameters that clients share in the round.
 
-        Called first in a round. Where it returns an ``Averaging`` and not None, :meth:`fuse` is
-        shown the average in the place of each client's parameters, and all that is made of it is
-        post-processing.
+        Called before :meth:`select`. Where it returns an ``Averaging`` and not None, :meth:`fuse`
+        is shown the average in the place of each client's parameters, and all that is made of it
+        is post-processing.
         """
         return None
 
@@ -146,10 +155,10 @@ class KnowledgeStrategy(Rounds, base=True):
 
         Called between the phases with the N replies that can be used, in client order. By key:
         ``replies.stack("soft_labels")`` ``(N, M, C)``, ``replies.parameters()``, the named arrays
-        of each, ``replies.of(client, key)``, those of one; a key that was not sent is a
-        ``FedkdError``. Also ``replies.clients``, their numbers, and ``replies.samples`` ``(N,)``.
-        Not called in a round without a reply: it ends the run or, with
-        ``on_empty_round = "skip"``, changes nothing.
+        of each, ``replies.of(client, key)``, those of one, ``replies.metric("train_loss")``
+        ``(N,)``; a key that was not sent is a ``FedkdError``. Also ``replies.clients``, their
+        numbers, and ``replies.samples`` ``(N,)``. Not called in a round without a reply: it ends
+        the run or, with ``on_empty_round = "skip"``, changes nothing.
         """
 
     def record(self, round: int, replies: Replies, label_counts: torch.Tensor) -> Line:
@@ -188,9 +197,18 @@ class KnowledgeStrategy(Rounds, base=True):
     def receive(self, round: int, client: int) -> Sequence[Step]:
         """Steps in which a client learns from the fused knowledge.
 
-        Called in phase 2 for each client whose reply in phase 1 could be used.
+        Called in phase 2 for each client whose reply in phase 1 could be used. What the steps send
+        is in :meth:`end_round`'s replies.
         """
         return []
+
+    def end_round(self, round: int, replies: Replies) -> None:
+        """Take in what the steps of :meth:`receive` sent, and keep it on ``self``.
+
+        Called after phase 2, when students have been tested, with the replies of clients that
+        :meth:`receive` gave steps and that can be used, which may be none. They are as in
+        :meth:`fuse`: released, aggregated and in the ledger. Not called in a round that is skipped.
+        """
 
     def deploy(self, round: int, client: int) -> Sequence[Step]:
         """Steps that make the student that a client is tested with, undone after the tests.

@@ -38,7 +38,14 @@ from torch.nn import functional as F
 
 from fedkd.errors import FedkdError
 from fedkd.options import MOST, MOST_UNITS
-from fedkd.strategies.base import Headline, KnowledgeStrategy, Line, Replies, StrategyOptions
+from fedkd.strategies.base import (
+    Headline,
+    KnowledgeStrategy,
+    Line,
+    Replies,
+    ServerTable,
+    StrategyOptions,
+)
 from fedkd.strategies.dsfl import server_tested
 from fedkd.work import Fit, Samples, Share, Soft, Step
 
@@ -53,10 +60,6 @@ class DENSE(KnowledgeStrategy):
         """Whether clients upload and the server distils in each round, not in the last alone."""
         server_epochs: int = Field(20, ge=0, le=MOST)
         """Times that images are generated, and the student passes over all that there are."""
-        server_lr: float | None = Field(None, gt=0)
-        """Learning rate of the server's student; none: as on the clients."""
-        server_batch_size: int = Field(128, ge=1, le=MOST)
-        """Images a step of the server's student."""
         generated: int = Field(128, ge=2, le=MOST)
         """Images an epoch, K."""
         generator_steps: int = Field(30, ge=1, le=MOST)
@@ -73,6 +76,7 @@ class DENSE(KnowledgeStrategy):
         """Weight of the divergence from the server's student; lambda_2 in the paper."""
 
     headline = Headline(evaluation="server")
+    server_training = ServerTable(batch_size=128)
 
     def setup(self) -> None:
         """The server has not trained yet."""
@@ -126,8 +130,6 @@ class DENSE(KnowledgeStrategy):
                 Samples(images),
                 [Soft(labels)],
                 1.0,
-                lr=options.server_lr,
-                batch_size=options.server_batch_size,
             )
 
     def generate(self, round: int, ensemble: Ensemble) -> Tensor:

@@ -101,20 +101,26 @@ class FedAvg(KnowledgeStrategy):
         if isinstance(options, AverageOptions) and options.clipping_norm is not None:
             self.parameters = given[0]
             return
-        self.parameters = average(given, replies.samples)
-        for name, first in given[0].items():
-            whole = not (first.is_floating_point() or first.is_complex())
-            counts = whole and not name.endswith("num_batches_tracked")
-            if counts and any(not torch.equal(first, client[name]) for client in given[1:]):
-                self.warn_once(
-                    name,
-                    f"{name} holds whole numbers, which are not averaged: all clients get "
-                    f"those of the first, client {replies.clients[0]}",
-                )
+        self.parameters = average_of(self, replies)
 
     def deploy(self, round: int, client: int) -> Sequence[Step]:
         """Every client is tested with the global student."""
         return [Load(self.parameters)]
+
+
+def average_of(strategy: KnowledgeStrategy, replies: Replies) -> Parameters:
+    """The average of what was sent, weighted by samples; the run is warned of what has none."""
+    given = replies.parameters()
+    for name, first in given[0].items():
+        whole = not (first.is_floating_point() or first.is_complex())
+        counts = whole and not name.endswith("num_batches_tracked")
+        if counts and any(not torch.equal(first, client[name]) for client in given[1:]):
+            strategy.warn_once(
+                name,
+                f"{name} holds whole numbers, which are not averaged: all clients get "
+                f"those of the first, client {replies.clients[0]}",
+            )
+    return average(given, replies.samples)
 
 
 def average(parameters: Sequence[Parameters], weights: torch.Tensor) -> Parameters:

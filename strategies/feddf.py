@@ -1,31 +1,36 @@
-"""FedDF: Lin, Kong, Stich & Jaggi, 2020 (arXiv 2006.07242), algorithm 1.
+"""FedDF: Lin, Kong, Stich & Jaggi, 2020 (arXiv 2006.07242), algorithms 1 and 3.
 
 The average of the clients' students is only where the server starts: it then distils their
-ensemble on the unlabelled transfer set, with x over its samples::
+ensemble on the unlabelled transfer set, with x over its samples. Of several architectures p each
+has an average, of its own clients, and learns from the ensemble of all clients::
 
-    client n   w_n = training on private data, from the global w                    sent
-    server     w   = sum_n samples_n / samples * w_n
-               minimise KL(softmax(mean_n f(w_n; x)) || softmax(f(w; x)))           over w
+    client n   w_n = training on private data, from w of its architecture           sent
+    server     w   = sum_n samples_n / samples * w_n,  over the clients of p;  for each p
+               minimise KL(softmax(mean_n f(w_n; x)) || softmax(f(w; x)))     over w, for each p
 
 The server's optimiser is Adam, as in the paper, whatever the clients use, unless ``[server]`` has
-another. All clients are tested with the server's student, which is what the paper scores.
+another. All clients are tested with the server's student of their architecture, which is what the
+paper scores. Where nobody of an architecture takes part in a round, its student goes on from where
+it was.
 
-Departures: a fixed number of epochs and a constant learning rate in the place of early stopping on
-validation data and cosine annealing, so where the ensemble is worse than the average it harms.
-Prototypes of several architectures (the paper's algorithm 3) are left out.
+Departures: a fixed number of epochs in the place of early stopping on validation data, so where the
+ensemble is worse than the average it harms; the rate is annealed where ``annealing`` says so.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 import torch
 
 from fedkd.options import Epochs
-from fedkd.strategies.base import Replies, ServerTable, StrategyOptions
-from fedkd.strategies.fedavg import FedAvg
-from fedkd.work import Samples, Soft
+from fedkd.strategies.base import KnowledgeStrategy, Replies, ServerTable, StrategyOptions
+from fedkd.strategies.fedavg import average_of
+from fedkd.work import Fit, Load, Parameters, Samples, Share, Soft, Step
 
 
-class FedDF(FedAvg):
+class FedDF(KnowledgeStrategy):
     """FedAvg, then the server distils the clients' ensemble into the average (Lin et al. 2020)."""
 
     class Options(StrategyOptions):
@@ -33,32 +38,67 @@ class FedDF(FedAvg):
 
         server_epochs: Epochs = 5.0
         """Passes over the transfer set in which the server distils, a round; 0 is FedAvg."""
+        annealing: bool = False
+        """Whether the rate falls to 0 along a cosine in each distillation, as in the paper."""
 
     needs_transfer_set = True
     server_training = ServerTable(optimiser="adam", lr=1e-3, batch_size=128)
 
+    def setup(self) -> None:
+        """The global students, freshly initialised, by architecture."""
+        models = dict.fromkeys(self.experiment.student.models)
+        self.parameters = {model: self.initial_parameters(model) for model in models}
+
     def setup_server(self) -> None:
-        """One student: through it go the uploaded parameters, and then the average."""
-        self.server.add("global", self.initial_student)
+        """One student an architecture: through it go its uploads, and then their average."""
+        for model in self.experiment.student.models:
+            self.server.add(self.place(model), partial(self.initial_student, model))
+
+    def place(self, model: str) -> str:
+        """What the server's student of an architecture is called."""
+        first = self.experiment.student.models[0]
+        return "global" if model == first else f"global {model}"
+
+    def own(self, client: int) -> Parameters:
+        """The global student of a client's architecture."""
+        return self.parameters[self.experiment.architecture(client)]
+
+    def learn(self, round: int, client: int) -> Sequence[Step]:
+        """Train the global student on private data and send it back."""
+        return [Load(self.own(client)), Fit(), Share()]
 
     def fuse(self, round: int, replies: Replies) -> None:
         """Average, then distil the ensemble of what was uploaded."""
-        super().fuse(round, replies)
         options, ensemble = self.options, Soft(self.ensemble(replies))
-        self.server.load("global", self.parameters)
-        self.server.fit(
-            "global",
-            round,
-            Samples(self.transfer),
-            [ensemble],
-            options.server_epochs,
-        )
-        self.parameters = self.server.parameters("global")
+        for model in self.parameters:
+            group = Replies(
+                reply
+                for reply in replies.replies
+                if self.experiment.architecture(reply.client) == model
+            )
+            if len(group):
+                self.parameters[model] = average_of(self, group)
+            place = self.place(model)
+            self.server.load(place, self.parameters[model])
+            self.server.fit(
+                place,
+                round,
+                Samples(self.transfer),
+                [ensemble],
+                options.server_epochs,
+                annealed=options.annealing,
+            )
+            self.parameters[model] = self.server.parameters(place)
 
     def ensemble(self, replies: Replies) -> torch.Tensor:
         """``softmax(mean_n f_n)`` on the transfer set, (M, C)."""
         total = torch.zeros(1, self.task.classes)
-        for parameters in replies.parameters():
-            self.server.load("global", parameters)
-            total = total + self.server.predict("global", self.transfer)
+        for client, parameters in zip(replies.clients, replies.parameters(), strict=True):
+            place = self.place(self.experiment.architecture(client))
+            self.server.load(place, parameters)
+            total = total + self.server.predict(place, self.transfer)
         return (total / len(replies)).softmax(1)
+
+    def deploy(self, round: int, client: int) -> Sequence[Step]:
+        """Every client is tested with the global student of its architecture."""
+        return [Load(self.own(client))]

@@ -47,10 +47,9 @@ class FedMD(Uniform):
         """No subset is drawn yet."""
         self.drawn = torch.arange(len(self.transfer))
 
-    def select(self, round: int) -> list[int]:
-        """Also draw the subset of the round."""
+    def begin_round(self, round: int) -> None:
+        """Draw the subset of the round."""
         self.drawn = self.draw_rows(round, self.options.subset)
-        return super().select(round)
 
     def learn(self, round: int, client: int) -> Sequence[Step]:
         """Revisit: train on private data; communicate: send logits on the subset."""

@@ -28,8 +28,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedkd.options import MOST, Epochs
-from fedkd.strategies.base import Line, Replies
+from fedkd.options import Epochs
+from fedkd.strategies.base import Line, Replies, ServerTable
 from fedkd.strategies.fedproto import FedProto, cuts_of_one_size, mean_by_class
 
 
@@ -45,10 +45,8 @@ class FedTGP(FedProto):
         """The largest margin, which prototypes of more distant classes keep; tau in the paper."""
         server_epochs: Epochs = 100.0
         """Passes of the server over the class means of a round; 0 leaves prototypes untrained."""
-        server_lr: float = Field(0.01, gt=0)
-        """Learning rate of the server."""
-        server_batch_size: int = Field(10, ge=1, le=MOST)
-        """Class means a step of the server."""
+
+    server_training = ServerTable(optimiser="sgd", lr=0.01, batch_size=10)
 
     def setup(self) -> None:
         """No prototypes yet; no class is known."""
@@ -83,17 +81,8 @@ class FedTGP(FedProto):
         def loss(prototypes: nn.Module, index: Tensor, draw: torch.Generator) -> Tensor:
             return margin_loss(rows[index], labels[index], prototypes(classes), margin)
 
-        options = self.options
-        return self.server.minimise(
-            "prototypes",
-            round,
-            loss,
-            size=len(rows),
-            epochs=options.server_epochs,
-            lr=options.server_lr,
-            batch_size=options.server_batch_size,
-            optimiser="sgd",
-        )
+        epochs = self.options.server_epochs
+        return self.server.minimise("prototypes", round, loss, size=len(rows), epochs=epochs)
 
     def record(self, round: int, replies: Replies, label_counts: Tensor) -> Line:
         """The server's loss on the class means, and the margin of the round."""

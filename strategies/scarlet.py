@@ -66,12 +66,11 @@ class SCARLET(Uniform):
         """Whether the labels of samples ``index`` (K,) are used in ``round``: (K,) bool."""
         return round - self.made[index] <= self.options.duration
 
-    def select(self, round: int) -> list[int]:
-        """Also draw P, and see which of its samples are to be asked for."""
+    def begin_round(self, round: int) -> None:
+        """Draw P, and see which of its samples are to be asked for."""
         self.drawn = self.draw_rows(round, max(1, int(self.options.share * len(self.transfer))))
         cached = self.cached(round, self.drawn)
         self.asked = self.drawn[~cached] if cached.any() else self.drawn
-        return super().select(round)
 
     def learn(self, round: int, client: int) -> Sequence[Step]:
         """Train on private data, then send soft labels of the samples that are asked for."""

@@ -12,7 +12,7 @@ from fedkd import FedkdError, registry, run
 from fedkd.server import ServerStudents
 from fedkd.strategies.base import KnowledgeStrategy
 from fedkd.students import named_blocks
-from fedkd.training import represent
+from fedkd.training import Validation, represent
 from fedkd.work import CrossEntropy, Fit, Samples
 
 
@@ -301,3 +301,64 @@ def test_a_loss_that_is_no_number_is_told(small, tmp_path):
     (line,) = [message for message in told.warnings if "server's" in message]
     assert line == "round 1: the loss of the server's 'generator' is nan: it has diverged"
     assert done.rounds[1]["round"] == 2
+
+
+# --- the course of a fit --------------------------------------------------------------------
+
+
+def fitted(here, samples, epochs, **how):
+    how = {"lr": 0.1, "batch_size": 40, "optimiser": "sgd"} | how
+    here.fit("student", 1, samples, (CrossEntropy(),), epochs, **how)
+    return here.parameters("student")
+
+
+IMAGES = Samples(torch.randn(40, 1, 8, 8, generator=torch.Generator().manual_seed(0)), LABELS)
+
+
+def test_an_annealed_rate_falls_along_a_cosine(server):
+    """Steps of plain descent on all samples: with rates 1, (1 + cos 60 degrees) / 2 and so on."""
+    found = fitted(server(), IMAGES, 3, annealed=True)
+    by_hand, here = None, server()
+    for rate in (1.0, 0.75, 0.25):
+        by_hand = fitted(here, IMAGES, 1, lr=0.1 * rate)
+    assert all(torch.allclose(found[name], by_hand[name], atol=1e-6) for name in found)
+    assert not same(found, fitted(server(), IMAGES, 3))
+
+
+def test_validation_gives_the_best_student_back(server):
+    """Labels that contradict those to learn: every step harms, so it is the first that is best."""
+    here, wrong = server(), Samples(IMAGES.inputs, (LABELS + 1) % 10)
+    fitted(here, wrong, 50)
+    before = here.parameters("student")
+    watch = Validation(wrong, every=2, patience=4)
+    assert same(fitted(here, IMAGES, 60, validation=watch), before)
+    # And where every step helps, it ends as without.
+    watch = Validation(IMAGES, every=1, patience=1000)
+    found = fitted(here, IMAGES, 60, validation=watch)
+    right = here.predict("student", IMAGES.inputs).argmax(1) == LABELS
+    assert right.float().mean() > 0.9
+    assert not same(found, before)
+
+
+def test_a_fit_ends_when_patience_does(server):
+    here, wrong, seen = server(), Samples(IMAGES.inputs, (LABELS + 1) % 10), []
+    fitted(here, wrong, 50)
+    student = here._students["student"]
+    student.head.register_forward_hook(lambda *_: seen.append(student.fc1.training))
+    fitted(here, IMAGES, 60, validation=Validation(wrong, every=2, patience=4))
+    # Steps (training) and looks: before the first, and after the second and the fourth.
+    assert seen[-7:] == [False, True, True, False, True, True, False]
+    assert sum(seen) == 4
+
+
+@pytest.mark.parametrize(
+    ("validation", "line"),
+    [
+        (Validation(Samples(IMAGES.inputs)), "a label each are needed"),
+        (Validation(IMAGES, every=0), "every = 0 is not allowed"),
+        (Validation(IMAGES, patience=-1), "patience = -1 is not allowed"),
+    ],
+)
+def test_a_validation_that_cannot_be_is_a_line(validation, line, server):
+    with pytest.raises(FedkdError, match=f"server student 'student': Validation: .*{line}"):
+        fitted(server(), IMAGES, 1, validation=validation)

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import torch
 from lines import Killed, KilledAfter, measured
 
 from fedkd import FedkdError, run
@@ -70,11 +71,14 @@ def test_what_a_method_says_too_changes_nothing(small, name):
         assert measured(run(small(*few, other), f"run{number}")) != measured(plain)
 
 
-def test_what_a_call_says_stands_where_nothing_is_said(small, samples):
+def test_what_a_call_says_stands(small, samples):
     plain = trained(server(small("training.lr=0.01")), samples, 1)
     assert apart(trained(server(small()), samples, 1, lr=0.01), plain) == 0
     assert apart(trained(server(small(), ServerTable(lr=0.01)), samples, 1), plain) == 0
-    assert apart(trained(server(small("server.lr=0.01")), samples, 1, lr=0.5), plain) == 0
+    assert apart(trained(server(small("server.lr=0.01")), samples, 1), plain) == 0
+    stepping = ["server.schedule=step", "server.schedule_rounds=1", "server.lr=0.5"]
+    both = (trained(server(small(*more)), samples, 1, 1, lr=0.01) for more in ([], stepping))
+    assert apart(*both) == 0
     assert apart(trained(server(small()), samples, 1), plain) > 0
 
 
@@ -83,6 +87,23 @@ def test_an_optimiser_that_is_kept_makes_of_two_trainings_one(small, samples, ke
     whole = small("server.batch_size=40", f"server.keep_optimiser={str(keep).lower()}")
     once, twice = (trained(server(whole), samples, *epochs) for epochs in ((4,), (2, 2)))
     assert (apart(once, twice) < 1e-5) == keep
+
+
+def test_an_optimiser_is_kept_under_a_loss_of_ones_own_too(small):
+    def loss(module, index, generator):
+        return (module(torch.eye(6)[index]) - 1).square().sum()
+
+    def learned(*epochs):
+        found = ServerStudents(small("server.keep_optimiser=true", "server.lr=0.05"))
+        found.add("map", lambda: torch.nn.utils.skip_init(torch.nn.Linear, 6, 2))
+        zeros = {name: torch.zeros_like(t) for name, t in found.parameters("map").items()}
+        found.load("map", zeros)
+        for round, each in enumerate(epochs, 1):
+            found.minimise("map", round, loss, size=6, epochs=each, batch_size=6)
+        return found.parameters("map")
+
+    assert apart(learned(6), learned(3, 3)) < 1e-5
+    assert apart(learned(6), learned(3)) > 1e-2
 
 
 def test_what_is_kept_is_in_a_checkpoint(small, samples):

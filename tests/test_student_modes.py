@@ -260,7 +260,8 @@ def test_frozen_weights_are_sent_and_averaged_to_the_same_bits(name, private, sm
 
     def watched(self, *arguments):
         fuse(self, *arguments)
-        averaged.append(self.parameters)
+        by_model = name == "feddf"
+        averaged.append(next(iter(self.parameters.values())) if by_model else self.parameters)
 
     monkeypatch.setattr(strategies, "fuse", watched)
     experiment = small(OWN, f"strategy.name={name}", "training.local_epochs=1", *PRIVATE[private])

@@ -600,7 +600,7 @@ def test_restoring_takes_the_place_of_students_that_are_there(small, samples):
     resumed = served(experiment, samples)
     resumed.restore(state)
     resumed.add("h", head_for(experiment))
-    assert moved(resumed.parameters("h"), state["h"]) == set()
+    assert moved(resumed.parameters("h"), state["students"]["h"]) == set()
 
 
 def test_the_server_learns(small, samples):

@@ -268,11 +268,13 @@ class FederatedData:
 
         ``effective_classes`` is e to the mean entropy of clients' label distributions: the number
         of classes a client would have if it had as many samples of each.
+        ``effective_classes_of_clients`` has e to the entropy of each.
         """
         described: dict[str, Any] = {"statistics": self.statistics.to_json()}
         if not self.task.tokens:
-            mean = entropies(self.label_counts().numpy()).mean()
-            described["effective_classes"] = float(np.exp(mean))
+            each = entropies(self.label_counts().numpy())
+            described["effective_classes"] = float(np.exp(each.mean()))
+            described["effective_classes_of_clients"] = np.exp(each).tolist()
         return described
 
 

@@ -13,7 +13,7 @@ import io
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -227,6 +227,23 @@ def _inner_dirichlet(
 
 def _dirichlet_natural(labels: np.ndarray, table: DataTable, seed: int) -> list[np.ndarray]:
     """Each class shared out over the clients ~ Dirichlet(alpha)."""
+    return _by_class(labels, table, seed)
+
+
+def dirichlet_by_class(
+    labels: np.ndarray, writers: np.ndarray | None, table: DataTable, seed: int
+) -> list[np.ndarray]:
+    """Each class over the clients ~ Dirichlet(alpha), none to who has its share of all samples.
+
+    The class-wise split of most code (Yurochkin et al. 2019, Li et al. 2022): of unequal sizes, and
+    with fewer classes a client than alpha says, as later classes go to those who have least.
+    """
+    return _by_class(labels, table, seed, balanced=True)
+
+
+def _by_class(
+    labels: np.ndarray, table: DataTable, seed: int, balanced: bool = False
+) -> list[np.ndarray]:
     from flwr_datasets.partitioner import DirichletPartitioner
 
     partitioner = DirichletPartitioner(
@@ -234,15 +251,18 @@ def _dirichlet_natural(labels: np.ndarray, table: DataTable, seed: int) -> list[
         "label",
         float(table.alpha),
         min_partition_size=least(table),
+        self_balancing=balanced,
         seed=key(seed, "data", "dirichlet"),
     )
     try:
-        parts = _load(partitioner, table.clients, label=labels)
-    except ValueError as error:  # it has drawn 11 times, or alpha is so small that it drew NaN
+        parts = _load(partitioner, table.clients, strict=balanced, label=labels)
+    # It has drawn 11 times, or alpha is so small that it drew NaN, or nothing but zeros.
+    except (ValueError, FloatingPointError) as error:
+        other = "data.partition = 'dirichlet'" if balanced else "data.sizes = 'equal'"
         raise FedkdError(
             f"data.alpha = {table.alpha} with data.clients = {table.clients}: no draw gave every "
             f"client {_least_in_words(table)}; raise data.alpha, lower data.clients or "
-            "data.min_samples, or set data.sizes = 'equal'"
+            f"data.min_samples, or set {other}"
         ) from error
     return _at_most(parts, labels, table, seed)
 
@@ -395,13 +415,21 @@ def _at_most(
     return cut
 
 
-def _load(partitioner: Partitioner, clients: int, **column: np.ndarray) -> list[np.ndarray]:
-    """Row numbers of every client, by a partitioner that reads the one ``column``."""
+def _load(
+    partitioner: Partitioner, clients: int, strict: bool = False, **column: np.ndarray
+) -> list[np.ndarray]:
+    """Row numbers of every client, by a partitioner that reads the one ``column``.
+
+    Raises
+    ------
+    FloatingPointError
+        It is ``strict``, and has divided nothing by nothing.
+    """
     import datasets
 
     ((name, values),) = column.items()
     rows = np.arange(len(values))
-    with _quietly():
+    with _quietly("raise" if strict else "ignore"):
         partitioner.dataset = datasets.Dataset.from_dict({name: values, "row": rows})
         return [
             np.asarray(partitioner.load_partition(client)["row"][:], dtype=np.int64)
@@ -410,12 +438,12 @@ def _load(partitioner: Partitioner, clients: int, **column: np.ndarray) -> list[
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
+def _quietly(invalid: Literal["raise", "ignore"]) -> Iterator[None]:
     """Keep partitioners from drawing progress bars and from warning of what is checked here."""
     with (
         warnings.catch_warnings(),
         contextlib.redirect_stderr(io.StringIO()),
-        np.errstate(all="ignore"),
+        np.errstate(all="ignore", invalid=invalid),
     ):
         warnings.simplefilter("ignore")
         yield

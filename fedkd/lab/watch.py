@@ -54,6 +54,7 @@ class Watch(Ledger):
         super().__init__(experiment, public, shapes)
         self.canaries, self.transfer = canaries, transfer
         self.exposures: list[Line] = []
+        self._lines: dict[tuple[str, int | None, int], Line] = {}  # the same, by what each is of
         self._students: dict[int, Tensor] = {}
         # By client and key: soft labels of those who answer for some rows at a time.
         self._rows: dict[int, dict[str, Tensor]] = {}
@@ -70,7 +71,7 @@ class Watch(Ledger):
     def begin(self, round: int) -> None:
         """Begin a round with no lines."""
         super().begin(round)
-        self.exposures, self._students = [], {}
+        self.exposures, self._students, self._lines = [], {}, {}
 
     def due(self, round: int) -> bool:
         """Whether the exposure of planted secrets is measured in this round."""
@@ -105,12 +106,13 @@ class Watch(Ledger):
         sent = self._labels(assignment, reply)
         if not isinstance(found, Tensor):
             return
-        if assignment.phase != "learn":
+        own, learning = self.canaries.held_by(reply.client), assignment.phase == "learn"
+        if learning:
+            self._note("teacher", reply.client, found, own)
+        else:
             self._students[reply.client] = found
-            return
-        own = self.canaries.held_by(reply.client)
-        self._note("teacher", reply.client, found, own)
-        for labels in sent:
+        answers = any(isinstance(step, Predict) for step in assignment.steps)
+        for labels in sent if learning or answers else ():
             self._note("released", reply.client, self._by_labels(labels), own)
 
     def _labels(self, assignment: Assignment, reply: Reply) -> list[Tensor]:
@@ -120,7 +122,7 @@ class Watch(Ledger):
         that it was never asked for, the uniform law, which says nothing.
         """
         whole, kept = [], self._rows.setdefault(reply.client, {})
-        for step in assignment.steps if assignment.phase == "learn" else ():
+        for step in assignment.steps:
             if not isinstance(step, Predict) or step.per != "sample":
                 continue
             # Of a reply that was left out, there are no values.
@@ -197,7 +199,11 @@ class Watch(Ledger):
                 "holders": list(self.canaries.holders[secret]),
             }
             bits = {name: float(each[secret]) for name, each in scores.items()}
-            self.exposures.append(line | bits)
+            known = self._lines.setdefault((place, observer, secret), line)
+            if known is line:
+                self.exposures.append(line)
+            # Of what a client sends more than once in a round, what exposes most.
+            known |= {name: max(value, known.get(name, value)) for name, value in bits.items()}
 
 
 def _equal(one: Tensor | ByLabels | None, other: Tensor | ByLabels | None) -> bool:

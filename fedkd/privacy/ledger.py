@@ -280,7 +280,9 @@ class Ledger:
         if not given:
             return replies
         draw = SystemNoise() if self.experiment.release.secure else None
-        with numpy_noise(self.experiment.seed, "average", self._round, *self.world):
+        # An average of the second phase has noise of its own.
+        phase = {assignment.phase for assignment in asked.values()} - {"learn"}
+        with numpy_noise(self.experiment.seed, "average", self._round, *phase, *self.world):
             mean, details = averaging.released(given, len(sharing), draw)
         line = Release(self._round, None, "Average", key, 1, clients=tuple(sharing), **details)
         self.releases.append(line.to_dict())

@@ -155,6 +155,10 @@ class Method(Strategy):
         """Begin the students on the server."""
 
     @abstractmethod
+    def begin_round(self, round: int) -> None:
+        """Prepare a round."""
+
+    @abstractmethod
     def select(self, round: int) -> list[int]:
         """Who takes part."""
 
@@ -181,6 +185,10 @@ class Method(Strategy):
     @abstractmethod
     def receive(self, round: int, client: int) -> Sequence[Step]:
         """Steps of the second phase."""
+
+    @abstractmethod
+    def end_round(self, round: int, replies: Replies) -> None:
+        """Take in what the steps of the second phase sent."""
 
     @abstractmethod
     def deploy(self, round: int, client: int) -> Sequence[Step]:

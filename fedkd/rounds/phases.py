@@ -54,6 +54,9 @@ class Rounds(Method):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Messages with ``learn`` for those who take part."""
+        begin_round: Any = self.begin_round  # for a method that returns something
+        with blaming(self._where, "begin_round", server_round):
+            as_nothing(begin_round(server_round))
         with blaming(self._where, "averaging", server_round):
             self._privacy.averaging = as_averaging(self.averaging(server_round))
         measuring = due(self.experiment, server_round)
@@ -88,14 +91,10 @@ class Rounds(Method):
         if not len(fit):
             self._skip(server_round)
             return None, None
-        with blaming(self._where, "averaging", server_round):
-            given = self._privacy.aggregated(self._assigned, fit.replies)
-        if self._on_aggregates is not None:
-            self._on_aggregates(server_round, self._privacy.aggregates)
-        shown = [self._privacy.shown(self._assigned[r.client], r) for r in given]
+        shown = self._shown(server_round, fit.replies)
         fuse: Any = self.fuse  # for a method that returns something
         with blaming(self._where, "fuse", server_round):
-            as_nothing(fuse(server_round, Replies(shown)))
+            as_nothing(fuse(server_round, shown))
         before = self._traced()
         with blaming(self._where, "record", server_round):
             recorded = as_line(self.record(server_round, fit, self._label_counts))
@@ -145,8 +144,13 @@ class Rounds(Method):
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
-        """Gather the measurements of the round."""
-        self._collect(replies, "fused")
+        """``end_round``, and gather the measurements of the round."""
+        asked = [r for r in self._collect(replies, "fused") if self._assigned[r.client].steps]
+        if not self._outcome.line.get("skipped"):
+            end_round: Any = self.end_round  # for a method that returns something
+            shown = self._shown(server_round, asked)
+            with blaming(self._where, "end_round", server_round), self._draws(server_round, "end"):
+                as_nothing(end_round(server_round, shown))
         if not due(self.experiment, server_round):
             self._changed = sorted({*self._changed, *self._outcome.line["participants"]})
             return None
@@ -272,6 +276,15 @@ class Rounds(Method):
         if missing := self._assigned.keys() - {reply.client for reply in kept}:
             self._changed = sorted({*self._changed, *missing})
         return kept
+
+    def _shown(self, round: int, replies: list[Reply]) -> Replies:
+        """Replies of a phase as the method sees them; what is aggregated is told of."""
+        before = len(self._privacy.aggregates)
+        with blaming(self._where, "averaging", round):
+            given = self._privacy.aggregated(self._assigned, replies)
+        if self._on_aggregates is not None and replies:
+            self._on_aggregates(round, self._privacy.aggregates[before:])
+        return Replies(self._privacy.shown(self._assigned[r.client], r) for r in given)
 
     def _skip(self, round: int) -> None:
         """End the run after a round without one usable reply, or have the round change nothing."""

@@ -1,4 +1,4 @@
-"""What ``fuse`` and ``record`` are shown of a round: the replies that are fit to be used."""
+"""What ``fuse``, ``record`` and ``end_round`` are shown of a round: replies fit to be used."""
 
 from __future__ import annotations
 
@@ -72,8 +72,10 @@ class Replies:
             raise FedkdError(f"parameters({key!r}): this is one array; see stack({key!r})")
         return cast(list[Parameters], groups)
 
-    def metrics(self, key: str) -> torch.Tensor:
-        """The metric ``key`` of each, ``(N,)`` float64: no epsilon covers what is made of it.
+    def metric(self, key: str) -> torch.Tensor:
+        """A number that a step replies with beside what it sends, as ``train_loss``: ``(N,)``.
+
+        In float64. It is private; where an epsilon is claimed, whoever looks has none.
 
         Raises
         ------

@@ -1,6 +1,7 @@
 """The one training loop, and prediction: what Fit, Predict and Evaluate come down to."""
 
 from fedkd.training.batches import BatchOfOne, local_steps
+from fedkd.training.course import Course, Validation
 from fedkd.training.inference import (
     class_means,
     evaluate,
@@ -17,15 +18,18 @@ from fedkd.training.items import (
     placed,
     some,
 )
-from fedkd.training.loop import Optimiser, Trainee, fit, fit_together, minimise
-from fedkd.training.losses import OwnLoss, said
+from fedkd.training.loop import Optimiser, Trainee, fit, fit_together
+from fedkd.training.losses import said
+from fedkd.training.own_loss import OwnLoss, minimise
 from fedkd.training.student import learning_names, learning_state, requiring, student_draws
 
 __all__ = [
     "BatchOfOne",
+    "Course",
     "Optimiser",
     "OwnLoss",
     "Trainee",
+    "Validation",
     "class_means",
     "evaluate",
     "fit",

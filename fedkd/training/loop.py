@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,9 @@ from fedkd.experiment import TrainingTable
 from fedkd.privacy.dpsgd import DPSGD, copied, is_private, quietly
 from fedkd.random import key
 from fedkd.training.batches import Augment, Batch, Batches, Drawn, Place, steps_of
+from fedkd.training.course import Best, Course
 from fedkd.training.items import placed, some
-from fedkd.training.losses import Loss, Own, OwnLoss, Summand, source_of
+from fedkd.training.losses import Loss, Summand, source_of
 from fedkd.training.student import check_learning, requiring, set_modes, student_draws
 from fedkd.work import Blend, Parameters, Rows, Samples, Source, Term
 
@@ -53,9 +54,10 @@ class Trainee:
     part: tuple[str, ...] = ()
     dp: DPSGD | None = None
     at: Blend | None = None
-    own: Own | None = None
+    own: Summand | None = None
     kept: Parameters | None = None
     measured: dict[str, float] = field(default_factory=dict)
+    course: Course | None = None
 
 
 def fit(
@@ -74,6 +76,7 @@ def fit(
     dp: DPSGD | None = None,
     seed: int | None = None,
     kept: Parameters | None = None,
+    course: Course | None = None,
 ) -> float:
     """Minimise the sum of ``terms`` over ``samples``, changing ``student`` in place.
 
@@ -99,11 +102,14 @@ def fit(
         when not given.
     kept
         What the optimiser goes on from and keeps, as in :class:`Trainee`.
+    course
+        How the rate changes and when the fit ends; a constant rate, and never, if not given.
 
     Returns
     -------
     float
-        Mean loss over the steps of the last pass; 0 if there was nothing to do.
+        Mean loss over the steps of the last pass, of all steps with validation; 0 if there was
+        nothing to do.
 
     Raises
     ------
@@ -114,7 +120,7 @@ def fit(
     """
     if seed is None:
         seed = key(generator.initial_seed(), "student")
-    trainee = Trainee(student, terms, seed, lr=lr, part=part, dp=dp, kept=kept)
+    trainee = Trainee(student, terms, seed, lr=lr, part=part, dp=dp, kept=kept, course=course)
     (loss,) = fit_together(
         [trainee],
         samples,
@@ -126,60 +132,6 @@ def fit(
         augment=augment,
     )
     return loss
-
-
-def minimise(
-    module: nn.Module,
-    loss: OwnLoss,
-    size: int,
-    training: TrainingTable,
-    generator: torch.Generator,
-    *,
-    epochs: float | None = None,
-    lr: float | None = None,
-    part: tuple[str, ...] = (),
-    kept: Parameters | None = None,
-) -> float:
-    """Minimise a loss of one's own of any module, changing the module in place.
-
-    Parameters
-    ----------
-    module
-        What learns. Its blocks, which ``part`` may name, are the modules it is made of, and its
-        parameters that belong to none.
-    loss
-        ``loss(module, index, generator)`` gives the loss ``()`` of a mini-batch: ``index`` ``(B,)``
-        are numbers of rows, on the module's device; ``generator``, on the CPU, is for all that it
-        draws.
-    size
-        Number of rows: each pass goes through 0 to ``size - 1``, in a new order.
-    training, generator, epochs, lr, kept
-        As in :func:`fit`; there is no fewest number of steps.
-
-    Returns
-    -------
-    float
-        Mean loss over the steps of the last pass; 0 if there was nothing to do.
-
-    Raises
-    ------
-    FedkdError
-        Nothing learns; the loss raises something, is no scalar, or has no gradient.
-    """
-    device = next((parameter.device for parameter in module.parameters()), None)
-    drawing = torch.Generator().manual_seed(key(generator.initial_seed(), "loss"))
-    seed = key(generator.initial_seed(), "student")
-    own = Own(module, loss, drawing)
-    student = cast(nn.Sequential, module)  # whose blocks nobody runs
-    (value,) = fit_together(
-        [Trainee(student, (), seed, lr=lr, part=part, own=own, kept=kept)],
-        Samples(torch.empty(size, 0, device=device)),
-        training,
-        generator,
-        epochs=epochs,
-        min_steps=0,
-    )
-    return value
 
 
 def fit_together(
@@ -276,8 +228,12 @@ def _fit(
             for each in learners:
                 each.listen(learners)
         for each in learners:
+            each.pace(step / steps)
             each.descend(counts=step >= steps - batches.per_epoch)
-    return [each.end(max(1, min(steps, batches.per_epoch))) for each in learners]
+        ended = [each.ended(step + 1, steps) for each in learners]
+        if all(ended):
+            break
+    return [each.end() for each in learners]
 
 
 class _Learner:
@@ -288,7 +244,7 @@ class _Learner:
     ) -> None:
         """``names`` are those of the parameters that learn; in ``draws`` the student draws."""
         self.name, self.part, self.names = trainee.name, trainee.part, names
-        self._trainee, self._draws = trainee, draws
+        self._trainee, self._draws, self._course = trainee, draws, trainee.course
         self._covered = [trainee.dp is not None and trainee.dp.covers(t) for t in trainee.terms]
         self.dp = trainee.dp if any(self._covered) else None
         self.student = trainee.student if self.dp is None else copied(trainee.student)
@@ -316,15 +272,24 @@ class _Learner:
         if (at := self._trainee.at) is not None:
             self.base = next(one for one in learners if one.name == at.student)
             self.base.cuts |= {at.cut} - {""}
-        lr = self._trainee.lr or training.lr
-        self._plain = optimisers.optimiser(list(self.learning.values()), training, lr)
+        self._lr = self._trainee.lr or training.lr
+        self._plain = optimisers.optimiser(list(self.learning.values()), training, self._lr)
         if self._trainee.kept is not None:
             optimisers.take_up(self._plain, self.learning, self._trainee.kept)
-        self._optimiser = self._plain
+        self._optimiser: Optimiser = self._plain
         if self.dp is not None:
             self._optimiser = self.dp.attach(self.student, self._plain)
         self._total, self._slope = torch.zeros((), device=device), torch.zeros((), device=device)
+        self._counted = 0
+        validation = None if self._course is None else self._course.validation
+        self._best = None if validation is None else Best(self.student, validation)
         set_modes(self.student, self.learning)
+
+    def pace(self, done: float) -> None:
+        """Set the rate for the next step, when a share ``done`` of all is done."""
+        if self._course is not None and self._course.annealed:
+            for group in self._plain.param_groups:
+                group["lr"] = self._lr * self._course.pace(done)
 
     def look(
         self,
@@ -369,20 +334,31 @@ class _Learner:
         drawn = {on: batch for on, batch in self.batches.items() if on is not None}
         with self._draws:
             value = descend(self._losses, batch, drawn, optimiser, zero, self.dp, self._covered)
-        if counts:
+        if counts or self._best is not None:
             self._total += value
+            self._counted += 1
             if self._moved is not None and self._moved.grad is not None:
                 self._slope += self._moved.grad
 
-    def end(self, steps: int) -> float:
-        """Give the student what was learned; the mean of the losses that count, of ``steps``."""
+    def ended(self, step: int, steps: int) -> bool:
+        """Whether it has learned enough after ``step`` of ``steps`` steps."""
+        if self._best is None:
+            return False
+        ended = self._best.ended(step, step == steps)
+        set_modes(self.student, self.learning)
+        return ended
+
+    def end(self) -> float:
+        """Give the student what was learned; the mean of the losses that count."""
         if self._moved is not None:
-            self._trainee.measured["slope"] = float(self._slope) / steps
+            self._trainee.measured["slope"] = float(self._slope) / max(1, self._counted)
         if self._trainee.kept is not None:
             optimisers.put_by(self._plain, self.learning, self._trainee.kept)
         if self.dp is not None:
             self.dp.finish(self._trainee.student, self.learning)
-        return float(self._total) / steps
+        if self._best is not None:
+            self._best.give_back()
+        return float(self._total) / max(1, self._counted)
 
 
 class _OwnLearner(_Learner):

@@ -1,9 +1,9 @@
-"""The terms of a loss, made ready for a student or a stack of them, and losses of one's own."""
+"""The terms of a loss, made ready for a student or a stack of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Protocol, cast
 
 import torch
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from fedkd.distillation.objectives import SMALLEST, made, name_of, traits
 from fedkd.distillation.targets import among_logs
-from fedkd.errors import FedkdError, blamed, brief
+from fedkd.errors import FedkdError
 from fedkd.students import cut_index, part_names
 from fedkd.training.batches import Batch
 from fedkd.training.items import at_items, items
@@ -49,10 +49,6 @@ class Summand(Protocol):
 
     def __call__(self, batch: Batch) -> Tensor:
         """Its value on a batch: ``()``, of a stack ``(n,)``."""
-
-
-OwnLoss = Callable[[nn.Module, Tensor, torch.Generator], Tensor]
-"""``loss(module, index, generator)``: see :func:`fedkd.training.minimise`."""
 
 
 class Loss:
@@ -339,28 +335,6 @@ class Loss:
         ordered = among.sort(1).values
         if bool(((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any()):
             raise FedkdError("Soft: a row of candidates names a class twice; each once is needed")
-
-
-@dataclass(frozen=True)
-class Own:
-    """A loss of its author's, of a module, with the generator that it draws from."""
-
-    module: nn.Module
-    loss: OwnLoss
-    generator: torch.Generator
-    on = reach = None
-
-    def __call__(self, batch: Batch) -> Tensor:
-        """Its value ``()`` for the rows of a batch."""
-        with blamed("its loss"):
-            value = self.loss(self.module, batch.index, self.generator)
-        if not isinstance(value, Tensor) or value.dim() or not value.is_floating_point():
-            raise FedkdError(f"its loss gave {brief(value)}; allowed: a tensor of one float")
-        if not value.requires_grad:
-            raise FedkdError(
-                "its loss gave a tensor that depends on nothing that learns: it has no gradient"
-            )
-        return value
 
 
 def _rows(samples: Samples) -> int:

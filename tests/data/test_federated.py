@@ -369,6 +369,9 @@ def test_what_is_said_of_the_data_is_what_it_was_normalised_by(toy, experiment):
     assert found["statistics"]["source"] == "public"
     assert len(found["statistics"]["mean"]) == len(found["statistics"]["std"]) == 1
     assert 3.8 < found["effective_classes"] <= 4
+    each = found["effective_classes_of_clients"]
+    assert len(each) == data.clients
+    assert np.exp(np.log(each).mean()) == pytest.approx(found["effective_classes"])
 
 
 def test_with_part_clients_train_on_some_of_their_samples_alone(toy, experiment):

@@ -4,7 +4,7 @@ import torch
 
 from fedkd import registry
 from fedkd.data.federated import load
-from fedkd.data.partitions import own_count, partition, stratified
+from fedkd.data.partitions import entropies, own_count, partition, stratified
 from fedkd.effects import without_effect
 from fedkd.errors import FedkdError
 from fedkd.sections import DataTable
@@ -81,6 +81,27 @@ def test_a_large_alpha_makes_clients_alike_and_a_small_one_unlike():
         unlike = distributions(share(alpha=0.1, sizes=sizes))
         assert np.abs(alike - 0.1).max() < 0.1
         assert unlike.max(1).mean() > 0.4
+
+
+def test_the_class_wise_split_shares_out_everything_and_nobody_has_a_class_too_many():
+    """Who has its share of all samples is given no more of later classes."""
+    for alpha in (0.1, 0.5, 100.0):
+        parts = share(partition="dirichlet-by-class", alpha=alpha)
+        rows = np.concatenate(parts)
+        assert len(np.unique(rows)) == len(rows) == len(LABELS)
+        counts = np.stack([np.bincount(LABELS[rows], minlength=10) for rows in parts])
+        before = counts.cumsum(1) - counts
+        assert not (counts > 0)[before > len(LABELS) / len(parts)].any()
+    unlike, alike = (
+        entropies(10 * distributions(share(partition="dirichlet-by-class", alpha=alpha))).mean()
+        for alpha in (0.1, 100.0)
+    )
+    assert unlike < 0.6 * alike
+
+
+def test_the_class_wise_split_refuses_an_alpha_that_leaves_a_class_to_nobody():
+    with pytest.raises(FedkdError, match="dirichlet"):
+        share(partition="dirichlet-by-class", alpha=1e-4)
 
 
 def test_dirichlet_sizes_are_equal_when_asked_to_be():

@@ -142,7 +142,7 @@ def test_an_ensemble_that_is_the_servers_student_teaches_it_nothing(made):
 
 
 def test_the_servers_student_learns_what_the_ensemble_says(made):
-    long = ("strategy.server_epochs=12", "strategy.server_batch_size=16")
+    long = ("strategy.server_epochs=12", "server.batch_size=16")
     strategy = made("dense", *long)
     first = strategy.server.frozen("server")
     sent = {name: value + 0.1 for name, value in strategy.server.parameters("server").items()}
@@ -216,9 +216,9 @@ def test_each_option_changes_the_servers_student(small, tmp_path):
 
     plain = loss("plain")
     choices = [
-        *("server_epochs=2", "server_lr=0.1", "server_batch_size=3", "generated=20"),
-        *("generator_steps=9", "generator_lr=0.1", "codes=9", "channels=5", "bn=0"),
-        "adversarial=9",
+        *("strategy.server_epochs=2", "server.lr=0.1", "server.batch_size=3"),
+        *("strategy.generated=20", "strategy.generator_steps=9", "strategy.generator_lr=0.1"),
+        *("strategy.codes=9", "strategy.channels=5", "strategy.bn=0", "strategy.adversarial=9"),
     ]
     for choice in choices:
-        assert loss(choice, f"strategy.{choice}") != plain, choice
+        assert loss(choice, choice) != plain, choice

@@ -29,8 +29,8 @@ def replies(*sent):
 def test_a_step_of_the_server_by_hand(made):
     """The gradient at the last bias b, as P[c] = ... + b, over the means that are held."""
     strategy = made(
-        *("fedtgp", "strategy.server_epochs=1", "strategy.server_batch_size=99"),
-        *("strategy.server_lr=0.5", "strategy.margin=0.7"),
+        *("fedtgp", "strategy.server_epochs=1", "server.batch_size=99"),
+        *("server.lr=0.5", "strategy.margin=0.7"),
     )
     before = strategy.server.parameters("prototypes")
     prototypes = strategy.server.predict("prototypes", torch.arange(10))
@@ -121,6 +121,6 @@ def test_each_option_changes_the_numbers(each_changes_the_numbers):
         ["strategy.name=fedtgp"],
         [
             *("strategy.weight=1", "strategy.margin=0", "strategy.server_epochs=3"),
-            *("strategy.server_lr=0.1", "strategy.server_batch_size=3", "strategy.cut=fc1"),
+            *("server.lr=0.1", "server.batch_size=3", "strategy.cut=fc1"),
         ],
     )

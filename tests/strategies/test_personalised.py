@@ -17,7 +17,7 @@ from fedkd.registry import load as find
 from fedkd.strategies.base import Replies
 from fedkd.strategies.fedavg import average
 from fedkd.strategies.ktpfl import descend, objective, official, onto_simplex
-from fedkd.work import Assignment, Fit, Load, Predict, Reply, Share
+from fedkd.work import Assignment, Fit, Load, Predict, Reply, Samples, Share, Soft
 
 ALL = ["fedavg-ft", "fedper", "fedrep", "ditto", "fml", "fedkd-svd", "feddf", "ktpfl"]
 
@@ -356,7 +356,100 @@ def test_feddf_distils_with_adam_also_where_clients_use_sgd(play):
         given = strategy.server.predict("global", strategy.transfer).softmax(1)
         return float((ensemble * (ensemble / given).log()).sum(1).mean())
 
-    assert apart(strategy.parameters) < apart(averaged) / 2
+    assert apart(strategy.parameters["mlp"]) < apart(averaged) / 2
+
+
+def test_with_one_architecture_and_options_off_feddf_is_algorithm_1_to_the_bit(play):
+    one, other = play("feddf"), play("feddf")
+    for round in (1, 2):
+        sent = Replies(one.do(n, one.strategy.learn(round, n)) for n in range(4))
+        one.strategy.fuse(round, sent)
+        server, inputs = other.strategy.server, other.strategy.transfer
+        total = torch.zeros(1, 10)
+        for parameters in sent.parameters():
+            server.load("global", parameters)
+            total = total + server.predict("global", inputs)
+        server.load("global", average(sent.parameters(), sent.samples))
+        terms = [Soft((total / 4).softmax(1))]
+        how = {"lr": 1e-3, "batch_size": 128, "optimiser": "adam"}
+        server.fit("global", round, Samples(inputs), terms, 5.0, **how)
+        assert same(one.strategy.parameters["mlp"], server.parameters("global"))
+
+
+def of_two_architectures(play, *overrides):
+    """A game of cnn2 for clients 0 and 2 and mlp for 1 and 3, and the replies of some of them."""
+    models = ("student.models=['cnn2', 'mlp']", "student.width=0.1")
+    game = play("feddf", *models, *overrides)
+
+    def replies(*clients):
+        return Replies(game.do(n, game.strategy.learn(1, n)) for n in clients)
+
+    return game, replies
+
+
+def test_each_architecture_has_an_average_of_its_own_clients(play):
+    game, replies = of_two_architectures(play, "strategy.server_epochs=0")
+    sent = replies(0, 1, 2, 3)
+    game.strategy.fuse(1, sent)
+    for model, clients in {"cnn2": (0, 2), "mlp": (1, 3)}.items():
+        own = Replies(reply for reply in sent.replies if reply.client in clients)
+        mean = average(own.parameters(), own.samples)
+        assert same(game.strategy.parameters[model], mean)
+        for client in clients:
+            for step in (game.strategy.learn(2, client)[0], *game.strategy.deploy(2, client)):
+                assert isinstance(step, Load)
+                assert same(step.parameters, mean)
+
+
+def test_each_architecture_learns_from_the_ensemble_of_all_clients(play):
+    apart = []
+    for epochs in (0, 30):
+        game, replies = of_two_architectures(play, f"strategy.server_epochs={epochs}")
+        sent = replies(0, 1, 2, 3)
+        logits = []
+        for reply in sent.replies:
+            model = game.worker.experiment.architecture(reply.client)
+            student = game.strategy.initial_student(model)
+            student.load_state_dict(reply.values["parameters"])
+            logits.append(student.eval()(game.strategy.transfer).detach())
+        ensemble = game.strategy.ensemble(sent)
+        assert torch.allclose(ensemble, torch.stack(logits).mean(0).softmax(1), atol=1e-6)
+        game.strategy.fuse(1, sent)
+        given = [game.strategy.server.predict(p, game.strategy.transfer) for p in PLACES]
+        apart.append([kl(ensemble, each.softmax(1)) for each in given])
+    assert apart[1][0] < apart[0][0] / 2
+    assert apart[1][1] < apart[0][1] / 2
+
+
+PLACES = ("global", "global mlp")
+
+
+def kl(targets, given):
+    return float((targets * (targets / given).log()).sum(1).mean())
+
+
+def test_an_architecture_that_nobody_trained_goes_on_from_where_it_was(play):
+    game, replies = of_two_architectures(play, "strategy.server_epochs=0")
+    before = game.strategy.parameters["mlp"]
+    game.strategy.fuse(1, replies(0, 2))
+    assert same(game.strategy.parameters["mlp"], before)
+    game, replies = of_two_architectures(play)
+    game.strategy.fuse(1, replies(0, 2))
+    assert not same(game.strategy.parameters["mlp"], before)
+
+
+def test_two_architectures_run_and_are_scored_by_their_own(small, tmp_path):
+    models = ("student.models=['cnn2', 'mlp']", "student.width=0.1")
+    done = run(small("strategy.name=feddf", *models), tmp_path / "run")
+    assert all(line["left_out"] == [] for line in done.rounds)
+    found = {line["own_accuracy"] for line in done.clients if line["stage"] == "fused"}
+    common = [
+        line["common_loss"]
+        for line in done.clients
+        if line["round"] == 2 and line["stage"] == "fused"
+    ]
+    assert len(found) > 1
+    assert common[0] == common[2] != common[1] == common[3]
 
 
 # --- KT-pFL ---------------------------------------------------------------------------------
@@ -505,6 +598,7 @@ def test_only_the_coefficients_of_those_present_move(play, labels):
         ("feddf", "strategy.server_epochs=1"),
         ("feddf", "server.lr=0.01"),
         ("feddf", "server.batch_size=16"),
+        ("feddf", "strategy.annealing=true"),
         ("ktpfl", "strategy.rho=5"),
         ("ktpfl", "strategy.coefficient_lr=0.5"),
         ("ktpfl", "strategy.coefficient_steps=30"),
