@@ -19,7 +19,7 @@ from fedkd.random import key
 from fedkd.training.batches import Augment, Batch, Batches, Drawn, Place, steps_of
 from fedkd.training.items import some
 from fedkd.training.losses import Loss, source_of
-from fedkd.training.student import check_learning, requiring, set_modes, student_draws
+from fedkd.training.student import check_learning, names_above, requiring, set_modes, student_draws
 from fedkd.work import Blend, Rows, Samples, Term
 
 
@@ -253,6 +253,7 @@ class _Learner:
         if (at := self._trainee.at) is not None:
             self.base = next(one for one in learners if one.name == at.student)
             self.base.cuts |= {at.cut} - {""}
+            self._blended = names_above(self.student, at.cut)
         lr = self._trainee.lr or training.lr
         self._optimiser = optimisers.optimiser(list(self.learning.values()), training, lr)
         if self.dp is not None:
@@ -281,7 +282,10 @@ class _Learner:
         at, base = self._trainee.at, self.base
         if at is None or base is None:
             return None
-        mine, theirs = map(_named, (self.student, base.student))
+        mine, theirs = (
+            {name: parameters[name] for name in self._blended}
+            for parameters in map(_named, (self.student, base.student))
+        )
         blend = at.of(mine, theirs)
         if self._moved is not None:
             blend = moved(blend, mine, theirs, self._moved)
