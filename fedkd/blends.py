@@ -64,7 +64,8 @@ def each_blended(
 ) -> dict[str, Tensor]:
     """The blended parameters of a stack ``(n, ...)``, by a blend for each of its students."""
     first = blends[0]
-    if all((each.mine, each.theirs) == (first.mine, first.theirs) for each in blends):
+    alike = all((each.mine, each.theirs) == (first.mine, first.theirs) for each in blends)
+    if alike or not mine:
         return first.of(mine, theirs)
     some = next(iter(mine.values()))
     shares = [some.new_tensor([each.mine for each in blends])]

@@ -21,7 +21,7 @@ from fedkd.training.batches import Batch, Batches, steps_of
 from fedkd.training.items import take
 from fedkd.training.loop import Optimiser, descend
 from fedkd.training.losses import Loss, source_of
-from fedkd.training.student import check_learning, learning_names, set_modes
+from fedkd.training.student import check_learning, learning_names, names_above, set_modes
 from fedkd.work import Blend, Fit, Head, Parameters, Peer, Penalty, Samples, Source, Term
 
 
@@ -239,7 +239,7 @@ class _Live:
     def built_on(self, base: _Live, looks: Batch, inputs: Tensor, drawn: Batch) -> Batch:
         """What :meth:`seen` gives of students at a blend with ``base``, who has seen ``looks``."""
         assert self.at is not None
-        names = [name for name, _ in self.stack.module.named_parameters(remove_duplicate=False)]
+        names = names_above(self.stack.module, self.at.cut)
         mine, theirs = {n: self.tensors[n] for n in names}, base.tensors
         blend = each_blended([self._blends[place] for place in self.who], mine, theirs)
         if self.moved is not None:

@@ -20,7 +20,7 @@ from fedkd.training.batches import Augment, Batch, Batches, Drawn, Place, steps_
 from fedkd.training.course import Best, Course
 from fedkd.training.items import placed, some
 from fedkd.training.losses import Loss, Summand, source_of
-from fedkd.training.student import check_learning, requiring, set_modes, student_draws
+from fedkd.training.student import check_learning, names_above, requiring, set_modes, student_draws
 from fedkd.work import Blend, Parameters, Rows, Samples, Source, Term
 
 
@@ -272,6 +272,7 @@ class _Learner:
         if (at := self._trainee.at) is not None:
             self.base = next(one for one in learners if one.name == at.student)
             self.base.cuts |= {at.cut} - {""}
+            self._blended = names_above(self.student, at.cut)
         self._lr = self._trainee.lr or training.lr
         self._plain = optimisers.optimiser(list(self.learning.values()), training, self._lr)
         if self._trainee.kept is not None:
@@ -312,7 +313,10 @@ class _Learner:
         at, base = self._trainee.at, self.base
         if at is None or base is None:
             return None
-        mine, theirs = map(_named, (self.student, base.student))
+        mine, theirs = (
+            {name: parameters[name] for name in self._blended}
+            for parameters in map(_named, (self.student, base.student))
+        )
         blend = at.of(mine, theirs)
         if self._moved is not None:
             blend = moved(blend, mine, theirs, self._moved)

@@ -10,7 +10,7 @@ from torch import nn
 
 from fedkd.errors import FedkdError
 from fedkd.random import global_draws
-from fedkd.students import named_blocks, part_names, selected
+from fedkd.students import cut_index, named_blocks, part_names, selected
 from fedkd.students.build import TORCH_ONLY
 
 
@@ -41,6 +41,16 @@ def learning_names(student: nn.Module, part: tuple[str, ...]) -> list[str]:
         return names
     wanted = set(part_names(student, part))
     return [name for name in names if name in wanted]
+
+
+def names_above(student: nn.Sequential, cut: str) -> list[str]:
+    """Names of the parameters above ``cut``, of all if it is empty; shared ones under each name."""
+    blocks = list(named_blocks(student))[cut_index(student, cut) if cut else 0 :]
+    return [
+        f"{name}.{inner}"
+        for name, block in blocks
+        for inner, _ in block.named_parameters(remove_duplicate=False)
+    ]
 
 
 def learning_state(student: nn.Sequential, part: tuple[str, ...]) -> list[str]:

@@ -660,6 +660,11 @@ def test_what_measure_asks_for_has_keys_of_its_own(complaint):
     assert "begins with 'measure_'" in complaint(measure=learning(Predict()))
 
 
+def test_a_student_that_is_built_on_another_is_refused_under_dp_sgd(complaint):
+    line = complaint("training.dp.noise_multiplier=1", learn=learning(*built(Blend("own"))))
+    assert re.search(r"'twin': at: it is not allowed with training\.dp\.noise_multiplier = 1", line)
+
+
 def test_a_term_that_draws_from_nothing_is_a_line(complaint):
     found = complaint("data.test.fraction=0", learn=learning(Fit(terms=(CrossEntropy(on="own"),))))
     assert "CrossEntropy: on = 'own' has no samples" in found
