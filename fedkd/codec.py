@@ -19,6 +19,7 @@ from fedkd.arrays import Array
 from fedkd.work import (
     Assignment,
     Contrast,
+    Count,
     CrossEntropy,
     Delta,
     Evaluate,
@@ -47,7 +48,7 @@ KINDS: dict[str, type] = {
     for kind in (
         *(Samples, Rows, Quantised, Delta, Head, CrossEntropy, Soft, Prototype, Contrast),
         *(Proximal, Linear, Peer),
-        *(Fit, Predict, Represent, Select, Hold, Load, Share, Evaluate, Expose),
+        *(Fit, Predict, Represent, Select, Count, Hold, Load, Share, Evaluate, Expose),
     )
 }
 

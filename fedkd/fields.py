@@ -17,6 +17,7 @@ from fedkd.options import MOST, MOST_EPOCHS
 from fedkd.work import (
     SOURCES,
     Contrast,
+    Count,
     CrossEntropy,
     Delta,
     Encoding,
@@ -43,7 +44,7 @@ from fedkd.work import (
     Term,
 )
 
-STEPS = (Fit, Predict, Represent, Select, Hold, Load, Share, Evaluate, Expose)
+STEPS = (Fit, Predict, Represent, Select, Count, Hold, Load, Share, Evaluate, Expose)
 TERMS = (CrossEntropy, Soft, Prototype, Contrast, Proximal, Linear)
 DTYPES = {
     *(torch.float16, torch.float32, torch.float64, torch.bool),
@@ -283,6 +284,7 @@ FIELDS: dict[type, dict[str, Allowed]] = {
         "student": NAME,
     },
     Select: {"on": SOURCE, "width": POSITIVE, "quantile": SHARE, "key": NAME},
+    Count: {"on": SOURCE, "key": NAME},
     Hold: {
         "student": Allowed(
             lambda value: type(value) is str and value not in ("", "own") and ":" not in value,

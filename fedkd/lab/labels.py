@@ -18,7 +18,7 @@ from fedkd.lab.findings import LABELS, Evidence, over_rounds
 from fedkd.lab.models import architecture, loaded, over_all_classes
 from fedkd.lab.worlds import Sent
 from fedkd.training import predict
-from fedkd.work import Parameters, Predict, Select
+from fedkd.work import Count, Parameters, Predict, Select
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,8 @@ class LabelGuesses:
 
         if isinstance(value, Tensor) and isinstance(step, Predict):
             value = over_all_classes(worker, value, step.on)
+        if isinstance(value, Tensor) and isinstance(step, Count):
+            value = {"count": value}
         found = infer_label_distribution({step.key: value}, laws, worker.data.task.classes)
         if found is not None:
             by_client = self._guesses.setdefault((sent.place, found.how), {})

@@ -63,10 +63,11 @@ ATTACKED = {
 """What each method sends, the attacks on it, and what label distributions are read from."""
 BESIDE = {
     "fedcache": {"Predict logits": set()},
+    "fedhkd": {"Predict class_labels": MEANS, "Share parameters": WHOLE},
     "selectivefd": {"Select selected": {"selected among the nearest"}},
 }
 """What a method sends beside it, and the attacks on that."""
-READ_BESIDE = {"fedcache": {"logits"}}
+READ_BESIDE = {"fedcache": {"logits"}, "fedhkd": {"parameters"}}
 """What label distributions are read from, of what a method sends beside."""
 
 
