@@ -133,7 +133,7 @@ class FedGen(LGFedAvg):
             cut = self.cuts[self.experiment.architecture(client)]
             made = CrossEntropy(weight, on=Samples(self.made, self.made_labels, cut))
             fit = Fit(terms=(CrossEntropy(), made))
-        return [Load(self.parameters), fit, Count(), Share(self.shared)]
+        return [Load(self.parameters), fit, Share(self.shared), Count()]
 
     def fuse(self, round: int, replies: Replies) -> None:
         """Average the shared blocks, train the generator, and have it generate."""

@@ -34,7 +34,7 @@ def test_without_a_generator_it_is_fedavg_or_lg_fedavg_to_the_bit(shared, other,
 
 def test_clients_learn_from_what_was_generated_once_there_is_something(made):
     strategy = made("fedgen", "strategy.generated=40", "strategy.weight=0.5")
-    _, fit, count, share = strategy.learn(1, 0)
+    _, fit, share, count = strategy.learn(1, 0)
     assert (fit, count) == (Fit(), Count())
     assert set(share.part) == {"fc1", "fc2", "head"}
     strategy.fuse(1, Replies([reply(strategy, 0, [3, 1]), reply(strategy, 1, [1, 0, 5])]))
