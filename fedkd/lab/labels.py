@@ -57,6 +57,8 @@ class LabelGuesses:
         value, self._label_counts = sent.value, worker.data.label_counts()
 
         def laws(given: Parameters) -> Tensor | None:
+            if isinstance(step, Count):  # which no student gives
+                return None
             student = loaded(worker, architecture(worker, sent.client, step.student), given)
             if student is None:
                 return None
