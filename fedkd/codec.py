@@ -21,6 +21,7 @@ from fedkd.work import (
     Assignment,
     Blend,
     Contrast,
+    Count,
     CrossEntropy,
     Evaluate,
     Expose,
@@ -48,7 +49,7 @@ KINDS: dict[str, type] = {
     for kind in (
         *(Samples, Rows, Quantised, Delta, LowRank, Head, Prior, CrossEntropy, Soft, Feature),
         *(Contrast, Proximal, Linear, Blend, Peer),
-        *(Fit, Predict, Represent, Select, Hold, Load, Share, Evaluate, Expose),
+        *(Fit, Predict, Represent, Select, Count, Hold, Load, Share, Evaluate, Expose),
     )
 }
 

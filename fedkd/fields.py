@@ -19,6 +19,7 @@ from fedkd.work import (
     SOURCES,
     Blend,
     Contrast,
+    Count,
     CrossEntropy,
     Evaluate,
     Expose,
@@ -43,7 +44,7 @@ from fedkd.work import (
     Term,
 )
 
-STEPS = (Fit, Predict, Represent, Select, Hold, Load, Share, Evaluate, Expose)
+STEPS = (Fit, Predict, Represent, Select, Count, Hold, Load, Share, Evaluate, Expose)
 TERMS = (CrossEntropy, Soft, Feature, Contrast, Proximal, Linear)
 DTYPES = {
     *(torch.float16, torch.float32, torch.float64, torch.bool),
@@ -299,6 +300,7 @@ FIELDS: dict[type, dict[str, Allowed]] = {
         "student": NAME,
     },
     Select: {"on": SOURCE, "width": POSITIVE, "quantile": SHARE, "key": NAME},
+    Count: {"on": SOURCE, "key": NAME},
     Hold: {
         "student": Allowed(
             lambda value: type(value) is str and value not in ("", "own") and ":" not in value,

@@ -12,6 +12,7 @@ does not is left out of the round, whatever the method and the engine.
 either, a class       ``mean`` ``(C, d)`` float32, 0 where there are no samples, and ``count``
                       ``(C,)`` int64, which add up to the samples
 ``Select``            ``(M,)`` bool
+``Count``             ``(C,)`` int64, which add up to the samples
 ``Share``             the arrays of the asked blocks of the client's student, as these are
 ``Fit``               a loss, finite; what a trial undoes may have diverged
 ``Evaluate``          accuracy and calibration error in 0 to 1, loss at least 0, perplexity at
@@ -41,6 +42,7 @@ from fedkd.shapes import Shapes
 from fedkd.work import (
     Assignment,
     Contrast,
+    Count,
     CrossEntropy,
     Evaluate,
     Expose,
@@ -141,6 +143,12 @@ class Contract:
                     rows = self.shapes.rows(step.on, assignment.client)
                     chosen = Form((rows,), torch.bool, _anything)
                     reason = _misfit(values.pop(step.key, None), chosen, step.key)
+                elif isinstance(step, Count):
+                    law = _adding_up(
+                        self.shapes.rows(step.on, assignment.client), self.shapes.task.tokens
+                    )
+                    counts = Form((self.shapes.classes,), torch.int64, law)
+                    reason = _misfit(values.pop(step.key, None), counts, step.key)
                 elif isinstance(step, Predict | Represent | Share | Expose):
                     form = self.form(step, assignment.client, models[step.student], trial)
                     reason = _misfit(values.pop(step.key, None), form, step.key)
@@ -330,14 +338,25 @@ def _of_classes(
 ) -> Callable[[Mapping[str, Tensor], str], str | None]:
     def law(arrays: Mapping[str, Tensor], key: str) -> str | None:
         mean, held = arrays["mean"], arrays["count"] > 0
-        total = int(arrays["count"].sum())
-        if rows is not None and (total > rows or (total < rows and not some)):
-            return f"{key}: the counts add up to {total}, and there are {rows} samples"
+        if reason := _total(arrays["count"], key, rows, some):
+            return reason
         if bool(mean[~held].any()):
             return f"{key}: the mean of a class without samples is not 0"
         return probable(mean[held], f"{key}: means") if probabilities else None
 
     return law
+
+
+def _total(counts: Tensor, key: str, rows: int | None, some: bool) -> str | None:
+    """Why counts do not add up to ``rows``, or to less where ``some`` are of no class."""
+    total = int(counts.sum())
+    if rows is not None and (total > rows or (total < rows and not some)):
+        return f"{key}: the counts add up to {total}, and there are {rows} samples"
+    return None
+
+
+def _adding_up(rows: int | None, some: bool) -> Law:
+    return lambda array, name: _counts(array, name) or _total(array, name, rows, some)
 
 
 def _misfit(value: Any, form: Form | Group, key: str) -> str | None:

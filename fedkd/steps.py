@@ -26,6 +26,7 @@ from fedkd.shapes import Shapes, Student
 from fedkd.source_checks import SourceChecker
 from fedkd.terms import Learner, Seen, check_above, check_fit, check_together
 from fedkd.work import (
+    Count,
     Evaluate,
     Expose,
     Fit,
@@ -42,13 +43,13 @@ from fedkd.work import (
     Step,
 )
 
-SENDS = (Predict, Represent, Select, Share)
+SENDS = (Predict, Represent, Select, Count, Share)
 """Steps that send arrays."""
 ALLOWED = {
-    "learn": (Fit, Predict, Represent, Select, Hold, Load, Share, Evaluate),
-    "receive": (Fit, Predict, Represent, Select, Hold, Load, Share, Evaluate),
+    "learn": (Fit, *SENDS, Hold, Load, Evaluate),
+    "receive": (Fit, *SENDS, Hold, Load, Evaluate),
     "deploy": (Fit, Hold, Load, Evaluate),
-    "measure": (Fit, Predict, Represent, Select, Hold, Load, Share, Evaluate),
+    "measure": (Fit, *SENDS, Hold, Load, Evaluate),
     "score": (Fit, Hold, Load, Evaluate),
 }
 """The steps that each hook may return. What ``deploy`` and ``score`` make is undone, and nobody
@@ -195,6 +196,9 @@ class Checker:
         if isinstance(step, Select):
             self._select(hook, step, client)
             return
+        if isinstance(step, Count):
+            self._count(hook, step, client)
+            return
         _known(step, models)
         student = partial(self.shapes.student, models[step.student])
         if isinstance(step, Load):
@@ -250,6 +254,16 @@ class Checker:
             raise FedkdError(
                 f"Select is not allowed with data.dataset = {experiment.data.dataset!r}: between "
                 "texts it knows no distance"
+            )
+        if hook in ("learn", "receive"):
+            self._release(step)
+
+    def _count(self, hook: str, step: Count, client: int) -> None:
+        self._sources.check("Count", step.on, client)
+        if not self.shapes.labelled(step.on):
+            raise FedkdError(
+                f"Count: the samples of {source_name(step.on)} have no labels (the transfer set "
+                "never has)"
             )
         if hook in ("learn", "receive"):
             self._release(step)
@@ -407,7 +421,7 @@ def names_of(steps: Sequence[Step]) -> Iterator[tuple[str, str]]:
         elif isinstance(step, Evaluate):
             for name in ("accuracy", "loss", "ece", "perplexity"):
                 yield "metric", f"{step.key}_{name}"
-        elif isinstance(step, Predict | Represent | Select | Share | Expose):
+        elif isinstance(step, Predict | Represent | Select | Count | Share | Expose):
             yield "array", step.key
 
 

@@ -281,6 +281,18 @@ class Select:
 
 
 @dataclass(frozen=True)
+class Count:
+    """How many samples of each class a source has; of text, tokens that are to be said.
+
+    Replies with the array ``key`` of shape ``(C,)``, int64. It speaks of private samples, and no
+    noise is on it.
+    """
+
+    on: Source = "private"
+    key: str = "label_counts"
+
+
+@dataclass(frozen=True)
 class Hold:
     """Have a student called ``student`` from here on; one that the client has stays as it is.
 
@@ -352,7 +364,9 @@ class Expose:
     student: str = "own"
 
 
-Step = Fit | Predict | Represent | Select | Hold | Load | Share | Evaluate | Expose
+Sending = Predict | Represent | Select | Count | Share
+"""Steps that send arrays."""
+Step = Fit | Sending | Hold | Load | Evaluate | Expose
 
 # --- what travels ---------------------------------------------------------------------------
 

@@ -78,7 +78,7 @@ class APFL(FedAvg):
         super().fuse(round, replies)
         rate, slopes = self.options.alpha_lr, torch.zeros(len(replies))
         if rate:
-            slopes = replies.metrics("personal_loss_slope")
+            slopes = replies.metric("personal_loss_slope")
         for client, slope in zip(replies.clients, slopes.tolist(), strict=True):
             alpha = self.alphas.get(client, self.options.alpha)
             self.alphas[client] = min(1.0, max(0.0, alpha - rate * slope))

@@ -134,8 +134,8 @@ class KnowledgeStrategy(Rounds, base=True):
         """Steps of local learning and of giving knowledge.
 
         Called in phase 1 for each client that takes part and has not dropped out. What the steps
-        send (``Predict``, ``Represent``, ``Select``, ``Share``) is in :meth:`fuse`'s replies, by
-        the steps' keys; no two steps may have the same.
+        send (``Predict``, ``Represent``, ``Select``, ``Count``, ``Share``) is in :meth:`fuse`'s
+        replies, by the steps' keys; no two steps may have the same.
         """
         return [Fit()]
 

@@ -51,7 +51,7 @@ class LGFedAvg(FedAvg):
                 f"strategy.shared_blocks = {count} is not allowed: {model} has {len(blocks)} "
                 f"blocks ({', '.join(blocks)})"
             )
-        names = students.part_names(student, blocks[-count:])
+        names = students.part_names(student, blocks[-count:] if count else blocks)
         return {name: student.state_dict()[name].contiguous() for name in names}
 
     def learn(self, round: int, client: int) -> Sequence[Step]:

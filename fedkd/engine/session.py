@@ -44,6 +44,7 @@ from fedkd.work import (
     SOURCES,
     Assignment,
     Contrast,
+    Count,
     CrossEntropy,
     Evaluate,
     Expose,
@@ -56,6 +57,7 @@ from fedkd.work import (
     Represent,
     Samples,
     Select,
+    Sending,
     Share,
     Soft,
     Source,
@@ -87,6 +89,9 @@ class Session:
             return
         if isinstance(step, Select):
             self.select(step)
+            return
+        if isinstance(step, Count):
+            self.count(step)
             return
         if isinstance(step, Fit):
             self.fit(step, phase)
@@ -341,7 +346,7 @@ class Session:
 
     def give(
         self,
-        step: Predict | Represent | Select | Share,
+        step: Sending,
         value: Tensor | Parameters,
         items: int,
         **details: Any,
@@ -442,6 +447,15 @@ class Session:
         draw = generator(seed, "select", client)
         selected = alike(inputs, own, step.width, step.quantile, draw)
         self.give(step, selected.cpu(), len(selected))
+
+    def count(self, step: Count) -> None:
+        """Give out how many samples there are of each class."""
+        labels = item_labels(self.samples(step.on))
+        if labels is None:
+            raise FedkdError("Count: the samples have no labels (the transfer set never has)")
+        classes = self.clients.data.task.classes
+        counts = labels[labels >= 0].bincount(minlength=classes)
+        self.give(step, counts.cpu(), classes)
 
     def load(self, step: Load, student: nn.Sequential) -> None:
         """Take in parameters."""

@@ -18,7 +18,7 @@ from fedkd.lab.findings import LABELS, Evidence, over_rounds
 from fedkd.lab.models import architecture, loaded, over_all_classes
 from fedkd.lab.worlds import Sent
 from fedkd.training import predict
-from fedkd.work import Parameters, Predict, Select
+from fedkd.work import Count, Parameters, Predict, Select
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,8 @@ class LabelGuesses:
         value, self._label_counts = sent.value, worker.data.label_counts()
 
         def laws(given: Parameters) -> Tensor | None:
+            if isinstance(step, Count):  # which no student gives
+                return None
             student = loaded(worker, architecture(worker, sent.client, step.student), given)
             if student is None:
                 return None
@@ -64,6 +66,8 @@ class LabelGuesses:
 
         if isinstance(value, Tensor) and isinstance(step, Predict):
             value = over_all_classes(worker, value, step.on)
+        if isinstance(value, Tensor) and isinstance(step, Count):
+            value = {"count": value}
         found = infer_label_distribution({step.key: value}, laws, worker.data.task.classes)
         if found is not None:
             by_client = self._guesses.setdefault((sent.place, found.how), {})

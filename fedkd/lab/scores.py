@@ -29,6 +29,7 @@ from fedkd.lab.worlds import Sent
 from fedkd.students import named_blocks
 from fedkd.training import on_all_items, predict, represent
 from fedkd.work import (
+    Count,
     Parameters,
     Predict,
     Represent,
@@ -67,7 +68,7 @@ class Reference:
         """Take in what the server's own run has where ``sent`` was sent."""
         step, here = sent.step, (sent.client, sent.round, sent.place)
         self.last[sent.client, sent.place] = sent.round
-        if isinstance(step, Select):
+        if isinstance(step, Select | Count):
             return
         if isinstance(step, Share):
             state = worker.parameters(sent.client, step.student)
@@ -109,6 +110,8 @@ def scores(worker: Worker, sent: Sent, records: Samples, reference: Reference) -
     step = sent.step
     if isinstance(step, Share):
         return _by_parameters(worker, sent, records, reference)
+    if isinstance(step, Count):
+        return _by_counts(sent, records)
     if isinstance(step, Select):
         return _by_selection(worker, sent, records)
     if isinstance(sent.value, Tensor):
@@ -181,6 +184,15 @@ def _by_selection(worker: Worker, sent: Sent, records: Samples) -> Scores:
     apart = torch.cdist(records.inputs.flatten(1), samples.flatten(1)).cpu()
     near = apart.topk(min(NEAREST, len(samples)), 1, largest=False).indices
     return {"selected among the nearest": sent.value[near].double().mean(1).numpy()}
+
+
+def _by_counts(sent: Sent, records: Samples) -> Scores:
+    """How many samples of a record's class there are."""
+    assert isinstance(sent.value, Tensor)
+    assert records.labels is not None
+    if records.labels.dim() > 1:  # a record of text has many tokens
+        return {}
+    return {"count": sent.value.double()[records.labels].numpy()}
 
 
 def _by_class_means(sent: Sent, records: Samples, reference: Reference) -> Scores:

@@ -20,15 +20,7 @@ from fedkd.experiment import Experiment
 from fedkd.privacy.ledger import SENDING, Aggregate
 from fedkd.privacy.release import applies
 from fedkd.records import AGGREGATE, HELD
-from fedkd.work import (
-    Assignment,
-    Parameters,
-    Predict,
-    Reply,
-    Represent,
-    Select,
-    Share,
-)
+from fedkd.work import Assignment, Parameters, Predict, Reply, Sending, Share
 
 """Begins the places of what a trusted server makes of what clients send."""
 
@@ -43,7 +35,7 @@ class Sent:
 
     client: int
     round: int
-    step: Predict | Represent | Select | Share
+    step: Sending
     value: Tensor | Parameters
     aggregate: bool = False
 
@@ -73,7 +65,7 @@ class WatchedWorker(Worker):
     ) -> None:
         super().__init__(experiment, data, world)
         self.listener = listener
-        self.asked: dict[tuple[int, str], Predict | Represent | Select | Share] = {}
+        self.asked: dict[tuple[int, str], Sending] = {}
         """Steps that send something, by client and key, as they were last asked for."""
         self.sends_late = False
         """Whether something was sent after fusion, which in the last round is to be waited for."""
@@ -109,7 +101,7 @@ class WatchedWorker(Worker):
     def _decoded(
         self,
         assignment: Assignment,
-        step: Predict | Represent | Select | Share,
+        step: Sending,
         value: Tensor | Parameters,
     ) -> Tensor | Parameters:
         """What the server sees of what a client has sent."""

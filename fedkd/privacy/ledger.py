@@ -33,6 +33,7 @@ from fedkd.replies import DP
 from fedkd.shapes import Shapes
 from fedkd.work import (
     Assignment,
+    Count,
     Fit,
     Hold,
     Load,
@@ -44,6 +45,7 @@ from fedkd.work import (
     Rows,
     Samples,
     Select,
+    Sending,
     Share,
     Source,
     Step,
@@ -51,7 +53,7 @@ from fedkd.work import (
 )
 
 Line = dict[str, Any]
-SENDING = (Predict, Represent, Select, Share)
+SENDING = (Predict, Represent, Select, Count, Share)
 """Steps that give something out."""
 SIDE = {"samples": "Samples", "metrics": "Metrics", "record": "Record"}
 """What a method may look at beside what is sent, and the step that it is in the ledger."""
@@ -201,9 +203,7 @@ class Ledger:
                 entry["dp_training"] = steps
             self.releases.append(entry)
 
-    def _as_asked(
-        self, step: Predict | Represent | Select | Share, assignment: Assignment
-    ) -> Release:
+    def _as_asked(self, step: Sending, assignment: Assignment) -> Release:
         """The line of what was asked, where the client says nothing of it that can be trusted."""
         rows = 1 if isinstance(step, Share) else self._items(step.on, assignment.client)
         line = Release(assignment.round, assignment.client, type(step).__name__, step.key, rows)

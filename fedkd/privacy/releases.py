@@ -16,7 +16,7 @@ class Release:
     ``client`` is None where the server releases something: what it has made of what ``clients``
     sent under ``key``. ``step`` is then ``Average``, of parameters, with ``clip`` their clipping
     norm and ``rho`` for zero-out neighbours, or ``Aggregate``, of labels. Of a client it is
-    ``Predict``, ``Represent``, ``Select`` or ``Share``; where an epsilon is claimed also
+    ``Predict``, ``Represent``, ``Select``, ``Count`` or ``Share``; where an epsilon is claimed also
     ``Samples``, ``Metrics``, ``Record`` or ``Failure``, what the server learnt or acted on beside
     what was sent (see :meth:`fedkd.privacy.ledger.Ledger.used`), or ``Resumed``, what a run that
     was interrupted released and no line tells of. ``items`` is the number of released rows.
@@ -88,12 +88,13 @@ class Release:
             raise FedkdError(f"{dict(line)!r} is not a line of releases: {error}") from error
 
 
-SENT = ("Predict", "Represent", "Select", "Share")
+SENT = ("Predict", "Represent", "Select", "Count", "Share")
 WHAT = {
     "Predict": "labels",
     "Aggregate": "labels",
     "Represent": "representations",
     "Select": "choices by private samples",
+    "Count": "label counts",
     "Share": "parameters",
     "Samples": "numbers of samples",
     "Metrics": "losses or accuracies",

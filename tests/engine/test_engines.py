@@ -33,7 +33,7 @@ def running(word):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["fedavg", "fedmd", "fedkd-svd", "knfu", "scarlet"])
+@pytest.mark.parametrize("name", ["fedavg", "fedmd", "fedgen", "fedkd-svd", "knfu", "scarlet"])
 def test_inline_and_flower_agree_bit_for_bit(name, small, tmp_path):
     overrides = [f"strategy.name={name}", "rounds=3", "participation=0.75", ALONE]
     if name in ("knfu", "fedmd"):

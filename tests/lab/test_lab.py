@@ -64,6 +64,7 @@ ATTACKED = {
     "feddistill": ("Predict class_logits", MEANS, "counts"),
     "fedproto": ("Represent prototypes", MEANS, "counts"),
     "fedtgp": ("Represent prototypes", MEANS, "counts"),
+    "fedgen": ("Share parameters", WHOLE, "parameters"),
     "fedhkd": ("Represent features", MEANS, "counts"),
     "fedgh": ("Represent representations", MEANS, "counts"),
     "fedcache": ("Represent hashes", ROWS, "labels"),
@@ -73,10 +74,12 @@ ATTACKED = {
 """What each method sends, the attacks on it, and what label distributions are read from."""
 BESIDE = {
     "fedcache": {"Predict logits": set()},
+    "fedgen": {"Count label_counts": {"count"}},
+    "fedhkd": {"Predict class_labels": MEANS, "Share parameters": WHOLE},
     "selectivefd": {"Select selected": {"selected among the nearest"}},
 }
 """What a method sends beside it, and the attacks on that."""
-READ_BESIDE = {"fedcache": {"logits"}}
+READ_BESIDE = {"fedcache": {"logits"}, "fedgen": {"counts"}, "fedhkd": {"parameters"}}
 """What label distributions are read from, of what a method sends beside."""
 
 

@@ -19,7 +19,7 @@ from fedkd.privacy.releases import Release
 from fedkd.strategies.base import KnowledgeStrategy
 from fedkd.strategies.swing import Swing
 from fedkd.summaries import exposure, exposures
-from fedkd.work import Predict, Represent, Select, Share
+from fedkd.work import Predict, Sending
 
 ALL = registry.names("strategies")
 SENDERS = ["comet", "dsfl", "fedmd", "knfu", "ktpfl", "swing", "uniform"]
@@ -66,7 +66,7 @@ def sent(monkeypatch):
 
     def listening(self, assignment):
         for step in assignment.steps:
-            if isinstance(step, Predict | Represent | Select | Share):
+            if isinstance(step, Sending):
                 found[assignment.round, assignment.client, type(step).__name__, step.key] += 1
         return perform(self, assignment)
 
