@@ -48,7 +48,8 @@ class LowRank:
     What is factorised is what has changed since the same assignment loaded them; all of them where
     it did not. The rank is the least that holds ``energy``, a share of the sum of the squares of
     the singular values (FedKD: Wu et al. 2022). A convolution's kernel is a matrix of its outputs
-    and all else. What has one dimension, and what would not get smaller, travels as it is.
+    and all else. What has one dimension, and what would not get smaller, travels as it is, and at
+    an energy of 1 everything does.
     """
 
     energy: float

@@ -269,7 +269,8 @@ def factorised(parameters: Parameters, how: LowRank, known: Parameters) -> Param
     arrays = {}
     for name, value in parameters.items():
         pair = None
-        if value.is_floating_point() and value.dim() > 1 and value.numel():
+        matrix = value.is_floating_point() and value.dim() > 1 and value.numel()
+        if matrix and how.energy < 1:
             change = value.double() - known[name].double() if name in known else value.double()
             pair = _thin(change.flatten(1), how.energy)
         if pair is None or sum(each.numel() for each in pair) >= value.numel():
@@ -283,10 +284,13 @@ def _thin(matrix: Tensor, energy: float) -> tuple[Tensor, Tensor] | None:
     """Two matrices ``(m, r)`` and ``(r, n)`` whose product is nearest to ``matrix``; r >= 1."""
     if not bool(matrix.isfinite().all()):
         return None
-    left, sizes, right = torch.linalg.svd(matrix, full_matrices=False)
-    held = sizes.square().cumsum(0)
-    rank = min(int((held < energy * held[-1]).sum()) + 1, len(sizes))
-    return left[:, :rank] * sizes[:rank], right[:rank]
+    wide = matrix.shape[0] <= matrix.shape[1]
+    # Of the smaller side alone: a tenth of the time of a decomposition of the matrix itself.
+    squares, vectors = torch.linalg.eigh(matrix @ matrix.mT if wide else matrix.mT @ matrix)
+    held = squares.flip(0).clamp_min(0).cumsum(0)
+    rank = min(int((held < energy * held[-1]).sum()) + 1, len(squares))
+    kept = vectors.flip(1)[:, :rank]
+    return (kept, kept.mT @ matrix) if wide else (matrix @ kept, kept.mT)
 
 
 def multiplied(arrays: object, wanted: Forms, known: Parameters) -> Parameters:

@@ -11,8 +11,8 @@ are averaged. How much they teach goes by how well they do on the batch at hand:
                alone, as few as hold a share T of the sum of their squares; sent
     server     mentee = mentee + sum_n samples_n / samples * change_n
 
-T rises from ``energy_start`` in the first round to ``energy_end`` in the last. U Sigma is sent as
-one matrix, and a matrix as it is where that is smaller.
+T rises from ``energy_start`` in the first round to ``energy_end`` in the last. Sigma goes into one
+of the two others, and a matrix as it is where that is smaller.
 
 Departures: what is factorised is the change of a round, not the gradient of a step. The server
 sends the mentee as it is, where the paper factorises the mean of the gradients again. No gradient

@@ -59,6 +59,24 @@ def test_what_is_lost_is_no_more_than_the_energy_that_is_not_sent(energy):
     assert nbytes(arrays) == 4 * 100 * arrays["w.left"].shape[1] < nbytes(value)
 
 
+@pytest.mark.parametrize("shape", [(12, 40), (40, 12)])
+def test_what_travels_is_the_singular_value_decomposition_cut_off(shape):
+    value = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+    arrays = factorised({"w": value}, LowRank(0.4), {})
+    rank = arrays["w.left"].shape[1]
+    left, sizes, right = torch.linalg.svd(value.double(), full_matrices=False)
+    nearest = (left[:, :rank] * sizes[:rank]) @ right[:rank]
+    received = multiplied(arrays, forms({"w": value}), {})["w"]
+    torch.testing.assert_close(received, nearest.float(), atol=1e-5, rtol=0)
+    shares = sizes.square().cumsum(0) / sizes.square().sum()
+    assert shares[rank - 2] < 0.4 <= shares[rank - 1]
+
+
+def test_at_full_energy_nothing_is_factorised():
+    value = {"w": with_singular_values(8.0, 1.0).float()}
+    assert factorised(value, LowRank(1.0), {})["w"] is value["w"]
+
+
 def test_convolutions_are_matrices_of_their_outputs():
     draw = torch.Generator().manual_seed(0)
     flat = torch.randn(16, 1, generator=draw) @ torch.randn(1, 72, generator=draw)
@@ -144,7 +162,6 @@ def test_an_attack_is_shown_what_the_server_sees(cohort, small):
 
 
 def test_with_all_energy_fedkd_has_the_numbers_of_whole_mentees(small, tmp_path, monkeypatch):
-    """Full rank is never smaller, so mentees travel as they are."""
     full = ("strategy.energy_start=1", "strategy.energy_end=1")
     one = run(small(*KD, *full), tmp_path / "one")
     monkeypatch.setattr("fedkd.strategies.fedkd_svd.LowRank", lambda energy: None)
