@@ -594,7 +594,6 @@ def test_only_the_coefficients_of_those_present_move(play, labels):
         ("fml", "strategy.shared_model=cnn2"),
         ("fedkd-svd", "strategy.shared_model=cnn2"),
         ("fedkd-svd", "strategy.energy_start=0.5"),
-        ("fedkd-svd", "strategy.energy_end=0.5"),
         ("feddf", "strategy.server_epochs=1"),
         ("feddf", "server.lr=0.01"),
         ("feddf", "server.batch_size=16"),
