@@ -2,7 +2,7 @@
 
 Clients send class means of their representations; the server trains one head on all of them, which
 takes the place of everybody's. Bodies stay where they are and may be of any architecture, as long
-as their representations have one size::
+as their representations have one size, which ``student.representation`` gives all::
 
     client n   w_n = (own body B_n, global head H), trained together on private data
                R_n[c] = mean of B_n(x) over its samples of class c, for the classes it holds;  sent

@@ -13,7 +13,8 @@ Departures: the mean is weighted by counts, without the further division by the 
 the paper's equation; the distance is the mean over features of the squared difference.
 
 A round's prototypes come from those who took part in it; a class that none of them holds keeps its
-last one, and a class that nobody ever held has none (a row of NaN).
+last one, and a class that nobody ever held has none (a row of NaN). Students may be of any
+architecture whose representations have one size, which ``student.representation`` gives all.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """LG-FedAvg: Liang, Liu, Liu, Allen, Auerbach, Brent, Salakhutdinov & Morency, 2020 (2001.01523).
 
 Local and global: the mirror of FedPer. The representation stays with the client and the head above
-it is averaged, so that clients may have bodies of their own::
+it is averaged, so that clients may have bodies of their own, below heads of the same shapes, which
+``student.representation`` gives all::
 
     client n   w_n = (own body, global head h), trained together on private data;  h_n, sent
     server     h   = sum_n samples_n / samples * h_n
