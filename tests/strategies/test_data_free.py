@@ -87,7 +87,7 @@ def test_representations_of_different_sizes_are_refused_before_round_1(small, tm
     experiment = small("strategy.name=fedproto", "student.models=['cnn2', 'mlp']")
     line = (
         r"student\.models = \['cnn2', 'mlp'\] is not allowed with strategy\.name = 'fedproto': it "
-        r"averages .* have 512 \(cnn2 at fc1\), 200 \(mlp at fc2\)$"
+        r"averages .* have 512 \(cnn2 at fc1\), 200 \(mlp at fc2\); student\.representation gives "
     )
     with pytest.raises(FedkdError, match=line) as failure:
         run(experiment, tmp_path / "run")
