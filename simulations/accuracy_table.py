@@ -63,15 +63,18 @@ def accuracies(
         if there:
             heads.append(f"{tests}, named")
             cells.append([_joined(there, row) for row in range(len(first.rows))])
-    scored = headlines(frame) if HEADLINE in frame else ""
+    # The other stage has no column here: both are shown of each method.
+    scored = headlines(frame).partition(" The other stage")[0] if HEADLINE in frame else ""
     _, _, rest = first.caption.partition(";")
+    compared = any(entry.best for entry in cells[0] if entry is not None)
+    told = " What difference would be told is said of the first column." * compared
     return replace(
         first,
         columns=tuple(heads),
         cells=tuple(zip(*cells, strict=True)),
         value=EVERY,
         caption=f"Test accuracy, mean over clients, in {first.unit}, on clients' own and on the "
-        f"common test set, after fusion and after local training;{rest} {scored} Named are "
+        f"common test set, after fusion and after local training;{rest}{told} {scored} Named are "
         "students that a method tests beside the clients' own, after fusion.",
     )
 

@@ -48,7 +48,12 @@ class Section:
 
 
 SECTIONS = {
-    "field": Section("method", "", (EVERY, *COST), (Picture("pareto", each=("data",)),)),
+    "field": Section(
+        "method",
+        "",
+        (EVERY, *COST),
+        (Picture("pareto", {"metric": "headline_accuracy"}, each=("data",)),),
+    ),
     "knfu-heterogeneity": Section(
         "method",
         "data.alpha",
