@@ -104,6 +104,13 @@ def registered(group: str) -> list[str]:
     return sorted(name for kind, name in _added if kind == group)
 
 
+def shipped(group: str) -> list[str]:
+    """Names in ``group`` of what comes with fedkd, sorted; nothing is imported for it."""
+    return sorted(
+        name for name, point in _points(group).items() if point.module.startswith("fedkd.")
+    )
+
+
 def ships(thing: Any) -> bool:
     """Whether a class or function is fedkd's own, and nobody else's."""
     return str(thing.__module__).partition(".")[0] == "fedkd"

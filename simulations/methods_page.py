@@ -33,11 +33,7 @@ ARXIV = re.compile(r"(?<![\d.])(?:arXiv )?(\d{4}\.\d{5})")
 
 def page() -> str:
     """Every method that comes with fedkd, as Markdown."""
-    names = [
-        name
-        for name in registry.names("strategies")
-        if registry.ships(registry.load("strategies", name))
-    ]
+    names = registry.shipped("strategies")
     links = "\n".join(
         f"- [`{name}`](#{name}): {_first_line(registry.load('strategies', name))}" for name in names
     )

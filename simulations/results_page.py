@@ -25,6 +25,7 @@ from fedkd.escaping import code, markdown
 from fedkd.plots.style import styled
 from fedkd.results import Run
 from fedkd.simulations import leakage, table_formats, tables
+from fedkd.simulations.accuracy_table import EVERY, accuracies
 from fedkd.simulations.answers import Answer, answers, listed, run_missing, section
 from fedkd.simulations.captions import direction
 from fedkd.simulations.cells import ARM, SEED, Cell, Label, Suite, panels, where
@@ -211,7 +212,7 @@ def _tables(suite: Suite, shown: Section) -> Iterator[str]:
         for axis, label in labels.items():
             here = here[here[axis] == label]
         for value in shown.values:
-            if value in here and here[value].notna().any():
+            if value == EVERY or (value in here and here[value].notna().any()):
                 yield _table(suite, here, shown, value, labels)
 
 
@@ -235,9 +236,13 @@ def _leaks(suite: Suite) -> Iterator[str]:
 def _table(
     suite: Suite, here: DataFrame, shown: Section, value: str, labels: Mapping[str, Any]
 ) -> str:
-    made = tables.table(here, shown.rows, shown.columns, value, best=direction(value))
+    columns = [shown.columns] if shown.columns else []
+    if value == EVERY:
+        made = accuracies(here, shown.rows)
+    else:
+        made = tables.table(here, shown.rows, columns, value, best=direction(value))
     words = ["fedkd", "table", suite.name, "--scale", suite.scale, "--value", value]
-    words += ["--rows", shown.rows, "--columns", shown.columns]
+    words += ["--rows", shown.rows, *(word for axis in columns for word in ("--columns", axis))]
     words += [word for axis, label in labels.items() for word in ("--where", f"{axis}={label}")]
     title = _title(MEASURES.get(value, value.replace("_", " ")), labels)
     return f"#### {title}\n\n{code(shlex.join(words))}\n\n{table_formats.markdown(made)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from fedkd.simulations.accuracy_table import EVERY
 from fedkd.simulations.cells import ARM, SEED, Label
 
 OWN = ("own_accuracy_mean", "own_accuracy_mean_local")
@@ -36,7 +37,8 @@ class Picture:
 class Section:
     """What the page shows of a suite: tables of ``values``, and figures.
 
-    Where rows are ways of release, also a table of what each leaks.
+    Without ``columns`` a table is of one value, or, of ``accuracies``, of all of these side by
+    side. Where rows are ways of release, also a table of what each leaks.
     """
 
     rows: str
@@ -46,6 +48,12 @@ class Section:
 
 
 SECTIONS = {
+    "field": Section(
+        "method",
+        "",
+        (EVERY, *COST),
+        (Picture("pareto", {"metric": "headline_accuracy"}, each=("data",)),),
+    ),
     "knfu-heterogeneity": Section(
         "method",
         "data.alpha",

@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
+from fedkd import registry
 from fedkd.errors import FedkdError, nearest, shown
 from fedkd.experiment import Experiment, Table, changed, settings, validated
 from fedkd.labels import flat
@@ -31,6 +32,8 @@ from fedkd.simulations.shipped import experiment_text
 from fedkd.toml import parse, read_text
 
 MOST_CELLS = 100_000
+ALL = "all"
+"""An axis that is this text has a label for each method that comes with fedkd."""
 
 
 class _Audit(Table):
@@ -125,6 +128,8 @@ def _base(experiment: str, suite: Path) -> dict[str, Any]:
 
 def _axis(name: str, held: Any) -> dict[Label, dict[str, Any]]:
     """The labels of an axis and the keys that each sets."""
+    if held == ALL:
+        return {method: {"strategy.name": method} for method in registry.shipped("strategies")}
     if isinstance(held, list) and held:
         found = {_label(value): {name: value} for value in held}
         if len(found) < len(held):
@@ -140,7 +145,8 @@ def _axis(name: str, held: Any) -> dict[Label, dict[str, Any]]:
                 )
         return {label: flat(keys) for label, keys in held.items()}
     raise FedkdError(
-        f"axes.{name} = {held!r} is not allowed: a list of values is, or a table of labels"
+        f"axes.{name} = {held!r} is not allowed: a list of values is, a table of labels, or "
+        f"{ALL!r} for all methods"
     )
 
 

@@ -11,6 +11,7 @@ from fedkd.errors import FedkdError, nearest
 from fedkd.frames import load_runs
 from fedkd.headline import ACCURACY, OTHER
 from fedkd.simulations import suite
+from fedkd.simulations.accuracy_table import EVERY, accuracies
 from fedkd.simulations.captions import Best, headlines
 from fedkd.simulations.cells import SEED, wanted
 from fedkd.simulations.manifest import MANIFEST
@@ -38,7 +39,8 @@ def of_suite(
     """The table of a suite's finished runs, or of all that lie below a folder.
 
     ``where`` is ``AXIS=LABEL[,LABEL]``. Without a ``value`` it is the headline's accuracy, or own
-    accuracy after fusion where no run has measured a headline. Without ``rows`` they are the
+    accuracy after fusion where no run has measured a headline; ``accuracies`` are all of them side
+    by side, without ``columns``. Without ``rows`` they are the
     methods, or else the first axis that is neither the seed nor in ``columns``.
 
     Raises
@@ -74,6 +76,10 @@ def of_suite(
             )
     if not of_runs:
         _one_label(frame, opened.axes, (*rows, *columns, SEED))
+    if value == EVERY:
+        if columns:
+            raise FedkdError(f"--value {EVERY} has columns of its own: leave --columns out")
+        return accuracies(frame, rows, spread=spread, best=best, test=test, differences=differences)
     made = partial(
         table, frame, rows, columns, spread=spread, best=best, test=test, differences=differences
     )

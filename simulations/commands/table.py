@@ -40,8 +40,8 @@ def table(
     value: Annotated[
         str,
         typer.Option(
-            help="A column of the runs' frame; accuracy where each method's paper scores it, and "
-            "beside it at the other stage, if not given.",
+            help="A column of the runs' frame, or 'accuracies', all of them side by side; accuracy "
+            "where each method's paper scores it, and at the other stage, if not given.",
             show_default=False,
         ),
     ] = "",

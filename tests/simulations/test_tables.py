@@ -562,6 +562,10 @@ def test_an_axis_that_is_neither_named_nor_fixed_is_one_line(runs, fedkd):
         (["--rows", "methods"], "'methods' is not an axis (did you mean 'method'?)"),
         (["--where", "data.alpha=3"], "--where data.alpha=3 is not a label"),
         (["--where", "data.alpha=10", "--value", "accuracy"], "'accuracy' is not a column"),
+        (
+            ["--columns", "data.alpha", "--value", "accuracies"],
+            "--value accuracies has columns of its own: leave --columns out",
+        ),
         (["--scale", "full"], "has no finished run; fedkd suite"),
     ],
 )
@@ -569,6 +573,15 @@ def test_wrong_words_are_one_line(runs, fedkd, words, said):
     code, out, err = fedkd("table", runs, *words)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert said in err
+
+
+def test_accuracies_are_printed_side_by_side(runs, fedkd):
+    words = ("--value", "accuracies", "--where", "data.alpha=10")
+    code, out, _ = fedkd("table", runs, *words)
+    assert code == 0
+    assert re.search(r"^method +as the paper scores it +own, fused", out)
+    assert out.count("70.1 ± 0.3 *") == 2
+    assert fedkd("table", runs, *words, "--format", "csv")[1].count(",accuracies,%,") == 4
 
 
 def test_all_formats_are_printed(runs, fedkd):
