@@ -54,6 +54,7 @@ PLACES = (
     *("scarlet", "cfd"),
     "fedkd-mutual",
     *("scaffold", "feddyn", "moon", "fedntd"),
+    *("fedtgp", "dense"),
 )
 """Only ever add at the end: a name's place is its look in all figures."""
 
