@@ -290,6 +290,7 @@ ALWAYS = {
     *("data.dataset", "data.data_dir", "data.download", "data.clients", "data.partition"),
     *("data.samples_per_client", "data.min_samples", "data.validation_fraction"),
     "student.representation",
+    "data.server_validation",
     *("data.test.fraction", "data.test.common", "data.transfer.size", "student.init"),
     *("training.optimiser", "training.lr", "training.weight_decay", "training.batch_size"),
     *("training.local_epochs", "training.min_steps", "training.dp.noise_multiplier"),

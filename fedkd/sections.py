@@ -84,6 +84,9 @@ class DataTable(Table):
     validation_fraction: float = Field(0.0, ge=0, lt=1)
     """Share of a client's training samples held out for validation: measured as ``validation_*``
     beside ``own_*``, to choose by; a method may draw from them as ``"validation"``."""
+    server_validation: int = Field(0, ge=0, le=MOST)
+    """Samples with labels that the server holds, for methods that validate there; they are taken
+    out before clients get theirs, and are neither trained on nor tests."""
     statistics: Literal["auto", "constants", "public", "private"] = "auto"
     """Mean and standard deviation that samples are normalised by: those that the data set
     publishes (of pictures that publish none: 0.5 and 0.5); those of the transfer set; those of

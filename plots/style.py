@@ -55,6 +55,7 @@ PLACES = (
     "fedkd-svd",
     *("scaffold", "feddyn", "moon", "fedntd"),
     *("fedlc", "fedrod", "apfl"),
+    *("fedtgp", "dense"),
 )
 """Only ever add at the end: a name's place is its look in all figures."""
 

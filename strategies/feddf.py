@@ -13,20 +13,26 @@ another. All clients are tested with the server's student of their architecture,
 paper scores. Where nobody of an architecture takes part in a round, its student goes on from where
 it was.
 
-Departures: a fixed number of epochs in the place of early stopping on validation data, so where the
-ensemble is worse than the average it harms; the rate is annealed where ``annealing`` says so.
+Departures: the rate is constant unless ``annealing`` is set, and without ``early_stopping`` on
+validation data a distillation has a fixed number of epochs, and harms where the ensemble is worse
+than the average. With it, the average too may be the best, which the authors' code has as a choice.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Annotated
 
 import torch
+from pydantic import Field
 
-from fedkd.options import Epochs
+from fedkd.errors import FedkdError
+from fedkd.experiment import Experiment
+from fedkd.options import MOST, Epochs, OnlyWith
 from fedkd.strategies.base import KnowledgeStrategy, Replies, ServerTable, StrategyOptions
 from fedkd.strategies.fedavg import average_of
+from fedkd.training import Validation
 from fedkd.work import Fit, Load, Parameters, Samples, Share, Soft, Step
 
 
@@ -41,8 +47,26 @@ class FedDF(KnowledgeStrategy):
         annealing: bool = False
         """Whether the rate falls to 0 along a cosine in each distillation, as in the paper."""
 
+        early_stopping: bool = False
+        """Whether a distillation ends by the accuracy on ``data.server_validation``, and the global
+        student is what was best on it, the average among them."""
+        check_every: Annotated[int, OnlyWith("early_stopping", True)] = Field(100, ge=1, le=MOST)
+        """Steps from one look at the validation samples to the next."""
+        patience: Annotated[int, OnlyWith("early_stopping", True)] = Field(1000, ge=1, le=MOST)
+        """Steps without a better accuracy after which a distillation ends."""
+
     needs_transfer_set = True
     server_training = ServerTable(optimiser="adam", lr=1e-3, batch_size=128)
+
+    @classmethod
+    def check(cls, experiment: Experiment) -> None:
+        """Also refuse early stopping where the server has nothing to validate on."""
+        super().check(experiment)
+        if cls.read_options(experiment).early_stopping and not experiment.data.server_validation:
+            raise FedkdError(
+                "strategy.early_stopping = true is not allowed with data.server_validation = 0: "
+                "the server has no labelled samples to validate on"
+            )
 
     def setup(self) -> None:
         """The global students, freshly initialised, by architecture."""
@@ -69,7 +93,10 @@ class FedDF(KnowledgeStrategy):
 
     def fuse(self, round: int, replies: Replies) -> None:
         """Average, then distil the ensemble of what was uploaded."""
-        options, ensemble = self.options, Soft(self.ensemble(replies))
+        options, ensemble, validation = self.options, Soft(self.ensemble(replies)), None
+        if options.early_stopping and self.public.validation is not None:
+            watched = self.public.validation
+            validation = Validation(watched, options.check_every, options.patience)
         for model in self.parameters:
             group = Replies(
                 reply
@@ -87,6 +114,7 @@ class FedDF(KnowledgeStrategy):
                 [ensemble],
                 options.server_epochs,
                 annealed=options.annealing,
+                validation=validation,
             )
             self.parameters[model] = self.server.parameters(place)
 

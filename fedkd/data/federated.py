@@ -31,6 +31,7 @@ from fedkd.data.splits import (
     hold_out,
     matched_tests,
     partition_rows,
+    server_validation,
     split_generator,
     test_part_of,
 )
@@ -84,6 +85,8 @@ class FederatedData:
         What was asked of the data and could not be given, a line each.
     decoded : str
         A digest of float samples as they were before they were normalised.
+    server : Rows, optional
+        What the server may validate on.
     """
 
     def __init__(
@@ -100,6 +103,7 @@ class FederatedData:
         canaries: Canaries | None = None,
         warnings: tuple[str, ...] = (),
         decoded: str = "",
+        server: Rows | None = None,
     ) -> None:
         self.task, self.tokeniser, self.canaries = task, tokeniser, canaries
         self.statistics, self.warnings = statistics, warnings
@@ -109,6 +113,7 @@ class FederatedData:
         self._private, self._validation, self._own = private, validation, own
         # Every client asks for these two every round; the others are normalised when asked for.
         self._common_rows, self._common = common, None
+        self._server = server
         self._transfer_images, self._transfer = transfer, None
         self._public_images = transfer if public is None else public
 
@@ -144,6 +149,10 @@ class FederatedData:
             self._transfer = self._unlabelled(self._transfer_images)
         return self._transfer
 
+    def server_validation(self) -> Samples | None:
+        """Labelled samples that the server may validate on; None unless asked for."""
+        return None if self._server is None else self._samples(self._server)
+
     def public(self) -> Samples:
         """The transfer set as it was before canaries came into it."""
         return self._unlabelled(self._public_images)
@@ -169,6 +178,7 @@ class FederatedData:
             [there(rows) for rows in held] for held in (self._private, self._validation, self._own)
         )
         other._common_rows, other._common = there(self._common_rows), None
+        other._server = None if self._server is None else there(self._server)
         other._transfer_images, other._transfer = self._transfer_images.to(device), None
         other._public_images = self._public_images.to(device)
         return other
@@ -253,6 +263,7 @@ class FederatedData:
             digest.update(repr((self.task, statistics.source, numbers, self._decoded)).encode())
             checksums: dict[int, str] = {}
             places = [*self._private, *self._validation, *self._own, self._common_rows]
+            places += [] if self._server is None else [self._server]
             for place in places:
                 store = place.store
                 if id(store) not in checksums:
@@ -281,8 +292,9 @@ class FederatedData:
 def load(experiment: Experiment) -> FederatedData:
     """Load the data set of ``experiment`` and share it out.
 
-    The transfer set is taken first, then, from a data set without a test part, the common test set;
-    what is left goes to the clients. The same experiment gives the same data in every process.
+    The transfer set is taken first, then, from a data set without a test part, the common test set,
+    and what the server validates on; what is left goes to the clients. The same experiment gives
+    the same data in every process.
 
     Raises
     ------
@@ -321,6 +333,7 @@ def load(experiment: Experiment) -> FederatedData:
     else:
         common, rest = common_test(common_store, rest, dataset.test is None, table, seed)
 
+    watched, rest = server_validation(labels, rest, table, seed)
     writers = None if dataset.train.writers is None else dataset.train.writers.numpy()[rest]
     parts = [rest[rows] for rows in partition_rows(labels[rest], writers, table, seed)]
 
@@ -342,7 +355,8 @@ def load(experiment: Experiment) -> FederatedData:
         own_store = test_part_of(dataset)
         own_rows = matched_tests(own_store, common, [labels[rows] for rows in private], table, seed)
 
-    check_disjoint(len(labels), withheld, common if dataset.test is None else common[:0], parts)
+    taken = np.concatenate([withheld, watched])
+    check_disjoint(len(labels), taken, common if dataset.test is None else common[:0], parts)
     warnings += shortfalls.unmet(
         table,
         [labels[rows] for rows in private],
@@ -370,6 +384,7 @@ def load(experiment: Experiment) -> FederatedData:
         canaries,
         tuple(dict.fromkeys(warnings)),
         " ".join(ready.decoded),
+        Rows(ready.part(train), torch.from_numpy(watched)) if len(watched) else None,
     )
 
 

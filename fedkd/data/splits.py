@@ -17,6 +17,7 @@ from fedkd.experiment import DataTable
 from fedkd.random import key
 
 NOT_OF_PARTITIONS = {"dataset", "data_dir", "download", "augment", "statistics"}
+NOT_OF_PARTITIONS |= {"server_validation"}
 """Keys of ``[data]`` that no partition depends on."""
 
 
@@ -70,6 +71,27 @@ def common_test_rows(
             "text: there are too few; set it to 0 for no common test set"
         )
     return hold_out(rest, labels, count, split_generator(seed, "common"))[::-1]
+
+
+def server_validation(
+    labels: np.ndarray, rest: np.ndarray, table: DataTable, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows that the server validates on, each class with its share, and the rows that are left.
+
+    Raises
+    ------
+    FedkdError
+        They are more than a quarter of what there is.
+    """
+    count = table.server_validation
+    if not count:
+        return rest[:0], rest
+    if count > len(rest) // 4:
+        raise FedkdError(
+            f"data.server_validation = {count} is more than a quarter of the {len(rest)} samples "
+            "that are left for clients"
+        )
+    return hold_out(rest, labels, count, split_generator(seed, "server validation"))[::-1]
 
 
 def partition_rows(

@@ -34,7 +34,8 @@ class Public:
     it, where the experiment needs one; ``scores`` ``(M,)`` are privacy scores; ``among`` ``(M, k)``
     are candidate classes, -1 for none; ``law`` ``(M, C)`` (or ``(M, k+1)`` over candidates) is the
     public model's, where releases are mixed with it. ``counts`` has, of text, the items of each
-    sample of the transfer set; None where a sample is one item.
+    sample of the transfer set; None where a sample is one item. ``validation`` has the labelled
+    samples of ``data.server_validation``, None where there are none.
     """
 
     samples: Samples
@@ -43,6 +44,7 @@ class Public:
     among: Tensor | None = None
     law: Tensor | None = None
     counts: Tensor | None = None
+    validation: Samples | None = None
 
     def at(self, index: Tensor) -> Public:
         """The same of some samples of the transfer set alone: ``index`` ``(K,)`` has their numbers.
@@ -82,7 +84,8 @@ class Public:
             law = law if among is None else over_candidates(law, among)
         else:
             law = None
-        return cls(samples, model, scored, among, law, item_counts(transfer.inputs))
+        counts, validation = item_counts(transfer.inputs), data.server_validation()
+        return cls(samples, model, scored, among, law, counts, validation)
 
 
 def needs_model(experiment: Experiment, tokens: bool) -> bool:

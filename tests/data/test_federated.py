@@ -383,3 +383,28 @@ def test_with_part_clients_train_on_some_of_their_samples_alone(toy, experiment)
         assert part.own(client).inputs.equal(data.own(client).inputs)
     assert part.label_counts().sum(1).tolist() == [len(rows) for rows in kept]
     assert data.sizes().tolist() != part.sizes().tolist()
+
+
+# --- what the server validates on -----------------------------------------------------------
+
+
+def test_what_the_server_validates_on_is_nobody_elses(small):
+    with_it, without = load(small("data.server_validation=90")), load(small())
+    held = with_it.server_validation()
+    assert without.server_validation() is None
+    assert held.inputs.shape == (90, 1, 8, 8)
+    assert held.labels.bincount(minlength=10).min() >= 7  # each class has its share
+    others = [with_it.transfer(), with_it.common()]
+    for client in range(with_it.clients):
+        others += [with_it.private(client), with_it.own(client)]
+    seen = {image.numpy().tobytes() for samples in others for image in samples.inputs.contiguous()}
+    # Digits has a few images twice.
+    assert sum(image.numpy().tobytes() in seen for image in held.inputs.contiguous()) <= 2
+    assert torch.equal(with_it.transfer().inputs, without.transfer().inputs)
+    assert torch.equal(with_it.common().inputs, without.common().inputs)
+    assert with_it.fingerprint() != without.fingerprint()
+
+
+def test_the_server_gets_no_more_than_a_quarter(small):
+    with pytest.raises(FedkdError, match=r"server_validation = 900 is more than a quarter of the "):
+        load(small("data.server_validation=900"))

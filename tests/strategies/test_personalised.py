@@ -376,6 +376,30 @@ def test_with_one_architecture_and_options_off_feddf_is_algorithm_1_to_the_bit(p
         assert same(one.strategy.parameters["mlp"], server.parameters("global"))
 
 
+STOPPING = ("strategy.early_stopping=true", "data.server_validation=40")
+
+
+def test_with_early_stopping_a_distillation_that_harms_is_fedavg_to_the_bit(small, tmp_path):
+    ruin = ("strategy.server_lr=1000", "strategy.check_every=1")
+    feddf = run(small("strategy.name=feddf", *STOPPING, *ruin), tmp_path / "df")
+    fedavg = run(small("strategy.name=fedavg", STOPPING[1]), tmp_path / "avg")
+    assert measured(feddf) == measured(fedavg)
+
+
+def test_early_stopping_keeps_what_validates_best(small, tmp_path):
+    long = ("strategy.server_epochs=30", "strategy.check_every=1")
+    stopped = run(small("strategy.name=feddf", *STOPPING, *long), tmp_path / "stopped")
+    keys = ("strategy.name=feddf", STOPPING[1], long[0])
+    to_the_end = run(small(*keys), tmp_path / "whole")
+    assert measured(stopped) != measured(to_the_end)
+
+
+def test_early_stopping_without_validation_samples_is_refused(small):
+    line = "early_stopping = true is not allowed with data.server_validation = 0: the server has no"
+    with pytest.raises(FedkdError, match=line):
+        check(small("strategy.name=feddf", "strategy.early_stopping=true"))
+
+
 def of_two_architectures(play, *overrides):
     """A game of cnn2 for clients 0 and 2 and mlp for 1 and 3, and the replies of some of them."""
     models = ("student.models=['cnn2', 'mlp']", "student.width=0.1")
