@@ -55,7 +55,7 @@ PLACES = (
     "fedkd-svd",
     *("scaffold", "feddyn", "moon", "fedntd"),
     *("fedlc", "fedrod", "apfl"),
-    *("fedtgp", "dense"),
+    *("fedtgp", "", "fedgen", "fedhkd", "dense"),  # the empty place is an arm's look
 )
 """Only ever add at the end: a name's place is its look in all figures."""
 
@@ -128,6 +128,7 @@ def look(method: str, variant: int = 0) -> dict[str, Any]:
     """
     if method in PLACES:
         colour = marker = PLACES.index(method)
+        marker += 7 * (colour // 40)  # the pairs of colour and marker have come round by then
         line, hollow = colour // len(COLOURS), False
     elif method in ARMS:
         (colour, marker), line, hollow = ARMS[method], 0, False

@@ -214,7 +214,7 @@ def test_the_legend_fits_a_column(tmp_path):
 
 
 def test_arms_of_the_study_differ_in_colour_or_marker_from_one_another_and_from_methods():
-    names = list(dict.fromkeys([*ARMS, *METHODS]))
+    names = list(dict.fromkeys([*ARMS, *filter(None, METHODS)]))
     looks = [(look(name)["color"], look(name)["marker"]) for name in names]
     assert len(set(looks)) == len(names)
     assert all(look(arm)["markerfacecolor"] != "white" for arm in ARMS)
