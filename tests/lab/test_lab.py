@@ -350,7 +350,10 @@ def check_null(experiment):
         assert one.epsilon < 0.5
 
 
-@pytest.mark.parametrize("method", ["fedavg", "uniform", "fedproto"])
+@pytest.mark.parametrize(
+    "method",
+    ["uniform", *(pytest.param(n, marks=pytest.mark.slow) for n in ("fedavg", "fedproto"))],
+)
 def test_membership_that_has_nothing_to_do_with_what_is_sent_is_not_told(small, method):
     check_null(small(*NULL, f"strategy.name={method}"))
 

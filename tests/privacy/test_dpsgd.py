@@ -337,7 +337,7 @@ def test_what_sees_no_private_sample_is_bit_for_bit_what_it_was(small):
     assert torch.equal(ordinary, private)
 
 
-@pytest.mark.parametrize("name", ["fedavg", "uniform"])
+@pytest.mark.parametrize("name", ["fedavg", pytest.param("uniform", marks=pytest.mark.slow)])
 def test_a_run_with_dp_is_the_same_twice(name, small, tmp_path):
     experiment = small(f"strategy.name={name}", NOISY)
     once, again = (measured(run(experiment, tmp_path / side)) for side in "ab")

@@ -326,6 +326,7 @@ MODELS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_a_killed_run_of_two_architectures_ends_as_it_would_have(name, small, tmp_path):
     experiment = small(

@@ -386,6 +386,7 @@ def test_who_needs_each_clients_parameters_has_no_noisy_average(name, small):
         check(small(f"strategy.name={name}", "strategy.clipping_norm=1"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fedntd", "moon", "scaffold", "feddyn"])
 def test_under_dp_sgd_every_step_is_charged(name, small, tmp_path):
     noisy = ("training.dp.noise_multiplier=1.0", "training.local_epochs=1", "data.clients=2")
