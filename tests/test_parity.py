@@ -126,4 +126,5 @@ def test_methods_are_printed_beside_the_numbers_of_the_file(partition, tmp_path,
     assert lines["local"][6] == f"{last - 50:+.1f}"
     assert best >= last > 40
     assert lines["fedproto"][1] == "own_nearest_accuracy_mean"
-    assert {"feddistill", "fml", "lg-fedavg", "fedgh"} <= lines.keys()
+    assert {"feddistill", "fml", "lg-fedavg", "fedgh", "fedgen", "fedkd-svd"} <= lines.keys()
+    assert lines["fedtgp"][1] == "own_nearest_accuracy_mean"

@@ -43,13 +43,15 @@ from fedkd.results import Run
 from fedkd.run import opened
 from fedkd.serving import serve
 
+SERVER: dict[str, dict[str, Any]] = {"fedgh": {"lr": 0.01}}
+"""What the server trains by at HtFLlib's settings, where that is not the method's own."""
 METHODS: dict[str, dict[str, Any]] = {
     "local": {},
     "feddistill": {"gamma": 1.0},
     "fedproto": {"weight": 1.0},
     "fml": {"alpha": 0.5, "beta": 0.5},
     "lg-fedavg": {},
-    "fedgh": {"server_lr": 0.01},
+    "fedgh": {},
     "fedtgp": {"weight": 1.0},
     "fedgen": {},
     "fedkd-svd": {},
@@ -92,6 +94,7 @@ def experiment(method: str, seed: int, rounds: int, clients: int) -> Experiment:
             "student": {"models": ["fedavg-cnn"]},
             "training": {"optimiser": "sgd", "lr": 0.05, "batch_size": 10, "local_epochs": 1},
             "strategy": {"name": method} | METHODS.get(method, {}),
+            "server": SERVER.get(method, {}),
             "engine": {"name": "inline"},
         }
     )
