@@ -159,7 +159,7 @@ def test_the_library_knows_no_method_by_name():
 
 def test_there_is_one_training_loop():
     loops = [file for file in FILES if ".backward(" in file.read_text()]
-    assert loops == [ROOT / "fedkd" / "training" / "loop.py"]
+    assert loops == [ROOT / "fedkd" / "training" / "descent.py"]
 
 
 @pytest.mark.parametrize("folder", ["fedkd", "simulations"])

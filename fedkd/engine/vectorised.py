@@ -18,8 +18,8 @@ from fedkd.blends import each_blended, moved
 from fedkd.engine.stack import Stack
 from fedkd.experiment import TrainingTable
 from fedkd.training.batches import Batch, Batches, steps_of
+from fedkd.training.descent import Optimiser, descend
 from fedkd.training.items import take
-from fedkd.training.loop import Optimiser, descend
 from fedkd.training.losses import Loss, source_of
 from fedkd.training.student import check_learning, learning_names, names_above, set_modes
 from fedkd.work import Blend, Fit, Head, Parameters, Peer, Penalty, Samples, Source, Term

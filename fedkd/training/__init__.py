@@ -2,6 +2,7 @@
 
 from fedkd.training.batches import BatchOfOne, local_steps
 from fedkd.training.course import Course, Validation
+from fedkd.training.descent import Optimiser
 from fedkd.training.inference import (
     class_means,
     evaluate,
@@ -18,7 +19,8 @@ from fedkd.training.items import (
     placed,
     some,
 )
-from fedkd.training.loop import Optimiser, Trainee, fit, fit_together
+from fedkd.training.learners import Trainee
+from fedkd.training.loop import fit, fit_together
 from fedkd.training.losses import said
 from fedkd.training.own_loss import OwnLoss, minimise
 from fedkd.training.student import learning_names, learning_state, requiring, student_draws

@@ -13,7 +13,8 @@ from fedkd.errors import FedkdError, blamed, brief
 from fedkd.experiment import TrainingTable
 from fedkd.random import key
 from fedkd.training.batches import Batch
-from fedkd.training.loop import Trainee, fit_together
+from fedkd.training.learners import Trainee
+from fedkd.training.loop import fit_together
 from fedkd.work import Parameters, Samples
 
 OwnLoss = Callable[[nn.Module, Tensor, torch.Generator], Tensor]
