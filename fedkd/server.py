@@ -19,11 +19,11 @@ from fedkd.engine.devices import device
 from fedkd.errors import FedkdError, about, brief
 from fedkd.experiment import Experiment
 from fedkd.fields import check_minimise
+from fedkd.fits import check_server_fit, check_validation
 from fedkd.hooks import trace
 from fedkd.privacy.public import Public
 from fedkd.random import generator, key
 from fedkd.sections import ServerTable, TrainingTable
-from fedkd.terms import check_server_fit, check_validation
 from fedkd.training import BatchOfOne, Course, OwnLoss, Validation, fit, minimise, placed, predict
 from fedkd.training.student import student_draws
 from fedkd.work import Fit, Parameters, Samples, Term

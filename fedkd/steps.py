@@ -20,11 +20,12 @@ from fedkd.compression import Delta
 from fedkd.encodings import check_deltas, check_encodings
 from fedkd.errors import FedkdError, about, brief, nearest
 from fedkd.fields import check_fields, kinds_of, source_name
+from fedkd.fits import check_together
 from fedkd.privacy.release import applies
 from fedkd.replies import COHORT, DP
 from fedkd.shapes import Shapes, Student
 from fedkd.source_checks import SourceChecker
-from fedkd.terms import Learner, Seen, check_above, check_fit, check_together
+from fedkd.terms import Learner, Seen, check_above, check_fit
 from fedkd.work import (
     Count,
     Evaluate,

@@ -10,32 +10,26 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedkd import students
 from fedkd.distillation.objectives import made, name_of, traits
 from fedkd.distillation.targets import check_probabilities
-from fedkd.errors import FedkdError, about, brief
-from fedkd.fields import COUNT, check_fields, source_name
-from fedkd.privacy.dpsgd import is_private, sees_private
+from fedkd.errors import FedkdError, about
+from fedkd.fields import check_fields, source_name
 from fedkd.replies import bounded
-from fedkd.shapes import Student, rows_of
-from fedkd.training import Validation, predict
+from fedkd.shapes import Student
 from fedkd.work import (
-    Blend,
     Contrast,
     CrossEntropy,
     Feature,
-    Fit,
     Head,
     Linear,
-    Peer,
     Penalty,
     Samples,
     Soft,
     Source,
     Term,
-    origin,
 )
 
 
@@ -113,156 +107,6 @@ def check_fit(
             _soft(term, source, learner, seen)
         elif isinstance(term, Feature):
             _feature(term, source, learner, seen)
-
-
-def check_together(step: Fit, noise_multiplier: float, models: Mapping[str, str]) -> None:
-    """Refuse students that cannot learn together, where ``noise_multiplier`` is DP-SGD's.
-
-    ``models`` has the architecture of each.
-
-    Raises
-    ------
-    FedkdError
-        One line naming them, or the term of one that has no targets there.
-    """
-    names = [peer.student for peer in step.peers]
-    if len({*names}) < len(names):
-        raise FedkdError(
-            f"Fit: together: the students that learn are {', '.join(names)}; each can learn once"
-        )
-    if step.together and noise_multiplier and sees_private(step) and not is_private(step.on):
-        raise FedkdError(
-            f"Fit: together: on = {source_name(step.on)} with terms that draw private samples is "
-            f"not allowed with training.dp.noise_multiplier = {noise_multiplier:g}; allowed: "
-            "on = 'private'"
-        )
-    sources = {
-        peer.student: {None, *(getattr(term, "on", None) for term in peer.terms)}
-        for peer in step.peers
-    }
-    for peer in step.peers:
-        if peer.at is not None:
-            with about(f"Peer {peer.student!r}: at"):
-                _blend(step, peer, peer.at, noise_multiplier, models)
-        for term in peer.terms:
-            if not isinstance(term, Soft):
-                continue
-            others = sources.keys() - {peer.student}
-            live = isinstance(term.targets, str) and term.targets in others
-            if term.adaptive and not live:
-                raise FedkdError(
-                    f"Soft: adaptive = True is not allowed with targets = {brief(term.targets)}; "
-                    f"allowed: a student that learns together ({', '.join(others) or 'none here'})"
-                )
-            if isinstance(term.targets, str) and live and term.on not in sources[term.targets]:
-                raise FedkdError(
-                    f"Soft: targets = {term.targets!r} is not allowed with on = {term.on!r}: this "
-                    "student learns in the same step, and not from there; give it a term with this "
-                    "on, or a step of its own"
-                )
-
-
-def _blend(
-    step: Fit, peer: Peer, at: Blend, noise_multiplier: float, models: Mapping[str, str]
-) -> None:
-    """Refuse a student that cannot be built on another one as ``at`` says."""
-    bases = {one.student: one for one in step.peers if one is not peer and one.at is None}
-    if at.student not in bases:
-        raise FedkdError(
-            f"student = {at.student!r} is not allowed; allowed: a student that learns in the same "
-            f"step, at its own parameters ({', '.join(bases) or 'none here'})"
-        )
-    own, other = models[peer.student], models[at.student]
-    if own != other:
-        raise FedkdError(f"they are of other architectures, {own!r} and {other!r}")
-    if noise_multiplier and sees_private(step):
-        raise FedkdError(
-            "it is not allowed with training.dp.noise_multiplier = "
-            f"{noise_multiplier:g}: a sample acts through the other student too"
-        )
-    for term in peer.terms:
-        if isinstance(term, Feature | Contrast) or getattr(term, "through", None) is not None:
-            raise FedkdError(
-                f"{type(term).__name__} at a cut is not allowed for a student that is built on "
-                "another one"
-            )
-        drawn = {None, *(getattr(each, "on", None) for each in bases[at.student].terms)}
-        if getattr(term, "on", None) not in drawn:
-            raise FedkdError(
-                f"{type(term).__name__}: on = {getattr(term, 'on', None)!r} is not allowed: "
-                f"{at.student!r} does not learn from there in this step"
-            )
-
-
-def check_validation(validation: Validation) -> None:
-    """Refuse what a fit on the server cannot be watched by.
-
-    Raises
-    ------
-    FedkdError
-        One line naming the field, its value and what is allowed.
-    """
-    check_fields(validation.samples)
-    labels, inputs = validation.samples.labels, validation.samples.inputs
-    if labels is None or not len(inputs) or len(labels) != len(inputs):
-        raise FedkdError("Validation: samples with a label each are needed, one at least")
-    for name in ("every", "patience"):
-        if not COUNT.test(value := getattr(validation, name)):
-            raise FedkdError(
-                f"Validation: {name} = {brief(value)} is not allowed; allowed: {COUNT.description}"
-            )
-
-
-def check_server_fit(step: Fit, student: nn.Sequential, samples: Samples, public: Samples) -> None:
-    """Refuse a fit of a student on the server that does not fit the student or ``samples``.
-
-    Parameters
-    ----------
-    public
-        What terms with ``on="public"`` draw from.
-
-    Raises
-    ------
-    FedkdError
-        One line naming the field, its value and what is allowed.
-    """
-    check_fields(step)
-    check_fields(samples)
-    sources = {"public": public}
-    for term in step.terms:
-        check_fields(term)
-        if isinstance(term, Soft) and term.encoding is not None:
-            raise FedkdError(
-                "Soft: encoding is not allowed for a student on the server: nothing travels to it"
-            )
-        if not isinstance(term, Penalty) and term.on not in (None, *sources):
-            raise FedkdError(
-                f"{type(term).__name__}: on = {term.on!r} is not known; known: {', '.join(sources)}"
-            )
-    if not len(samples.inputs):
-        return
-    if samples.labels is not None and len(samples.labels) != len(samples.inputs):
-        raise FedkdError(
-            f"Samples: {len(samples.labels)} labels for {len(samples.inputs)} inputs; one each is "
-            "needed"
-        )
-    if samples.cut:
-        raise FedkdError(
-            f"Samples: cut = {samples.cut!r} is not allowed for a student on the server; one that "
-            "takes representations has only the blocks above"
-        )
-    first = samples.inputs[:1].to(next(student.parameters()).device)
-
-    def of(on: Source) -> Samples:
-        return on if isinstance(on, Samples) else sources[origin(on)]
-
-    learner = Learner(
-        lambda: Student(student, first),
-        predict(student, first).shape[1],
-        lambda on: rows_of(of(on)),
-        lambda on: of(on).labels is not None,
-    )
-    check_fit(samples, step.terms, (), learner, Seen())
 
 
 def check_above(name: str, cut: str, entry: str, student: Student) -> None:
