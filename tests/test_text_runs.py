@@ -9,7 +9,7 @@ from lines import measured
 
 from fedkd import FedkdError, run
 from fedkd.engine.worker import Worker
-from fedkd.training import local_steps, loop
+from fedkd.training import local_steps
 from fedkd.work import Assignment, Fit, Hold, Predict, Represent, Soft
 
 VOCABULARY = 13 + len(texts.WORDS)
@@ -41,9 +41,9 @@ def test_methods_run_on_text_as_they_are(name, text, tmp_path):
 
 
 def test_local_steps_are_of_rows(text, monkeypatch):
-    worker, taken, descend = Worker(text()), [], loop.descend
+    worker, taken, descend = Worker(text()), [], learners.descend
     counting = lambda *given, **named: (taken.append(1), descend(*given, **named))[1]  # noqa: E731
-    monkeypatch.setattr(loop, "descend", counting)
+    monkeypatch.setattr(learners, "descend", counting)
     reply = do(worker, Fit())
     assert local_steps(reply.samples, worker.experiment.training) == len(taken) > 1
 

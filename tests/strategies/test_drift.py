@@ -12,8 +12,7 @@ from torch.nn import functional as F
 from fedkd import FedkdError, check, registry, run
 from fedkd.experiment import Experiment
 from fedkd.privacy.guarantees import guarantee
-from fedkd.training import local_steps
-from fedkd.training import loop as training_loop
+from fedkd.training import learners, local_steps
 from fedkd.work import Contrast, Fit, Linear, Proximal, Soft
 
 SGD = ("training.optimiser=sgd", "training.lr=0.1")
@@ -264,9 +263,9 @@ STEPS = [
 @pytest.mark.parametrize("overrides", STEPS)
 def test_local_steps_are_those_that_the_loop_takes(overrides, small, monkeypatch):
     experiment = small("strategy.name=scaffold", "engine.cohort=off", *overrides)
-    taken, descend = [], training_loop.descend
+    taken, descend = [], learners.descend
     counting = lambda *given, **named: (taken.append(1), descend(*given, **named))[1]  # noqa: E731
-    monkeypatch.setattr(training_loop, "descend", counting)
+    monkeypatch.setattr(learners, "descend", counting)
     game = Play(experiment)
     reply = game.do(0, [Fit()])
     assert local_steps(reply.samples, experiment.training) == len(taken)
