@@ -9,7 +9,7 @@ from lines import measured
 
 from fedkd import FedkdError, run
 from fedkd.engine.worker import Worker
-from fedkd.training import local_steps
+from fedkd.training import learners, local_steps
 from fedkd.work import Assignment, Fit, Hold, Predict, Represent, Soft
 
 VOCABULARY = 13 + len(texts.WORDS)
