@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+import torch
 
 from fedkd import Observer
 
@@ -129,3 +130,13 @@ def forget_files(folder):
 def sampled(names: Iterable[str], *quick: str):
     """All ``names`` as parameters of a test; those that are not ``quick`` are slow."""
     return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+def class_means(seed, counts, size=200):
+    """Class means of a client that holds the first classes; zeros for all others."""
+    mean, count = torch.zeros(10, size), torch.zeros(10, dtype=torch.long)
+    draw = torch.Generator().manual_seed(seed)
+    mean[: len(counts)] = torch.randn(len(counts), size, generator=draw)
+    count[: len(counts)] = torch.tensor(counts)
+    mean[count == 0] = 0
+    return {"mean": mean, "count": count}

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from lines import measured
+from lines import class_means, measured
 
 from fedkd import FedkdError, run
 from fedkd.strategies.base import Replies
@@ -12,16 +12,6 @@ STEP = (
     *("training.optimiser=sgd", "server.lr=0.5"),
     *("server.batch_size=99", "strategy.server_epochs=1"),
 )
-
-
-def class_means(seed, counts, size=200):
-    """Class means of a client that holds the first classes; zeros for all others."""
-    mean, count = torch.zeros(10, size), torch.zeros(10, dtype=torch.long)
-    draw = torch.Generator().manual_seed(seed)
-    mean[: len(counts)] = torch.randn(len(counts), size, generator=draw)
-    count[: len(counts)] = torch.tensor(counts)
-    mean[count == 0] = 0
-    return {"mean": mean, "count": count}
 
 
 def test_a_step_of_the_server_by_hand(made):

@@ -4,22 +4,13 @@ import math
 
 import pytest
 import torch
+from lines import class_means
 from torch.nn import functional as F
 
 from fedkd import FedkdError, run
 from fedkd.strategies.base import Replies
 from fedkd.strategies.fedtgp import largest_gap, margin_loss
 from fedkd.work import CrossEntropy, Evaluate, Feature, Fit, Reply, Represent
-
-
-def class_means(seed, counts, size=200):
-    """Class means of a client that holds the first classes; zeros for all others."""
-    mean, count = torch.zeros(10, size), torch.zeros(10, dtype=torch.long)
-    draw = torch.Generator().manual_seed(seed)
-    mean[: len(counts)] = torch.randn(len(counts), size, generator=draw)
-    count[: len(counts)] = torch.tensor(counts)
-    mean[count == 0] = 0
-    return {"mean": mean, "count": count}
 
 
 def replies(*sent):
