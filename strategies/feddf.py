@@ -46,7 +46,6 @@ class FedDF(KnowledgeStrategy):
         """Passes over the transfer set in which the server distils, a round; 0 is FedAvg."""
         annealing: bool = False
         """Whether the rate falls to 0 along a cosine in each distillation, as in the paper."""
-
         early_stopping: bool = False
         """Whether a distillation ends by the accuracy on ``data.server_validation``, and the global
         student is what was best on it, the average among them."""
