@@ -27,12 +27,16 @@ from torch.nn import functional as F
 
 from fedkd import students
 from fedkd.errors import FedkdError
+from fedkd.experiment import Experiment
 from fedkd.options import MOST, MOST_UNITS
-from fedkd.strategies.base import Line, Replies, StrategyOptions
+from fedkd.strategies.base import Line, Replies, ServerTable, StrategyOptions
 from fedkd.strategies.fedhkd import refuse_text
 from fedkd.strategies.fedproto import cut_of
 from fedkd.strategies.lg_fedavg import LGFedAvg
 from fedkd.work import Count, CrossEntropy, Fit, Load, Parameters, Samples, Share, Step
+
+BATCH = 32
+"""Representations a step of the generator, where ``[server]`` says nothing."""
 
 
 class FedGen(LGFedAvg):
@@ -70,12 +74,18 @@ class FedGen(LGFedAvg):
         """Weight of the diversity loss; eta in the authors' code."""
         server_steps: int = Field(50, ge=0, le=MOST)
         """Steps of the generator's training a round."""
-        server_lr: float = Field(3e-4, gt=0)
-        """Learning rate of the generator's Adam."""
-        server_batch_size: int = Field(32, ge=2, le=MOST)
-        """Representations a step of the generator."""
-        weight_decay: float = Field(0.01, ge=0)
-        """Of the generator's Adam."""
+
+    server_training = ServerTable(optimiser="adam", lr=3e-4, weight_decay=0.01, batch_size=BATCH)
+
+    @classmethod
+    def check(cls, experiment: Experiment) -> None:
+        """Also refuse a step of one representation, which nothing is unlike."""
+        super().check(experiment)
+        if experiment.server.batch_size == 1 and cls.read_options(experiment).weight:
+            raise FedkdError(
+                "server.batch_size = 1 is not allowed with strategy.name = 'fedgen': its generator "
+                "learns from two representations at least, by how they differ"
+            )
 
     def setup(self) -> None:
         """The shared blocks, the cuts, and nothing generated yet."""
@@ -98,7 +108,8 @@ class FedGen(LGFedAvg):
             given = ", ".join(f"{shapes[m]} ({m} at {self.cuts[m]})" for m in models)
             raise FedkdError(
                 f"student.models = {models} is not allowed with strategy.name = 'fedgen': it "
-                f"generates representations of one shape, and theirs are {given}"
+                f"generates representations of one shape, and theirs are {given}; "
+                "student.representation gives all one of the same, at the last cut"
             )
         options, classes = self.options, self.task.classes
         self.server.add("head", lambda: self.above(models[0]))
@@ -171,12 +182,8 @@ class FedGen(LGFedAvg):
             "generator",
             round,
             loss,
-            size=options.server_batch_size,
+            size=self.experiment.server.batch_size or BATCH,
             epochs=options.server_steps,
-            lr=options.server_lr,
-            batch_size=options.server_batch_size,
-            optimiser="adam",
-            weight_decay=options.weight_decay,
         )
 
     def record(self, round: int, replies: Replies, label_counts: Tensor) -> Line:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from lines import Killed, KilledAfter, measured
 
-from fedkd import FedkdError, run
+from fedkd import FedkdError, registry, run
 from fedkd.effects import without_effect
 from fedkd.sections import ServerTable, TrainingTable
 from fedkd.server import ServerStudents
@@ -164,6 +164,17 @@ def test_keys_without_effect_are_told(small):
     assert not told("strategy.name=feddf", "server.momentum=0.1", "server.optimiser=sgd")
     (line,) = told("strategy.name=feddf", "server.schedule_rounds=3")
     assert line.endswith("server.schedule = 'constant'")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", registry.names("strategies"))
+def test_a_rate_of_the_server_changes_the_numbers_or_is_told_to_have_no_effect(name, small):
+    """Of every method: what a person sets acts, or is said not to."""
+    given = [f"strategy.name={name}", "server.lr=0.5"]
+    if any(line.startswith("server.lr") for line in without_effect(small(*given))):
+        assert measured(run(small(*given), "set")) == measured(run(small(given[0]), "plain"))
+    else:
+        assert measured(run(small(*given), "set")) != measured(run(small(given[0]), "plain"))
 
 
 def test_a_table_of_another_kind_is_refused(small, monkeypatch):

@@ -7,7 +7,7 @@ import texts
 import torch
 from lines import measured
 
-from fedkd import FedkdError, run
+from fedkd import FedkdError, check, run
 from fedkd.strategies.base import Replies
 from fedkd.strategies.fedgen import alike
 from fedkd.work import Count, CrossEntropy, Fit, Reply
@@ -52,7 +52,7 @@ def test_classes_are_generated_as_often_as_clients_hold_them(made):
 
 
 def test_the_generator_learns_what_the_heads_take_for_its_classes(made):
-    strategy = made("fedgen", "strategy.server_lr=0.01", "strategy.server_steps=200")
+    strategy = made("fedgen", "server.lr=0.01", "strategy.server_steps=200")
     sent = [reply(strategy, 0, [5] * 10), reply(strategy, 1, [5] * 10, move=0.01)]
     strategy.fuse(1, Replies(sent))
     for each in sent:
@@ -134,6 +134,12 @@ def test_text_is_refused_in_one_line(tmp_path):
 def test_every_option_changes_the_numbers(each_changes_the_numbers):
     choices = [f"strategy.{key}" for key in ("weight=5", "cut=fc1", "generated=20", "noise=4")]
     choices += [f"strategy.{key}" for key in ("hidden=8", "diversity=9", "server_steps=3")]
-    choices += [f"strategy.{key}" for key in ("server_lr=0.1", "server_batch_size=8")]
-    choices += ["strategy.weight_decay=1", "strategy.shared_blocks=1"]
+    choices += ["server.lr=0.1", "server.batch_size=8", "server.weight_decay=1"]
+    choices += ["server.optimiser=sgd", "strategy.shared_blocks=1"]
     each_changes_the_numbers(["strategy.name=fedgen"], choices)
+
+
+def test_a_step_of_one_representation_is_refused(small):
+    with pytest.raises(FedkdError, match=r"server\.batch_size = 1 is not allowed"):
+        check(small("strategy.name=fedgen", "server.batch_size=1"))
+    check(small("strategy.name=fedgen", "server.batch_size=1", "strategy.weight=0"))
