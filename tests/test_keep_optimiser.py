@@ -160,11 +160,11 @@ def test_a_run_that_goes_on_has_the_same_numbers(small, name, cohort):
 
 
 @pytest.mark.slow
-def test_worker_processes_keep_it(small):
-    given = small("strategy.name=fedavg", KEEP, "engine.cohort=off", "participation=0.75")
-    engine = given.engine.model_copy(update={"name": "procs", "workers": 2})
-    processes = given.model_copy(update={"engine": engine})
-    assert measured(run(given, "inline")) == measured(run(processes, "procs"))
+@pytest.mark.parametrize("engine", ["procs", "ray", "flower"])
+def test_every_engine_keeps_it(small, engine):
+    given = ["strategy.name=fml", KEEP, "engine.cohort=off", "participation=0.75", "rounds=3"]
+    there = run(small(*given, f"engine.name={engine}", "engine.workers=2"), engine)
+    assert measured(there) == measured(run(small(*given), "inline"))
 
 
 def test_it_does_not_travel(small):
