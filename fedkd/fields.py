@@ -351,7 +351,6 @@ MINIMISE: dict[str, Allowed] = {
     "lr": _or_none(POSITIVE),
     "batch_size": _or_none(COUNT),
     "optimiser": _or_none(_one_of("adam", "adamw", "sgd")),
-    "weight_decay": _or_none(Allowed(lambda value: _number(value) and value >= 0, "0 or above")),
     "part": NAMES,
 }
 """What the server may be given to minimise a loss of one's own by."""

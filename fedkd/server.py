@@ -91,20 +91,15 @@ class ServerStudents:
         terms: Sequence[Term],
         epochs: float,
         *,
-        lr: float | None = None,
-        batch_size: int | None = None,
-        optimiser: OptimiserName | None = None,
         annealed: bool = False,
         validation: Validation | None = None,
     ) -> float:
         """Train the student ``name`` on ``samples``; the mean loss of the last pass.
 
-        What is not given comes from ``[server]``, then from the method's ``server_training``, then
-        from ``[training]``. ``lr`` goes by no schedule; an ``optimiser`` that is not the clients'
-        has neither their momentum nor their weight decay. A term with ``on="public"`` draws from
-        the transfer set as it was before canaries. With ``annealed`` the rate falls to 0 along a
-        cosine; with ``validation`` the fit may end early, and the student is then as it was at its
-        best.
+        How comes from ``[server]``, then from the method's ``server_training``, then from
+        ``[training]``. A term with ``on="public"`` draws from the transfer set as it was before
+        canaries. With ``annealed`` the rate falls to 0 along a cosine; with ``validation`` the fit
+        may end early, and the student is then as it was at its best.
 
         Raises
         ------
@@ -113,15 +108,13 @@ class ServerStudents:
         """
         student = self._sequence(name)
         public = Samples(torch.empty(0)) if self._public is None else self._public.samples
-        asked = Fit(samples, cast(tuple[Term, ...], terms), epochs, 0, lr, student=name)
+        asked = Fit(samples, cast(tuple[Term, ...], terms), epochs, 0, student=name)
         with about(f"server student {name!r}"):
             check_server_fit(asked, student, samples, public)
             if validation is not None:
                 check_validation(validation)
                 validation = replace(validation, samples=placed(validation.samples, self._device))
-        training, purpose = self._begin(
-            name, round, lr=lr, batch_size=batch_size, optimiser=optimiser
-        )
+        training, purpose = self._begin(name, round)
         try:
             loss = fit(
                 student,
@@ -151,7 +144,6 @@ class ServerStudents:
         lr: float | None = None,
         batch_size: int | None = None,
         optimiser: OptimiserName | None = None,
-        weight_decay: float | None = None,
         part: tuple[str, ...] = (),
     ) -> float:
         """Train the module ``name`` by a loss of your own; the mean loss of the last pass.
@@ -170,9 +162,9 @@ class ServerStudents:
         epochs
             Passes, fractions allowed.
         lr, batch_size, optimiser
-            As in :meth:`fit`.
-        weight_decay
-            Of the optimiser; by default as in :meth:`fit`.
+            Of a module with settings of its own; what is not given is as in :meth:`fit`. ``lr``
+            goes by no schedule; with an ``optimiser`` there is no momentum and no weight decay but
+            what ``[server]`` or the method says.
         part
             Names of what the module is made of (its modules, its own parameters) that learns; empty
             means all. The rest is frozen, and in evaluation mode.
@@ -192,11 +184,11 @@ class ServerStudents:
                 lr=lr,
                 batch_size=batch_size,
                 optimiser=optimiser,
-                weight_decay=weight_decay,
                 part=part,
             )
-            given = {"lr": lr, "batch_size": batch_size, "optimiser": optimiser}
-            training, purpose = self._begin(name, round, **given, weight_decay=weight_decay)
+            training, purpose = self._begin(
+                name, round, lr=lr, batch_size=batch_size, optimiser=optimiser
+            )
             draw = generator(self._experiment.seed, "minimise", *purpose)
             kept = self._kept(name, training)
             found = minimise(

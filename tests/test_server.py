@@ -157,18 +157,26 @@ def test_a_part_learns_and_the_rest_is_frozen(part, server):
     assert not any(each.training for each in whole.modules())
 
 
-def test_weight_decay_is_that_of_the_call(server):
-    here = server("training.weight_decay=0.1")
-
+def test_with_an_optimiser_of_its_own_the_clients_weight_decay_is_not_the_servers(server):
     def nothing(point, index, draw):
         return 0 * point.at.sum() + 0 * point.scale(point.at).sum()
 
     how = {"size": 1, "epochs": 1, "optimiser": "sgd", "lr": 0.5}
-    at = here.parameters("point")["at"]
-    here.minimise("point", 1, nothing, **how)
-    assert torch.equal(here.parameters("point")["at"], at)
-    here.minimise("point", 1, nothing, weight_decay=0.1, **how)
-    assert torch.allclose(here.parameters("point")["at"], at * (1 - 0.5 * 0.1))
+    for key, factor in (("training", 1.0), ("server", 1 - 0.5 * 0.1)):
+        here = server(f"{key}.weight_decay=0.1")
+        at = here.parameters("point")["at"]
+        here.minimise("point", 1, nothing, **how)
+        assert torch.allclose(here.parameters("point")["at"], at * factor, atol=0, rtol=1e-6)
+
+
+def test_a_rate_that_the_call_says_goes_by_no_schedule(server):
+    ends = []
+    for more in ([], ["server.schedule=step", "server.schedule_rounds=1", "server.lr=0.5"]):
+        here = server(*more)
+        for round in (1, 2):
+            here.minimise("generator", round, towards(here), size=40, epochs=1, lr=0.05)
+        ends.append(here.parameters("generator"))
+    assert same(*ends)
 
 
 # --- frozen students ------------------------------------------------------------------------
@@ -306,8 +314,11 @@ def test_a_loss_that_is_no_number_is_told(small, tmp_path):
 # --- the course of a fit --------------------------------------------------------------------
 
 
+DESCENT = ("server.optimiser=sgd", "server.batch_size=40")
+WHOLE = (*DESCENT, "server.lr=0.1")
+
+
 def fitted(here, samples, epochs, **how):
-    how = {"lr": 0.1, "batch_size": 40, "optimiser": "sgd"} | how
     here.fit("student", 1, samples, (CrossEntropy(),), epochs, **how)
     return here.parameters("student")
 
@@ -317,17 +328,20 @@ IMAGES = Samples(torch.randn(40, 1, 8, 8, generator=torch.Generator().manual_see
 
 def test_an_annealed_rate_falls_along_a_cosine(server):
     """Steps of plain descent on all samples: with rates 1, (1 + cos 60 degrees) / 2 and so on."""
-    found = fitted(server(), IMAGES, 3, annealed=True)
-    by_hand, here = None, server()
+    found = fitted(server(*WHOLE), IMAGES, 3, annealed=True)
+    by_hand = None
     for rate in (1.0, 0.75, 0.25):
-        by_hand = fitted(here, IMAGES, 1, lr=0.1 * rate)
+        here = server(*DESCENT, f"server.lr={0.1 * rate}")
+        if by_hand is not None:
+            here.load("student", by_hand)
+        by_hand = fitted(here, IMAGES, 1)
     assert all(torch.allclose(found[name], by_hand[name], atol=1e-6) for name in found)
-    assert not same(found, fitted(server(), IMAGES, 3))
+    assert not same(found, fitted(server(*WHOLE), IMAGES, 3))
 
 
 def test_validation_gives_the_best_student_back(server):
     """Labels that contradict those to learn: every step harms, so it is the first that is best."""
-    here, wrong = server(), Samples(IMAGES.inputs, (LABELS + 1) % 10)
+    here, wrong = server(*WHOLE), Samples(IMAGES.inputs, (LABELS + 1) % 10)
     fitted(here, wrong, 50)
     before = here.parameters("student")
     watch = Validation(wrong, every=2, patience=4)
@@ -341,7 +355,7 @@ def test_validation_gives_the_best_student_back(server):
 
 
 def test_a_fit_ends_when_patience_does(server):
-    here, wrong, seen = server(), Samples(IMAGES.inputs, (LABELS + 1) % 10), []
+    here, wrong, seen = server(*WHOLE), Samples(IMAGES.inputs, (LABELS + 1) % 10), []
     fitted(here, wrong, 50)
     student = here._students["student"]
     student.head.register_forward_hook(lambda *_: seen.append(student.fc1.training))
@@ -361,4 +375,4 @@ def test_a_fit_ends_when_patience_does(server):
 )
 def test_a_validation_that_cannot_be_is_a_line(validation, line, server):
     with pytest.raises(FedkdError, match=f"server student 'student': Validation: .*{line}"):
-        fitted(server(), IMAGES, 1, validation=validation)
+        fitted(server(*WHOLE), IMAGES, 1, validation=validation)

@@ -23,10 +23,10 @@ def server(experiment, own=None):
     return found
 
 
-def trained(found, samples, *epochs, first=1, **given):
+def trained(found, samples, *epochs, first=1):
     """The parameters after some trainings, one a round."""
     for round, each in enumerate(epochs, first):
-        found.fit("head", round, samples, [CrossEntropy()], each, **given)
+        found.fit("head", round, samples, [CrossEntropy()], each)
     return found.parameters("head")
 
 
@@ -71,14 +71,10 @@ def test_what_a_method_says_too_changes_nothing(small, name):
         assert measured(run(small(*few, other), f"run{number}")) != measured(plain)
 
 
-def test_what_a_call_says_stands(small, samples):
+def test_a_rate_is_the_same_wherever_it_is_said(small, samples):
     plain = trained(server(small("training.lr=0.01")), samples, 1)
-    assert apart(trained(server(small()), samples, 1, lr=0.01), plain) == 0
     assert apart(trained(server(small(), ServerTable(lr=0.01)), samples, 1), plain) == 0
     assert apart(trained(server(small("server.lr=0.01")), samples, 1), plain) == 0
-    stepping = ["server.schedule=step", "server.schedule_rounds=1", "server.lr=0.5"]
-    both = (trained(server(small(*more)), samples, 1, 1, lr=0.01) for more in ([], stepping))
-    assert apart(*both) == 0
     assert apart(trained(server(small()), samples, 1), plain) > 0
 
 

@@ -371,8 +371,7 @@ def test_with_one_architecture_and_options_off_feddf_is_algorithm_1_to_the_bit(p
             total = total + server.predict("global", inputs)
         server.load("global", average(sent.parameters(), sent.samples))
         terms = [Soft((total / 4).softmax(1))]
-        how = {"lr": 1e-3, "batch_size": 128, "optimiser": "adam"}
-        server.fit("global", round, Samples(inputs), terms, 5.0, **how)
+        server.fit("global", round, Samples(inputs), terms, 5.0)
         assert same(one.strategy.parameters["mlp"], server.parameters("global"))
 
 
