@@ -41,6 +41,20 @@ def batches(samples, training):
             yield samples.inputs[index], samples.labels[index]
 
 
+def descend(steps, logits, labels):
+    """A step of each optimiser, by the sum of the losses."""
+    for step in steps:
+        step.zero_grad()
+    sum(F.cross_entropy(each, labels) for each in logits).backward()
+    for step in steps:
+        step.step()
+
+
+def close(found, by_hand):
+    for one, other in zip(found, by_hand, strict=False):
+        assert (flat(one) - flat(other)).abs().max() < 1e-5
+
+
 @pytest.mark.parametrize("optimiser", ["sgd", "adam"])
 def test_a_gradient_is_taken_at_the_mixture(optimiser, samples):
     """APFL, equation 4, against a loop of its own."""
@@ -53,13 +67,8 @@ def test_a_gradient_is_taken_at_the_mixture(optimiser, samples):
         w = {name: value.detach() for name, value in own.named_parameters()}
         mixture = {name: 0.3 * v + 0.7 * w[name] for name, v in peer.named_parameters()}
         logits = own(inputs), functional_call(peer, mixture, (inputs,))
-        for step in steps:
-            step.zero_grad()
-        sum(F.cross_entropy(each, labels) for each in logits).backward()
-        for step in steps:
-            step.step()
-    assert (flat(found[0]) - flat(own)).abs().max() < 1e-5
-    assert (flat(found[1]) - flat(peer)).abs().max() < 1e-5
+        descend(steps, logits, labels)
+    close(found, (own, peer))
 
 
 def test_a_linear_head_above_the_others_body_is_added_to_its_logits(samples):
@@ -70,13 +79,8 @@ def test_a_linear_head_above_the_others_body_is_added_to_its_logits(samples):
     steps = [torch.optim.SGD(each.parameters(), lr=0.1) for each in (own, head)]
     for inputs, labels in batches(samples, SGD):
         logits = own(inputs), own(inputs).detach() + head(body(inputs).detach())
-        for step in steps:
-            step.zero_grad()
-        sum(F.cross_entropy(each, labels) for each in logits).backward()
-        for step in steps:
-            step.step()
-    assert (flat(found[0]) - flat(own)).abs().max() < 1e-5
-    assert (flat(found[1]) - flat(peer)).abs().max() < 1e-5
+        descend(steps, logits, labels)
+    close(found, (own, peer))
 
 
 def test_what_comes_in_is_what_the_other_gives_as_it_trains(samples):
