@@ -29,16 +29,10 @@ from typing import ClassVar
 from pydantic import Field
 
 from fedkd.compression import LowRank
-from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
+from fedkd.strategies.fedavg import refuse_noise
 from fedkd.strategies.fml import FML, SharedStudentOptions
-from fedkd.work import (
-    CrossEntropy,
-    Share,
-    Soft,
-    Step,
-    Term,
-)
+from fedkd.work import CrossEntropy, Share, Soft, Step, Term
 
 
 class FedKD(FML):
@@ -58,11 +52,7 @@ class FedKD(FML):
     def check(cls, experiment: Experiment) -> None:
         """Also refuse DP-SGD, which needs a loss of each sample by itself."""
         super().check(experiment)
-        if noise := experiment.training.dp.noise_multiplier:
-            raise FedkdError(
-                f"training.dp.noise_multiplier = {noise:g} is not allowed with strategy.name = "
-                f"{experiment.strategy.name!r}: how much a sample teaches goes by its whole batch"
-            )
+        refuse_noise(experiment, "how much a sample teaches goes by its whole batch")
 
     def terms(self) -> tuple[tuple[Term, ...], tuple[Term, ...]]:
         """Both by the labels, and by each other as far as both know the batch."""
