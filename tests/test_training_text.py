@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fedkd.data.language import PAD, pack, samples
-from fedkd.distillation.objectives import not_true
+from fedkd.distillation.labelled import not_true
 from fedkd.distillation.targets import among_logs
 from fedkd.errors import FedkdError
 from fedkd.sections import StudentTable, TrainingTable

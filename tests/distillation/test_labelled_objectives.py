@@ -8,15 +8,8 @@ from torch.func import grad, vmap
 from torch.nn.functional import log_softmax
 
 from fedkd import FedkdError, registry
-from fedkd.distillation.objectives import (
-    DKD,
-    Objective,
-    declare,
-    forward_kl,
-    made,
-    not_true,
-    traits,
-)
+from fedkd.distillation.labelled import DKD, not_true
+from fedkd.distillation.objectives import Objective, declare, forward_kl, made, traits
 
 LABELS = torch.tensor([0, 1, 2, 3, 0, 1])
 NAMES = ("not_true", "dkd")
