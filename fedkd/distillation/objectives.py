@@ -12,10 +12,9 @@ are; a name, or a table of a name and options, stands for it: :func:`made`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
-import torch
 from pydantic import AfterValidator, ValidationInfo
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
@@ -80,15 +79,22 @@ def declare(
 
 
 def traits(objective: Function) -> Traits:
-    """What ``objective`` was declared to expect, or the usual: probabilities, and tau squared."""
-    return getattr(objective, "traits", Traits())
+    """What ``objective`` was declared to expect, or the usual: probabilities, and tau squared.
+
+    Of one with options, without what it needs for other options alone: :meth:`Objective.spared`.
+    """
+    given: Traits = getattr(objective, "traits", Traits())
+    if isinstance(objective, Objective):
+        spared = objective.spared()
+        given = given._replace(needs=tuple(need for need in given.needs if need not in spared))
+    return given
 
 
 class Objective(Table):
     """Base of objectives with options, which are its fields, declared as those of a method are.
 
     A subclass is called as a function is: ``__call__(logits, targets, temperature)``, and with
-    ``labels`` where it is declared to need them.
+    ``labels`` or others of :data:`NEEDS` where it is declared to need them.
 
     Raises
     ------
@@ -104,6 +110,10 @@ class Objective(Table):
                 f"an objective cannot have an option {min(taken)!r}: the name has a meaning where "
                 "objectives are chosen or travel; give it another"
             )
+
+    def spared(self) -> Set[str]:
+        """Of the needs that are declared, those that the options as they are make do without."""
+        return set()
 
 
 Chosen = str | Mapping[str, Any]

@@ -36,7 +36,7 @@ def power(labels: Tensor, beta: float) -> Tensor:
     return powers / powers.sum(-1, keepdim=True)
 
 
-def retemper(labels: Tensor, temperature: float) -> Tensor:
+def retemper(labels: Tensor, temperature: float | Tensor) -> Tensor:
     """The probabilities at temperature 1 of labels softened at ``temperature``.
 
     ``softmax(log p * temperature)``: exact, as the softmax forgets only a constant.
