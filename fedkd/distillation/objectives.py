@@ -32,7 +32,13 @@ SMALLEST = 1e-8
 """Least probability a target has where its logarithm is taken."""
 TAKEN = {"name", "keys", "kind", "length", "floats"}
 """What no option may be called: tables of options and messages give these names a meaning."""
-NEEDS = {"labels": "the true classes (B,)"}
+NEEDS = {
+    "labels": "the true classes (B,)",
+    "progress": "the share of the run's training that is done, 0 to below 1; a stack has (B, 1)",
+    "groups": "which student's batch a row is of (B,)",
+    "memory": "a dictionary of its own tensors (n,), one entry a student, empty as a fit begins",
+    "auxiliary": "the logits (B, C) of an auxiliary head that is trained beside the student",
+}
 """What an objective may be given besides, as keyword arguments of these names."""
 
 
@@ -44,12 +50,15 @@ class Traits(NamedTuple):
     """Whether gradients shrink with the square of the temperature, which the loss makes up for."""
     needs: tuple[str, ...] = ()
     """Names of :data:`NEEDS` that it is given besides."""
+    among: bool = True
+    """Whether its columns may be candidate classes and one for all others together."""
 
 
 def declare(
     targets: Literal["probabilities", "logits"] = "probabilities",
     tau_squared: bool = True,
     needs: tuple[str, ...] = (),
+    among: bool = True,
 ) -> Callable[[Marked], Marked]:
     """Decorator that gives an objective, a function or a class, other traits than the usual.
 
@@ -64,7 +73,7 @@ def declare(
         )
 
     def mark(objective: Marked) -> Marked:
-        setattr(objective, "traits", Traits(targets, tau_squared, needs))  # noqa: B010
+        setattr(objective, "traits", Traits(targets, tau_squared, needs, among))  # noqa: B010
         return objective
 
     return mark

@@ -73,7 +73,7 @@ def test_not_true_of_two_classes_says_nothing():
 
 
 def test_not_true_makes_up_for_no_temperature():
-    assert traits(not_true) == ("probabilities", False, ("labels",))
+    assert traits(not_true) == ("probabilities", False, ("labels",), True)
 
 
 # --- decoupled --------------------------------------------------------------------------------
@@ -204,7 +204,7 @@ def test_an_objective_of_ones_own_has_options_as_a_method_has():
             return forward_kl(logits, sharp / sharp.sum(-1, keepdim=True), temperature)
 
     assert made({"name": "sharper", "power": 3.0}).power == 3
-    assert traits(made("sharper")) == ("probabilities", False, ())
+    assert traits(made("sharper")) == ("probabilities", False, (), True)
     logits, targets = draw(6, 4), draw(6, 4, seed=1)
     found = made("sharper")(logits, targets.softmax(1), 1.0)
     torch.testing.assert_close(found, forward_kl(logits, log_softmax(2 * targets, 1).exp(), 1.0))

@@ -166,13 +166,13 @@ def test_a_plain_function_expects_probabilities_and_tau_squared():
     def own(logits, targets, temperature):
         return logits.sum(-1)
 
-    assert objectives.traits(own) == ("probabilities", True, ())
-    assert objectives.traits(objectives.forward_kl) == ("probabilities", True, ())
+    assert objectives.traits(own) == ("probabilities", True, (), True)
+    assert objectives.traits(objectives.forward_kl) == ("probabilities", True, (), True)
 
 
 def test_logit_matching_declares_itself():
-    assert objectives.traits(objectives.mse_logits) == ("logits", False, ())
-    assert objectives.traits(objectives.mae_logits) == ("logits", False, ())
+    assert objectives.traits(objectives.mse_logits) == ("logits", False, (), True)
+    assert objectives.traits(objectives.mae_logits) == ("logits", False, (), True)
 
 
 @pytest.mark.parametrize("name", ALL)
