@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from fedkd.distillation.objectives import COUPLING, couples, made, name_of, traits
 from fedkd.errors import FedkdError, about, brief
 from fedkd.fields import COUNT, check_fields, source_name
 from fedkd.privacy.dpsgd import is_private, sees_private
@@ -60,6 +61,8 @@ def check_together(step: Fit, noise_multiplier: float, models: Mapping[str, str]
                 continue
             others = sources.keys() - {peer.student}
             live = isinstance(term.targets, str) and term.targets in others
+            if noise_multiplier and is_private(step.on if term.on is None else term.on):
+                _coupled(term, noise_multiplier)
             if term.adaptive and not live:
                 raise FedkdError(
                     f"Soft: adaptive = True is not allowed with targets = {brief(term.targets)}; "
@@ -71,6 +74,19 @@ def check_together(step: Fit, noise_multiplier: float, models: Mapping[str, str]
                     "student learns in the same step, and not from there; give it a term with this "
                     "on, or a step of its own"
                 )
+
+
+def _coupled(term: Soft, noise_multiplier: float) -> None:
+    """Refuse an objective that couples rows, on private samples under DP-SGD."""
+    objective = made(term.objective)
+    if couples(objective):
+        needed = " and ".join(name for name in traits(objective).needs if name in COUPLING)
+        raise FedkdError(
+            f"Soft: objective = {name_of(term.objective)!r} is not allowed on private samples with "
+            f"training.dp.noise_multiplier = {noise_multiplier:g}: it needs {needed}, so that a "
+            "sample has no gradient of its own to clip; allowed: an objective that needs neither "
+            "groups nor memory, or on = 'transfer'"
+        )
 
 
 def _blend(

@@ -24,7 +24,17 @@ from fedkd.hooks import trace
 from fedkd.privacy.public import Public
 from fedkd.random import generator, key
 from fedkd.sections import ServerTable, TrainingTable
-from fedkd.training import BatchOfOne, Course, OwnLoss, Validation, fit, minimise, placed, predict
+from fedkd.training import (
+    BatchOfOne,
+    Course,
+    OwnLoss,
+    Validation,
+    fit,
+    minimise,
+    placed,
+    predict,
+    span,
+)
 from fedkd.training.student import student_draws
 from fedkd.work import Fit, Parameters, Samples, Term
 
@@ -127,6 +137,7 @@ class ServerStudents:
                 sources={"public": partial(placed, public, self._device)},
                 course=Course(annealed, validation),
                 kept=self._kept(name, training),
+                span=span(round, self._experiment.rounds),
             )
         except BatchOfOne as error:
             raise FedkdError(f"the server's student {name!r}: {error}") from error

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from fedkd import students
-from fedkd.distillation.objectives import made, name_of, traits
+from fedkd.distillation.objectives import check_candidates, labels_of, made, name_of, traits
 from fedkd.distillation.targets import check_probabilities
 from fedkd.errors import FedkdError, about
 from fedkd.fields import check_fields, source_name
@@ -155,11 +155,12 @@ def _soft(term: Soft, on: Source, learner: Learner, seen: Seen) -> None:
     with about("Soft"):
         expects = traits(made(term.objective))
     name, takes = name_of(term.objective), expects.targets
-    if "labels" in expects.needs and not learner.labelled(on):
+    own = "labels" in expects.needs and labels_of(term.objective) == "own"
+    if own and not learner.labelled(on):
         raise FedkdError(
             f"Soft: objective = {name!r} needs labels, and the samples of {source_name(on)} have "
-            "none (the transfer set never has); use it where there are labels, as on 'private', or "
-            "take an objective that needs none: fedkd list objectives"
+            "none (the transfer set never has); labels = 'argmax' takes the teacher's: "
+            f"objective = {{name = {name!r}, labels = 'argmax'}}"
         )
     classes, among = learner.classes, term.among
     rows = classes if term.per == "class" else learner.rows(on)
@@ -186,11 +187,7 @@ def _soft(term: Soft, on: Source, learner: Learner, seen: Seen) -> None:
             )
     if among is None:
         return
-    if takes != "probabilities":
-        raise FedkdError(
-            f"Soft: objective = {name!r} is not allowed with candidates: it takes logits, and all "
-            "other classes together have none"
-        )
+    check_candidates(term.objective)
     if rows is not None and len(among) != rows:
         raise FedkdError(
             f"Soft: candidates of shape {tuple(among.shape)}; one row for each of {rows} rows of "

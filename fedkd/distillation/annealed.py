@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import log_softmax
 
 from fedkd.distillation.groups import group_sums
-from fedkd.distillation.objectives import SMALLEST, Objective, Temperature, declare
+from fedkd.distillation.objectives import SMALLEST, Memory, Objective, Temperature, declare
 
 LEAST = 1e-15
 """What is added to a loss that another one is divided by."""
@@ -58,7 +58,7 @@ class TAID(Objective):
         *,
         progress: float | Tensor,
         groups: Tensor | None = None,
-        memory: dict[str, Tensor] | None = None,
+        memory: Memory | None = None,
     ) -> Tensor:
         """``-sum_c r_c log softmax(z)_c``; an adaptive lambda is moved on afterwards.
 
@@ -83,21 +83,16 @@ class TAID(Objective):
         between = ((1 - share) * student.detach() + share * teacher).softmax(-1)
         return -(between * student).sum(-1)
 
-    def _begin(self, memory: dict[str, Tensor], groups: Tensor, planned: Tensor) -> None:
-        """Have an entry for every student there is: no loss yet, lambda where progress has it."""
-        count, known = int(groups.max()) + 1, len(memory.get("loss", ()))
-        if count > known:
-            new = planned.new_zeros(count - known)
-            for name, first in (("lambda", 0.0), ("loss", torch.nan), ("change", 0.0)):
-                old = memory.get(name, new[:0])
-                memory[name] = torch.cat([old, new + first])
+    def _begin(self, memory: Memory, groups: Tensor, planned: Tensor) -> None:
+        """Have entries: lambda where progress has it, of students who had no loss yet."""
+        if not memory:
+            new = planned.new_zeros(memory.students)
+            memory |= {"lambda": new, "loss": new + torch.nan, "change": new}
         unseen = memory["loss"].isnan()[groups]
         place = (groups[unseen],)
         memory["lambda"] = memory["lambda"].index_put(place, planned[unseen, 0])
 
-    def _move(
-        self, memory: dict[str, Tensor], groups: Tensor, planned: Tensor, losses: Tensor
-    ) -> None:
+    def _move(self, memory: Memory, groups: Tensor, planned: Tensor, losses: Tensor) -> None:
         """Lambda for the next step, of the students that had rows in this one."""
         share, before, change = memory["lambda"], memory["loss"], memory["change"]
         count = len(before)

@@ -29,7 +29,7 @@ Marked = TypeVar("Marked")
 
 SMALLEST = 1e-8
 """Least probability a target has where its logarithm is taken."""
-TAKEN = {"name", "keys", "kind", "length", "floats"}
+TAKEN = {"name", "labels", "keys", "kind", "length", "floats"}
 """What no option may be called: tables of options and messages give these names a meaning."""
 NEEDS = {
     "labels": "the true classes (B,)",
@@ -39,6 +39,10 @@ NEEDS = {
     "auxiliary": "the logits (B, C) of an auxiliary head that is trained beside the student",
 }
 """What an objective may be given besides, as keyword arguments of these names."""
+COUPLING = {"groups", "memory"}
+"""Needs of objectives in which the loss of a row depends on other rows."""
+LABELS = ("own", "argmax")
+"""Where labels come from: the samples' own, or the likeliest class of each target."""
 
 
 class Traits(NamedTuple):
@@ -90,11 +94,50 @@ def traits(objective: Function) -> Traits:
     return given
 
 
+def couples(objective: Function) -> bool:
+    """Whether the loss of a row depends on other rows, so that no sample has a gradient alone."""
+    return not COUPLING.isdisjoint(traits(objective).needs)
+
+
+class Memory(dict[str, Tensor]):
+    """What an objective keeps through a fit: tensors ``(n,)``, an entry for each of n students.
+
+    Entries belong to ``groups``, which are 0 to ``students - 1``. It is empty when a fit begins.
+    """
+
+    def __init__(self, students: int = 1) -> None:
+        super().__init__()
+        self.students = students
+
+    def settle(self, objective: str) -> None:
+        """Cut what was written off its graph.
+
+        Raises
+        ------
+        FedkdError
+            It is not one entry a student.
+        """
+        for name, tensor in self.items():
+            if not isinstance(tensor, Tensor) or tensor.shape != (self.students,):
+                shape = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+                raise FedkdError(
+                    f"objective = {objective!r}: memory[{name!r}] is {shape}; allowed: a tensor "
+                    f"({self.students},), an entry for each of memory.students"
+                )
+            self[name] = tensor.detach()
+
+    def keep(self, students: Tensor) -> None:
+        """Go on with some of the students alone: their places ``(k,)``."""
+        self.students = len(students)
+        for name, tensor in self.items():
+            self[name] = tensor[students.to(tensor.device)]
+
+
 class Objective(Table):
     """Base of objectives with options, which are its fields, declared as those of a method are.
 
     A subclass is called as a function is: ``__call__(logits, targets, temperature)``, and with
-    ``labels`` or others of :data:`NEEDS` where it is declared to need them.
+    what it is declared to need, by name.
 
     Raises
     ------
@@ -121,7 +164,7 @@ Chosen = str | Mapping[str, Any]
 
 
 def made(chosen: Chosen, key: str = "objective") -> Function:
-    """The objective that is chosen, with its options.
+    """The objective that is chosen, with its options; ``labels`` is not one: :func:`labels_of`.
 
     ``key`` is where it was chosen, to begin complaints with.
 
@@ -129,23 +172,53 @@ def made(chosen: Chosen, key: str = "objective") -> Function:
     ------
     FedkdError
         One line naming the key, its value and what is allowed: the name is not known or missing, or
-        an option is not known, or not of its type or range.
+        an option is not known, or not of its type or range; or ``labels`` has no effect.
     """
     options = {} if isinstance(chosen, str) else dict(chosen)
     name = chosen if isinstance(chosen, str) else options.pop("name", None)
     if not isinstance(name, str):
         known = ", ".join(registry.names("objectives"))
         raise FedkdError(f"{key}.name = {name!r} is not allowed; known: {known}")
+    labels = options.pop("labels", None)
     found = registry.load("objectives", name, key)
-    if isinstance(found, type):
-        return validated(found, options, f"{key}.")
-    validated(Table, options, f"{key}.")  # a function has no options
-    return found
+    # A function has no options.
+    table: Any = validated(found if isinstance(found, type) else Table, options, f"{key}.")
+    if labels is not None and labels not in LABELS:
+        allowed = ", ".join(map(repr, LABELS))
+        raise FedkdError(f"{key}.labels = {labels!r} is not allowed; allowed: {allowed}")
+    if labels is not None and "labels" not in traits(found).needs:
+        raise FedkdError(f"{key}.labels = {labels!r} has no effect: {name!r} needs no labels")
+    return table if isinstance(found, type) else found
 
 
 def name_of(chosen: Chosen) -> str:
     """The name of the objective that is chosen."""
     return chosen if isinstance(chosen, str) else str(chosen["name"])
+
+
+def check_candidates(chosen: Chosen) -> None:
+    """Refuse an objective that works on all classes alone, where there are candidate classes.
+
+    Raises
+    ------
+    FedkdError
+        One line naming the objective.
+    """
+    expects, said = traits(made(chosen)), f"Soft: objective = {name_of(chosen)!r} is not allowed"
+    if expects.targets != "probabilities":
+        raise FedkdError(
+            f"{said} with candidates: it takes logits, and all other classes together have none"
+        )
+    if not expects.among:
+        raise FedkdError(
+            f"{said} with candidates: it is one of all classes, each by itself; allowed: one that "
+            "fedkd list objectives shows without 'no candidates'"
+        )
+
+
+def labels_of(chosen: Chosen) -> str:
+    """Where the labels of an objective that needs some come from: one of :data:`LABELS`."""
+    return "own" if isinstance(chosen, str) else str(chosen.get("labels", "own"))
 
 
 def takes_probabilities(chosen: Chosen) -> bool:

@@ -21,6 +21,7 @@ from fedkd.engine.session import Session
 from fedkd.engine.stack import Stack
 from fedkd.engine.vectorised import filled_up, fit
 from fedkd.random import generator
+from fedkd.training.course import span
 from fedkd.training.inference import quality
 from fedkd.training.losses import source_of
 from fedkd.work import (
@@ -216,7 +217,17 @@ class Cohort:
         kept = [[each.kept(first, name) for each in self.sessions] for name in names]
         blends = [[step.peers[place].at for step in steps] for place in range(len(names))]
         done = fit(
-            stacks, sources, terms, training, draws, first, others, clients.augment, kept, blends
+            stacks,
+            sources,
+            terms,
+            training,
+            draws,
+            first,
+            others,
+            clients.augment,
+            kept,
+            blends,
+            span(self.sessions[0].assignment.round, clients.experiment.rounds),
         )
         for peer, (losses, slopes) in zip(first.peers, done, strict=True):
             for session, loss, slope in zip(self.sessions, losses, slopes, strict=True):

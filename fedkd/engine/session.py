@@ -39,6 +39,7 @@ from fedkd.training import (
     predict,
     represent,
     said,
+    span,
 )
 from fedkd.work import (
     SOURCES,
@@ -209,6 +210,7 @@ class Session:
                     min_steps=step.min_steps,
                     sources={name: partial(self.samples, name) for name in SOURCES},
                     augment=self.clients.augment,
+                    span=span(self.assignment.round, experiment.rounds),
                 )
             except BatchOfOne as error:
                 raise FedkdError(f"client {self.assignment.client}: {error}") from error

@@ -18,6 +18,7 @@ from fedkd.blends import each_blended, moved
 from fedkd.engine.stack import Stack
 from fedkd.experiment import TrainingTable
 from fedkd.training.batches import Batch, Batches, steps_of
+from fedkd.training.course import WHOLE, Span
 from fedkd.training.descent import Optimiser, descend
 from fedkd.training.items import take
 from fedkd.training.losses import Loss, source_of
@@ -36,6 +37,7 @@ def fit(
     augment: Any = None,
     kept: Sequence[Sequence[Parameters | None]] = (),
     blends: Sequence[Sequence[Blend | None]] = (),
+    span: Span = WHOLE,
 ) -> list[tuple[list[float], list[float]]]:
     """What :func:`fedkd.training.fit_together` does with each client's students, done as one.
 
@@ -55,6 +57,8 @@ def fit(
         Of each stack, of each client: as in :class:`fedkd.training.Trainee`.
     blends
         Of each stack, of each client: where its students learn, if they are built on another's.
+    span
+        From which to which share of the run's training the fits go.
 
     Returns
     -------
@@ -104,10 +108,12 @@ def fit(
     last = torch.tensor(
         [many - each for many, each in zip(steps, passes, strict=True)], device=device
     )
+    each_step = (span[1] - span[0]) / torch.tensor(steps, device=device).clamp_min(1)
     for now in range(max(steps)):
         for live in lives:
             live.leave([place for place in live.who if steps[place] <= now])
-        drawn = {on: joint.draw(lives[0]) for on, joint in joints.items()}
+        progress = span[0] + each_step * now
+        drawn = {on: joint.draw(lives[0], progress) for on, joint in joints.items()}
         seen: dict[str, _Looks] = {}
         for live in sorted(lives, key=lambda one: one.at is not None):
             base = None
@@ -333,8 +339,11 @@ class _Joint:
         # Losses look at how many rows there are, and of what kind.
         self.all = Samples(self.inputs.new_empty(1).expand(sum(counts)), joined)
 
-    def draw(self, live: _Live) -> tuple[Tensor, Batch]:
-        """The next batch of those that still learn: inputs, and what no student has to say."""
+    def draw(self, live: _Live, progress: Tensor) -> tuple[Tensor, Batch]:
+        """The next batch of those that still learn: inputs, and what no student has to say.
+
+        ``progress`` ``(n,)`` is that of all students, those that have left among them.
+        """
         indices = [self.batches[place].index() for place in live.who]
         sizes = [len(index) for index in indices]
         most, count, device = max(sizes), len(sizes), self.device
@@ -377,6 +386,7 @@ class _Joint:
             shares=shares,
             places=live.places[owners],
             students=count,
+            progress=progress,
         )
         return inputs, batch
 

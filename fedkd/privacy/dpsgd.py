@@ -28,6 +28,7 @@ from itertools import repeat
 import torch
 from torch import Tensor, nn
 
+from fedkd.distillation.objectives import couples, made, name_of
 from fedkd.errors import FedkdError
 from fedkd.random import SystemNoise, noise_generator
 from fedkd.sections import PrivateTraining, StudentTable
@@ -127,6 +128,10 @@ class DPSGD:
             self._refuse("a Soft term with reach on private samples")
         if isinstance(term, Soft) and term.adaptive:
             self._refuse("an adaptive Soft term on private samples, each weighed by all of a batch")
+        if isinstance(term, Soft) and couples(made(term.objective)):
+            self._refuse(
+                f"objective = {name_of(term.objective)!r} on private samples, which couples them"
+            )
         if isinstance(term, Soft | CrossEntropy) and term.through is not None:
             self._refuse("a term through another head on private samples")
         if isinstance(term, CrossEntropy) and term.prior is not None:

@@ -1,7 +1,7 @@
 """The one training loop, and prediction: what Fit, Predict and Evaluate come down to."""
 
 from fedkd.training.batches import BatchOfOne, local_steps
-from fedkd.training.course import Course, Validation
+from fedkd.training.course import Course, Validation, span
 from fedkd.training.descent import Optimiser
 from fedkd.training.inference import (
     class_means,
@@ -52,5 +52,6 @@ __all__ = [
     "requiring",
     "said",
     "some",
+    "span",
     "student_draws",
 ]

@@ -35,6 +35,7 @@ class Drawn:
     labels: Tensor | None
     chosen: Tensor | None
     count: int
+    progress: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,12 @@ class Batch:
     the blocks give, as in ``held``; a label may be -1. ``drawn`` is the number of samples, and
     ``over`` what sums of losses are divided by if that may not depend on them. ``peers`` has the
     logits (B, C) of each student that learns together with this one, by name, without a graph.
+    ``progress`` is the share of the run's training that is done.
 
     Of a stack of n students, B counts the samples of all of them, ``index`` goes into their targets
     behind one another, ``held`` is ``(n, b, ...)``, and ``owners`` (B,) says whose a sample is,
     ``shares`` (B,) what part it is of its owner's batch, and ``places`` (B,) where its owner's
-    targets by class are.
+    targets by class are; so is its owner's ``progress``.
     """
 
     index: Tensor
@@ -78,6 +80,7 @@ class Batch:
     places: Tensor | None = None
     students: int = 1
     peers: Mapping[str, Tensor] = field(default_factory=dict)
+    progress: float | Tensor = 0.0
 
     def mean(self, losses: Tensor, there: Tensor | None = None) -> Tensor:
         """The mean of losses ``(B,)``: ``()``, or of a stack ``(n,)``, one of each owner's.
@@ -160,8 +163,8 @@ class Batches:
             inputs = self.augment(inputs, self.generator)
         return inputs
 
-    def draw(self) -> Drawn:
-        """The next batch."""
+    def draw(self, progress: float = 0.0) -> Drawn:
+        """The next batch, when the share ``progress`` of the run's training is done."""
         index = self.index()
         inputs, count = self.inputs(index), len(index)
         labels = None if self.samples.labels is None else self.samples.labels[index]
@@ -170,7 +173,7 @@ class Batches:
             chosen = items(inputs)
             index = self._numbers[index].flatten()[chosen]
             labels = None if labels is None else labels.flatten()[chosen]
-        return Drawn(inputs, index, labels, chosen, count)
+        return Drawn(inputs, index, labels, chosen, count, progress)
 
     def seen(
         self,
@@ -200,7 +203,16 @@ class Batches:
                     # The next block may write into what it is given.
                     held[name], inputs = inputs, inputs.clone()
             logits = (at_items(inputs, chosen) if count else inputs).float()
-        return Batch(drawn.index, drawn.labels, logits, held, chosen, count, over)
+        return Batch(
+            drawn.index,
+            drawn.labels,
+            logits,
+            held,
+            chosen,
+            count,
+            over,
+            progress=drawn.progress,
+        )
 
     def _forward(
         self, block: nn.Module, inputs: Tensor, drawn: int, given: dict[str, Tensor] | None

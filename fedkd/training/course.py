@@ -10,6 +10,15 @@ from torch import Tensor, nn
 from fedkd.training.inference import evaluate
 from fedkd.work import Samples
 
+Span = tuple[float, float]
+"""From which to which share of a run's training a fit goes."""
+WHOLE: Span = (0.0, 1.0)
+
+
+def span(round: int, rounds: int) -> Span:
+    """From which to which share of the training of ``rounds`` the fits of a round go."""
+    return max(0, round - 1) / rounds, max(1, round) / rounds
+
 
 @dataclass(frozen=True)
 class Validation:

@@ -13,7 +13,7 @@ from fedkd.experiment import TrainingTable
 from fedkd.privacy.dpsgd import DPSGD, is_private
 from fedkd.random import key
 from fedkd.training.batches import Augment, Batches, steps_of
-from fedkd.training.course import Course
+from fedkd.training.course import WHOLE, Course, Span
 from fedkd.training.items import placed, some
 from fedkd.training.learners import Learner, OwnLearner, Trainee
 from fedkd.training.student import check_learning, requiring, student_draws
@@ -37,6 +37,7 @@ def fit(
     seed: int | None = None,
     kept: Parameters | None = None,
     course: Course | None = None,
+    span: Span = WHOLE,
 ) -> float:
     """Minimise the sum of ``terms`` over ``samples``, changing ``student`` in place.
 
@@ -64,6 +65,8 @@ def fit(
         What the optimiser goes on from and keeps, as in :class:`Trainee`.
     course
         How the rate changes and when the fit ends; a constant rate, and never, if not given.
+    span
+        From which to which share of the run's training the fit goes.
 
     Returns
     -------
@@ -90,6 +93,7 @@ def fit(
         min_steps=min_steps,
         sources=sources,
         augment=augment,
+        span=span,
     )
     return loss
 
@@ -104,6 +108,7 @@ def fit_together(
     min_steps: int | None = None,
     sources: Mapping[str, Callable[[], Samples]] | None = None,
     augment: Augment | None = None,
+    span: Span = WHOLE,
 ) -> list[float]:
     """What :func:`fit` does, with several students that learn from the same batches.
 
@@ -138,6 +143,7 @@ def fit_together(
             min_steps=min_steps,
             sources=sources,
             augment=augment,
+            span=span,
         )
 
 
@@ -151,6 +157,7 @@ def _fit(
     min_steps: int,
     sources: Mapping[str, Callable[[], Samples]] | None,
     augment: Augment | None,
+    span: Span,
 ) -> list[float]:
     """The steps of :func:`fit_together`."""
     size, private = training.batch_size, [each.dp for each in learners if each.dp is not None]
@@ -181,7 +188,8 @@ def _fit(
     for each in learners:
         each.begin(training, samples.inputs.device, learners)
     for step in range(steps):
-        drawn = {on: source.draw() for on, source in looks.items()}
+        progress = span[0] + (span[1] - span[0]) * step / steps
+        drawn = {on: source.draw(progress) for on, source in looks.items()}
         for each in sorted(learners, key=lambda one: one.base is not None):
             each.look(looks, drawn, alone=len(learners) == 1)
         if len(learners) > 1:

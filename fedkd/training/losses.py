@@ -10,12 +10,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedkd.distillation.objectives import SMALLEST, made, name_of, traits
+from fedkd.distillation.objectives import (
+    SMALLEST,
+    Memory,
+    check_candidates,
+    labels_of,
+    made,
+    name_of,
+    traits,
+)
 from fedkd.distillation.targets import among_logs
 from fedkd.errors import FedkdError
 from fedkd.students import cut_index, part_names
 from fedkd.training.batches import Batch
 from fedkd.training.items import at_items, items
+from fedkd.training.needs import provided
 from fedkd.work import (
     Contrast,
     CrossEntropy,
@@ -119,6 +128,8 @@ class Loss:
                 raise FedkdError("Soft: adaptive is for students that learn together, by name")
             self.objective = made(term.objective)
             self.needs = traits(self.objective).needs
+            self.argmax = labels_of(term.objective) == "argmax"
+            self.memory = Memory(stacked or 1)
             # Logits are single precision, whatever a method has computed in.
             self.targets = targets.to(device, torch.float32)
             self._check(term, samples)
@@ -164,6 +175,8 @@ class Loss:
         """Go on with some students of a stack alone: their places ``(k,)`` in it."""
         for tensors in (getattr(self, "head", {}), getattr(self, "named", {})):
             tensors |= {name: tensor[students] for name, tensor in tensors.items()}
+        if isinstance(self.term, Soft):
+            self.memory.keep(students)
 
     def __call__(self, batch: Batch) -> Tensor:
         """The term's value on a batch: ``()``, of a stack ``(n,)``."""
@@ -223,7 +236,7 @@ class Loss:
         if term.per == "class":
             labels = _labels(batch, "Soft per class")
             rows = self._by_class(batch, labels)
-        elif self.needs:
+        elif "labels" in self.needs and not self.argmax:
             labels = _labels(batch, f"objective = {name_of(term.objective)!r}")
         peers = batch.peers[self.peer] if self.peer else None
         there = self._there(rows, labels)
@@ -234,13 +247,19 @@ class Loss:
         targets = self.targets[rows] if peers is None else said(self._at(rows), peers)
         tau = self.tau[rows] if isinstance(self.tau, Tensor) else self.tau
         among = None if self.among is None else self.among[rows]
-        needed = {"labels": labels if among is None else _column(labels, among)}
-        needed = {name: needed[name] for name in self.needs}
-        if among is None:
+        if self.argmax:
+            labels = targets.argmax(1)
+        elif among is not None:
+            labels = _column(labels, among)
+        needed = provided(self.needs, batch, there, labels, self.memory)
+        if not len(rows):
+            pieces = logits.sum(1)  # of no rows, with a gradient of zero
+        elif among is None:
             pieces = self.objective(logits, targets, tau, **needed)
         else:
             logs = among_logs(F.log_softmax(logits / tau, 1), among)
             pieces = self.objective(logs, targets, 1.0, **needed)
+        self.memory.settle(name_of(term.objective))
         if self.weights is not None:
             pieces = self.weights[rows] * pieces
         scale: float | Tensor = term.weight
@@ -322,11 +341,7 @@ class Loss:
                 )
         if among is None:
             return
-        if traits(self.objective).targets != "probabilities":
-            raise FedkdError(
-                f"Soft: objective = {name_of(term.objective)!r} is not allowed with candidates: it "
-                "takes logits, and all other classes together have none"
-            )
+        check_candidates(term.objective)
         if among.shape != (len(targets), targets.shape[1] - 1):
             raise FedkdError(
                 f"Soft: candidates of shape {tuple(among.shape)} for targets of shape "

@@ -58,14 +58,17 @@ def _described(kind: str) -> dict[str, str]:
 
 
 def _expected(name: str) -> str:
-    """What an objective is given besides, and its options with their defaults."""
+    """What an objective is given besides, where it is not allowed, and its options' defaults."""
     from fedkd.distillation.objectives import Objective, traits
 
     try:
         found = registry.load("objectives", name)
     except FedkdError:  # its line says so
         return ""
-    told = [f"needs {', '.join(needs)}"] if (needs := traits(found).needs) else []
+    expects = traits(found)
+    told = [f"needs {', '.join(expects.needs)}"] if expects.needs else []
+    told += ["takes logits"] if expects.targets == "logits" else []
+    told += ["no candidates"] if expects.targets == "logits" or not expects.among else []
     if isinstance(found, type) and issubclass(found, Objective):
         told += [
             f"{option} = {'required' if field.is_required() else shown(field.default)}"
