@@ -12,7 +12,8 @@ from fedkd.distillation.labelled import DKD, not_true
 from fedkd.distillation.objectives import Objective, declare, forward_kl, made, traits
 
 LABELS = torch.tensor([0, 1, 2, 3, 0, 1])
-NAMES = ("not_true", "dkd")
+DIVERGENCES = ("not_true", "dkd")
+NAMES = (*DIVERGENCES, "nkd", "ofa", "borup", "pld")
 TAUS = (0.5, 1.0, 3.0)
 
 
@@ -92,7 +93,7 @@ def test_dkd_weighted_by_what_the_teacher_gives_the_others_is_forward_kl(tau):
 # --- all that need labels ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", DIVERGENCES)
 @pytest.mark.parametrize("tau", TAUS)
 def test_the_student_itself_teaches_nothing(name, tau):
     logits = draw(6, 4)
@@ -174,7 +175,7 @@ def test_a_name_alone_has_the_options_defaults():
             {"name": "forward_kl", "beta": 1},
             r"objective\.beta is not a known key; known here: none",
         ),
-        ({"beta": 1}, r"objective\.name = None is not allowed; known: cross_entropy, dkd"),
+        ({"beta": 1}, r"objective\.name = None is not allowed; known: bd_kd, borup, cross_entropy"),
         ("dkkd", r"objective = 'dkkd' is not known \(did you mean 'dkd'\?\)"),
     ],
 )

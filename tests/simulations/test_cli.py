@@ -558,7 +558,7 @@ def test_an_output_without_the_letters_still_gets_the_numbers():
 def test_objectives_are_listed_with_what_they_need_and_their_options(fedkd):
     lines = dict(line.split(None, 1) for line in fedkd("list", "objectives")[1].splitlines())
     assert lines["not_true"].endswith("(needs labels)")
-    assert lines["dkd"].endswith("(needs labels; alpha = 1.0; beta = 8.0)")
+    assert lines["dkd"].endswith("(needs labels, progress; alpha = 1.0; beta = 8.0; warmup = 0.0)")
     assert "(needs" not in lines["forward_kl"]
 
 
