@@ -13,7 +13,10 @@ import torch
 from torch import Tensor
 
 FLAT = 1e-8
-"""What is added to the lengths that a correlation is divided by: one with a constant is 0."""
+"""The least that a correlation is divided by, so that one with a constant is 0.
+
+Authors' code adds it instead, and a row's correlation with itself is then a little below 1.
+"""
 
 
 def group_sums(rows: Tensor, groups: Tensor, count: int | None = None) -> Tensor:
@@ -58,14 +61,14 @@ def pearson(a: Tensor, b: Tensor, dim: int = -1, weights: Tensor | None = None) 
     a = a - (weights * a).sum(-1, keepdim=True) / whole
     b = b - (weights * b).sum(-1, keepdim=True) / whole
     lengths = (weights * a.square()).sum(-1), (weights * b.square()).sum(-1)
-    return (weights * a * b).sum(-1) / (_root(lengths[0]) * _root(lengths[1]) + FLAT)
+    return (weights * a * b).sum(-1) / (_root(lengths[0]) * _root(lengths[1])).clamp_min(FLAT)
 
 
 def group_pearson(a: Tensor, b: Tensor, groups: Tensor) -> Tensor:
     """The correlations of each column of ``a`` and ``b`` ``(B, C)`` within groups, ``(n, C)``."""
     a, b = a - group_means(a, groups), b - group_means(b, groups)
     squares = group_sums(a.square(), groups), group_sums(b.square(), groups)
-    return group_sums(a * b, groups) / (_root(squares[0]) * _root(squares[1]) + FLAT)
+    return group_sums(a * b, groups) / (_root(squares[0]) * _root(squares[1])).clamp_min(FLAT)
 
 
 def _root(squares: Tensor) -> Tensor:

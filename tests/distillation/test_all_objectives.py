@@ -162,8 +162,7 @@ def test_a_teacher_that_says_what_the_student_says_moves_nothing(chosen, tau):
     rows = Rows()
     rows.teacher = rows.auxiliary = rows.logits
     for found in gradient(chosen, rows, tau):
-        near = 2e-5 if name == "dist" else 1e-6  # lengths in correlations have 1e-8 added
-        torch.testing.assert_close(found, torch.zeros_like(found), atol=near, rtol=0)
+        torch.testing.assert_close(found, torch.zeros_like(found), atol=1e-6, rtol=0)
     if name in STATIONARY or name == "dhkd":
         nothing = torch.zeros(6, dtype=torch.float64)
         torch.testing.assert_close(value(chosen, rows, tau), nothing, atol=1e-6, rtol=0)
