@@ -8,7 +8,7 @@ from lines import measured
 
 from fedkd import FedkdError, registry, run
 from fedkd.codec import Codec, decode
-from fedkd.distillation.objectives import declare, forward_kl, made
+from fedkd.distillation.objectives import Memory, declare, forward_kl, made
 from fedkd.engine.worker import Worker
 from fedkd.sections import StudentTable, TrainingTable
 from fedkd.server import ServerStudents
@@ -121,6 +121,16 @@ def test_memory_has_no_graph(samples):
         return losses
 
     trained(samples, soft("greedy"))
+
+
+def test_memory_goes_on_with_those_who_stay():
+    memory = Memory(5)
+    memory |= {"all": torch.arange(5.0), "first": torch.arange(3.0)}
+    memory.settle("mine")
+    memory.keep(torch.tensor([0, 2, 4]))
+    assert memory.students == 3
+    assert memory["all"].tolist() == [0, 2, 4]
+    assert memory["first"].tolist() == [0, 2]  # the last has no entry yet
 
 
 def test_memory_of_another_shape_is_one_line(samples):

@@ -102,7 +102,8 @@ def couples(objective: Function) -> bool:
 class Memory(dict[str, Tensor]):
     """What an objective keeps through a fit: tensors ``(n,)``, an entry for each of n students.
 
-    Entries belong to ``groups``, which are 0 to ``students - 1``. It is empty when a fit begins.
+    Entries belong to ``groups``, which are 0 to ``students - 1``: a tensor may end where no later
+    student has had a row yet. It is empty when a fit begins.
     """
 
     def __init__(self, students: int = 1) -> None:
@@ -115,10 +116,11 @@ class Memory(dict[str, Tensor]):
         Raises
         ------
         FedkdError
-            It is not one entry a student.
+            It is not one entry a student, in their order.
         """
         for name, tensor in self.items():
-            if not isinstance(tensor, Tensor) or tensor.shape != (self.students,):
+            entries = isinstance(tensor, Tensor) and tensor.dim() == 1
+            if not entries or len(tensor) > self.students:
                 shape = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
                 raise FedkdError(
                     f"objective = {objective!r}: memory[{name!r}] is {shape}; allowed: a tensor "
@@ -127,10 +129,10 @@ class Memory(dict[str, Tensor]):
             self[name] = tensor.detach()
 
     def keep(self, students: Tensor) -> None:
-        """Go on with some of the students alone: their places ``(k,)``."""
+        """Go on with some of the students alone: their places ``(k,)``, ascending."""
         self.students = len(students)
         for name, tensor in self.items():
-            self[name] = tensor[students.to(tensor.device)]
+            self[name] = tensor[students[students < len(tensor)].to(tensor.device)]
 
 
 class Objective(Table):

@@ -251,7 +251,8 @@ class Loss:
             labels = targets.argmax(1)
         elif among is not None:
             labels = _column(labels, among)
-        needed = provided(self.needs, batch, there, labels, self.memory)
+        given = {"labels": labels, "memory": self.memory}
+        needed = provided(self.needs, batch, there, given)
         if not len(rows):
             pieces = logits.sum(1)  # of no rows, with a gradient of zero
         elif among is None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fedkd.distillation.objectives import Memory
 from fedkd.training.batches import Batch
 
 
@@ -16,8 +15,7 @@ def provided(
     needs: Sequence[str],
     batch: Batch,
     there: Tensor | None,
-    labels: Tensor | None,
-    memory: Memory,
+    given: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The ``needs`` of an objective, by name, for the K rows of a batch that have a target.
 
@@ -25,12 +23,10 @@ def provided(
     ----------
     there
         Which rows of the batch these are ``(B,)``; None: all.
-    labels
-        Of these rows ``(K,)``, where they are needed.
-    memory
-        What the objective keeps through the fit.
+    given
+        What is at hand for these rows already, and for no others.
     """
-    found: dict[str, Any] = {"labels": labels, "memory": memory}
+    found = {**given}
     if "progress" in needs:
         found["progress"] = _progress(batch, there)
     if "groups" in needs:

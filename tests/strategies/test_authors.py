@@ -325,7 +325,7 @@ STEPS = {
     ),
     "an objective that needs labels": (
         on_transfer(soft(objective="not_true")),
-        "Soft: objective = 'not_true' needs labels, and the samples of 'transfer' have none .*'argmax'",
+        "'not_true' needs labels, and the samples of 'transfer' have none .*'argmax' takes",
     ),
     "per nothing": (on_transfer(soft(per="token")), "Soft: per = 'token' .*'sample' or 'class'"),
     "epochs below 0": ([Fit(epochs=-1)], "Fit: epochs = -1 is not allowed"),
