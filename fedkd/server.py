@@ -24,7 +24,17 @@ from fedkd.hooks import trace
 from fedkd.privacy.public import Public
 from fedkd.random import generator, key
 from fedkd.sections import ServerTable, TrainingTable
-from fedkd.training import BatchOfOne, Course, OwnLoss, Validation, fit, minimise, placed, predict
+from fedkd.training import (
+    Auxiliary,
+    BatchOfOne,
+    Course,
+    OwnLoss,
+    Validation,
+    fit,
+    minimise,
+    placed,
+    predict,
+)
 from fedkd.training.student import student_draws
 from fedkd.work import Fit, Parameters, Samples, Term
 
@@ -57,6 +67,7 @@ class ServerStudents:
         self._fits: Counter[tuple[str, int]] = Counter()
         self._optimisers: dict[str, Parameters] = {}  # what they keep
         self._plateaus: dict[str, dict[str, float]] = {}
+        self._auxiliary: dict[str, dict[str, Parameters]] = {}  # the heads beside each
         # What was given out of each since it was last changed, and how it was then.
         self._copies: dict[str, tuple[Parameters, Any]] = {}
 
@@ -115,6 +126,8 @@ class ServerStudents:
                 check_validation(validation)
                 validation = replace(validation, samples=placed(validation.samples, self._device))
         training, purpose = self._begin(name, round)
+        heads = self._auxiliary.setdefault(name, {})
+        auxiliary = Auxiliary(key(self._experiment.seed, "auxiliary", "server", name), heads)
         try:
             loss = fit(
                 student,
@@ -127,6 +140,7 @@ class ServerStudents:
                 sources={"public": partial(placed, public, self._device)},
                 course=Course(annealed, validation),
                 kept=self._kept(name, training),
+                auxiliary=auxiliary,
             )
         except BatchOfOne as error:
             raise FedkdError(f"the server's student {name!r}: {error}") from error
@@ -332,11 +346,12 @@ class ServerStudents:
         return copy
 
     def state(self) -> dict[str, dict[str, Any]]:
-        """All students' parameters, what optimisers keep and plateaus, for a checkpoint."""
+        """All students' parameters, what is kept beside them and plateaus, for a checkpoint."""
         return {
             "students": self._saved | {name: self.parameters(name) for name in self._students},
             "optimisers": {name: dict(kept) for name, kept in self._optimisers.items()},
             "plateaus": {name: dict(now) for name, now in self._plateaus.items()},
+            "auxiliary": {name: dict(heads) for name, heads in self._auxiliary.items() if heads},
         }
 
     def restore(self, state: dict[str, dict[str, Any]]) -> None:
@@ -345,6 +360,7 @@ class ServerStudents:
         self._copies.clear()
         self._saved = dict(state["students"])
         self._optimisers, self._plateaus = state["optimisers"], state["plateaus"]
+        self._auxiliary = state["auxiliary"]
 
 
 def _check_module(module: object) -> None:

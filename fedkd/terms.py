@@ -19,6 +19,7 @@ from fedkd.errors import FedkdError, about
 from fedkd.fields import check_fields, source_name
 from fedkd.replies import bounded
 from fedkd.shapes import Student
+from fedkd.training.auxiliary import NOT_AMONG, has_head, spot
 from fedkd.work import (
     Contrast,
     CrossEntropy,
@@ -162,6 +163,8 @@ def _soft(term: Soft, on: Source, learner: Learner, seen: Seen) -> None:
             "take an objective that needs none: fedkd list objectives"
         )
     classes, among = learner.classes, term.among
+    if has_head(term):
+        _beside(term, on, learner.student())
     rows = classes if term.per == "class" else learner.rows(on)
     if isinstance(term.targets, str):
         teacher = _teacher("Soft", term.targets, learner)
@@ -198,6 +201,18 @@ def _soft(term: Soft, on: Source, learner: Learner, seen: Seen) -> None:
         )
     if seen.add(among, "candidates") and (reason := _no_candidates(among, classes)):
         raise FedkdError(f"Soft: {reason}")
+
+
+def _beside(term: Soft, on: Source, student: Student) -> None:
+    """Refuse an objective whose auxiliary head is not at a block that the samples pass."""
+    with about(f"Soft: objective = {name_of(term.objective)!r}"):
+        if term.among is not None:
+            raise FedkdError(NOT_AMONG)
+        at = spot(student.module, term)
+        assert at is not None
+        student.representation(at.cut)
+        if isinstance(on, Samples) and on.cut:
+            check_above("auxiliary", at.cut, on.cut, student)
 
 
 def _teacher(term: str, name: str, learner: Learner) -> Student:

@@ -32,7 +32,10 @@ SMALLEST = 1e-8
 """Least probability a target has where its logarithm is taken."""
 TAKEN = {"name", "keys", "kind", "length", "floats"}
 """What no option may be called: tables of options and messages give these names a meaning."""
-NEEDS = {"labels": "the true classes (B,)"}
+NEEDS = {
+    "labels": "the true classes (B,)",
+    "auxiliary": "logits (B, C) of a linear head that is trained beside the student",
+}
 """What an objective may be given besides, as keyword arguments of these names."""
 
 

@@ -26,6 +26,7 @@ from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
 from fedkd.privacy.dpsgd import sees_private
 from fedkd.privacy.release import applies
+from fedkd.training.auxiliary import has_head
 from fedkd.work import (
     Assignment,
     Blend,
@@ -116,7 +117,8 @@ def cohort(facts: Facts, assignment: Assignment, step: Step) -> bool:
 
     Never where it cannot be: text, whose recurrent layers torch does not batch over students; a
     student for which :mod:`fedkd.engine.alone` has a reason; DP-SGD; a release policy, which works
-    on one client's labels; what ``engine.remember`` remembers.
+    on one client's labels; what ``engine.remember`` remembers; students that have an auxiliary head
+    beside them in training.
     """
     experiment = facts.experiment
     if experiment.engine.cohort == "off" or facts.data.task.tokens:
@@ -128,7 +130,7 @@ def cohort(facts: Facts, assignment: Assignment, step: Step) -> bool:
     if isinstance(step, Fit):
         plain = all(term == CrossEntropy(term.weight) for term in step.terms)
         private = experiment.training.dp.noise_multiplier and sees_private(step)
-        if private:
+        if private or any(has_head(term) for peer in step.peers for term in peer.terms):
             return False
         if experiment.engine.remember and plain and not step.together:
             return False

@@ -19,6 +19,7 @@ from fedkd.data import cache
 from fedkd.density import alike
 from fedkd.distillation.objectives import SMALLEST
 from fedkd.encodings import as_received, decoded, encoded, factorised, loaded
+from fedkd.engine.beside import Beside
 from fedkd.engine.clients import Clients
 from fedkd.engine.remembered import LEARNT
 from fedkd.errors import FedkdError
@@ -26,7 +27,6 @@ from fedkd.privacy.accounting import Release
 from fedkd.privacy.dpsgd import DPSGD, sees_private
 from fedkd.privacy.release import applies, known_of, release
 from fedkd.random import generator, key, privacy_noise
-from fedkd.records import OPTIMISER
 from fedkd.sections import TrainingTable
 from fedkd.training import (
     BatchOfOne,
@@ -77,10 +77,10 @@ class Session:
         self.metrics: dict[str, float] = {}
         self.releases: list[dict[str, Any]] = []
         self.changed: set[str] = set()
+        self.beside = Beside(clients, assignment)
         self.trying = False
         self._fits: Counter[tuple[str, str, str]] = Counter()
         self._answers: Counter[tuple[str, str, str]] = Counter()
-        self._optimisers: dict[str, Parameters] = {}
 
     def do(self, step: Step, phase: str) -> None:
         """Do one step."""
@@ -138,23 +138,7 @@ class Session:
         """Make the students, as they are now, the client's own."""
         for name in self.changed:
             self.clients.keep(self.assignment.client, name, self.students[name].state_dict())
-        self.keep_optimisers()
-
-    def kept(self, step: Fit, student: str) -> Parameters | None:
-        """What the student's optimiser keeps on this source, to be changed in place.
-
-        None where ``[training]`` has optimisers start afresh.
-        """
-        if not self.clients.experiment.training.keep_optimiser:
-            return None
-        name = f"{OPTIMISER}{student} {origin(step.on)}"
-        before = self.clients.states.get(self.assignment.client, {})
-        return self._optimisers.setdefault(name, dict(before.get(name, {})))
-
-    def keep_optimisers(self) -> None:
-        """Make what the optimisers keep now the client's own."""
-        for name, arrays in self._optimisers.items():
-            self.clients.keep_optimiser(self.assignment.client, name, arrays)
+        self.beside.keep()
 
     def samples(self, on: Source) -> Samples:
         """The samples that ``on`` means for the client."""
@@ -254,7 +238,8 @@ class Session:
             peer.part or experiment.training.part,
             dp,
             at=peer.at,
-            kept=self.kept(step, peer.student),
+            kept=self.beside.optimiser(step, peer.student),
+            auxiliary=self.beside.auxiliary(peer.student),
         )
 
     def _check_private(self, peer: Peer) -> None:

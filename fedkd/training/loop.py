@@ -12,6 +12,7 @@ from fedkd.errors import FedkdError
 from fedkd.experiment import TrainingTable
 from fedkd.privacy.dpsgd import DPSGD, is_private
 from fedkd.random import key
+from fedkd.training.auxiliary import Auxiliary
 from fedkd.training.batches import Augment, Batches, steps_of
 from fedkd.training.course import Course
 from fedkd.training.items import placed, some
@@ -37,6 +38,7 @@ def fit(
     seed: int | None = None,
     kept: Parameters | None = None,
     course: Course | None = None,
+    auxiliary: Auxiliary | None = None,
 ) -> float:
     """Minimise the sum of ``terms`` over ``samples``, changing ``student`` in place.
 
@@ -64,6 +66,8 @@ def fit(
         What the optimiser goes on from and keeps, as in :class:`Trainee`.
     course
         How the rate changes and when the fit ends; a constant rate, and never, if not given.
+    auxiliary
+        Heads beside the student that its objectives need, as in :class:`Trainee`.
 
     Returns
     -------
@@ -80,7 +84,17 @@ def fit(
     """
     if seed is None:
         seed = key(generator.initial_seed(), "student")
-    trainee = Trainee(student, terms, seed, lr=lr, part=part, dp=dp, kept=kept, course=course)
+    trainee = Trainee(
+        student,
+        terms,
+        seed,
+        lr=lr,
+        part=part,
+        dp=dp,
+        kept=kept,
+        course=course,
+        auxiliary=auxiliary,
+    )
     (loss,) = fit_together(
         [trainee],
         samples,

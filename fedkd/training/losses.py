@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol, cast
 
@@ -14,6 +14,7 @@ from fedkd.distillation.objectives import SMALLEST, made, name_of, traits
 from fedkd.distillation.targets import among_logs
 from fedkd.errors import FedkdError
 from fedkd.students import cut_index, part_names
+from fedkd.training.auxiliary import NOT_AMONG, parameters_of, said_by, spot
 from fedkd.training.batches import Batch
 from fedkd.training.items import at_items, items
 from fedkd.work import (
@@ -67,6 +68,8 @@ class Loss:
         Students that learn together with this one: what they say comes with each batch.
     sizes
         Of a stack, how many of the samples are each student's.
+    auxiliary
+        Heads beside the student, by name: see :mod:`fedkd.training.auxiliary`.
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class Loss:
         stacked: int = 0,
         peers: Collection[str] = (),
         sizes: Sequence[int] = (),
+        auxiliary: Mapping[str, nn.Linear] | None = None,
     ) -> None:
         self.term = term
         self.peer = ""
@@ -86,6 +90,8 @@ class Loss:
         self.learning = learning
         self._reach: list[str] | None = None
         self.cut = term.cut if isinstance(term, Feature | Contrast) else None
+        self.spot = spot(student, term)
+        self.auxiliary = auxiliary or {}
         device = samples.inputs.device
         if isinstance(term, CrossEntropy | Soft) and term.through is not None:
             self.cut = term.through.cut
@@ -158,7 +164,15 @@ class Loss:
     @property
     def reach(self) -> list[nn.Parameter] | None:
         """The parameters that the term's gradient may touch; None for all."""
-        return None if self._reach is None else [self.learning[name] for name in self._reach]
+        if self._reach is None:
+            return None
+        mine = {} if self.spot is None else {self.spot.name: self.auxiliary[self.spot.name]}
+        return [*(self.learning[name] for name in self._reach), *parameters_of(mine).values()]
+
+    @property
+    def cuts(self) -> set[str]:
+        """Where the term looks at representations."""
+        return {at for at in (self.cut, self.spot and self.spot.cut) if at is not None}
 
     def keep(self, students: Tensor) -> None:
         """Go on with some students of a stack alone: their places ``(k,)`` in it."""
@@ -223,18 +237,24 @@ class Loss:
         if term.per == "class":
             labels = _labels(batch, "Soft per class")
             rows = self._by_class(batch, labels)
-        elif self.needs:
+        elif "labels" in self.needs:
             labels = _labels(batch, f"objective = {name_of(term.objective)!r}")
         peers = batch.peers[self.peer] if self.peer else None
+        auxiliary = None
+        if self.spot is not None:
+            layer = self.auxiliary[self.spot.name]
+            auxiliary = said_by(layer, batch.held[self.spot.cut], batch.chosen)
         there = self._there(rows, labels)
         if there is not None:
             rows, logits = rows[there], logits[there]
             labels = None if labels is None else labels[there]
             peers = None if peers is None else peers[there]
+            auxiliary = None if auxiliary is None else auxiliary[there]
         targets = self.targets[rows] if peers is None else said(self._at(rows), peers)
         tau = self.tau[rows] if isinstance(self.tau, Tensor) else self.tau
         among = None if self.among is None else self.among[rows]
         needed = {"labels": labels if among is None else _column(labels, among)}
+        needed["auxiliary"] = auxiliary
         needed = {name: needed[name] for name in self.needs}
         if among is None:
             pieces = self.objective(logits, targets, tau, **needed)
@@ -322,6 +342,8 @@ class Loss:
                 )
         if among is None:
             return
+        if self.spot is not None:
+            raise FedkdError(f"Soft: objective = {name_of(term.objective)!r}: {NOT_AMONG}")
         if traits(self.objective).targets != "probabilities":
             raise FedkdError(
                 f"Soft: objective = {name_of(term.objective)!r} is not allowed with candidates: it "
