@@ -75,8 +75,8 @@ def spot(student: nn.Sequential, term: Term) -> Spot | None:
     *below, _ = blocks(student)
     if not below:
         raise FedkdError(
-            "a student of one block is not allowed: its auxiliary head stands on what a block below "
-            "the last one gives"
+            "a student of one block is not allowed: the auxiliary head stands on what the block "
+            "below the last one gives"
         )
     cut = getattr(made(term.objective), "cut", "") or below[-1]
     return Spot(f"{name_of(term.objective)} {cut}", cut)
