@@ -20,6 +20,7 @@ from fedkd.fields import check_fields, source_name
 from fedkd.replies import bounded
 from fedkd.shapes import Student
 from fedkd.training.auxiliary import NOT_AMONG, has_head, spot
+from fedkd.training.losses import up_to
 from fedkd.work import (
     Contrast,
     CrossEntropy,
@@ -91,7 +92,7 @@ def check_fit(
         if isinstance(source, Samples) and source.cut:
             _entering(term, source, part, learner)
         if isinstance(term, CrossEntropy | Soft) and term.through is not None:
-            _through(term.through, learner.student())
+            _through(term.through, learner)
         if isinstance(term, CrossEntropy) and term.prior is not None:
             check_fields(term.prior)
         if isinstance(term, Contrast):
@@ -139,6 +140,11 @@ def _entering(
     at = getattr(term, "cut", "")
     if isinstance(term, CrossEntropy | Soft) and term.through is not None:
         at = term.through.cut
+        if term.through.below or not at:
+            raise FedkdError(
+                f"{name}: samples that enter above {samples.cut!r} are not allowed with frozen "
+                "blocks below"
+            )
     if at:
         check_above(name, at, samples.cut, student)
     reach = tuple(term.reach) if isinstance(term, Soft) else ()
@@ -312,15 +318,26 @@ def _feature(term: Feature, on: Source, learner: Learner, seen: Seen) -> None:
         )
 
 
-def _through(head: Head, student: Student) -> None:
+def _through(head: Head, learner: Learner) -> None:
     check_fields(head)
-    above = student.above(head.cut)
-    if different := above.keys() ^ head.parameters.keys():
+    student = learner.student()
+    with about("Head"):
+        frozen = student.around(head.below, head.cut)
+    if isinstance(head.parameters, str):
+        other = _teacher("Head", head.parameters, learner)
+        for name, shape in frozen.items():
+            if name not in other.state or other.state[name][0] != shape:
+                raise FedkdError(
+                    f"Head: parameters = {head.parameters!r} is not allowed: that student has no "
+                    f"{name} of shape {tuple(shape)}"
+                )
+        return
+    if different := frozen.keys() ^ head.parameters.keys():
         raise FedkdError(
-            f"Head: its parameters are not those of the blocks above {head.cut!r}: "
+            f"Head: its parameters are not those of the blocks above {head.cut!r}{up_to(head)}: "
             f"{min(different)} is in one of them only"
         )
-    for name, shape in above.items():
+    for name, shape in frozen.items():
         if head.parameters[name].shape != shape:
             raise FedkdError(
                 f"Head: {name} of shape {tuple(head.parameters[name].shape)} is not allowed; the "

@@ -40,6 +40,7 @@ from fedkd.training import (
     represent,
     said,
 )
+from fedkd.training.student import names_around
 from fedkd.work import (
     SOURCES,
     Assignment,
@@ -49,6 +50,7 @@ from fedkd.work import (
     Evaluate,
     Expose,
     Fit,
+    Head,
     Hold,
     Load,
     Parameters,
@@ -268,6 +270,8 @@ class Session:
         They are what another student says in the place of that student's name, or decoded. Not of
         ``peers``, which learn together: what they say comes with each batch.
         """
+        if isinstance(term, CrossEntropy | Soft) and term.through is not None:
+            term = replace(term, through=self._framed(term.through))
         if isinstance(term, Contrast):
             return self._contrasted(term, samples)
         if isinstance(term, Soft) and isinstance(term.targets, dict):
@@ -278,6 +282,14 @@ class Session:
         seed = self.seed(term, term.on, term.targets)
         logits = predict(self.student(term.targets), source.inputs, seed, source.cut).clone()
         return replace(term, targets=said(term, logits))
+
+    def _framed(self, head: Head) -> Head:
+        """A head with a student's parameters in the place of its name."""
+        if not isinstance(head.parameters, str):
+            return head
+        student = self.student(head.parameters)
+        names, tensors = names_around(student, head.below, head.cut), student.state_dict()
+        return replace(head, parameters={name: tensors[name].clone() for name in names})
 
     def _decoded(self, term: Soft, on: Source) -> Soft:
         """``term`` with the targets that were encoded for the way."""

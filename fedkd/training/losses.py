@@ -17,10 +17,12 @@ from fedkd.students import cut_index, part_names
 from fedkd.training.auxiliary import NOT_AMONG, parameters_of, said_by, spot
 from fedkd.training.batches import Batch
 from fedkd.training.items import at_items, items
+from fedkd.training.student import names_around
 from fedkd.work import (
     Contrast,
     CrossEntropy,
     Feature,
+    Head,
     Linear,
     Parameters,
     Penalty,
@@ -94,19 +96,23 @@ class Loss:
         self.auxiliary = auxiliary or {}
         device = samples.inputs.device
         if isinstance(term, CrossEntropy | Soft) and term.through is not None:
-            self.cut = term.through.cut
+            # What comes in at the lowest frozen block; at "" that is the batch itself.
+            self.cut = "" if term.through.below else term.through.cut
+            if isinstance(term.through.parameters, str):
+                raise FedkdError("Head: its student was not asked for its parameters")
             # Copies: batch statistics among them are written to.
             given = term.through.parameters
             self.head = {name: value.to(device, copy=True) for name, value in given.items()}
         if self.cut is not None:
-            self.above = student[cut_index(student, self.cut) :]
+            self.above = student[cut_index(student, self.cut) if self.cut else 0 :]
         if isinstance(term, CrossEntropy | Soft) and term.through is not None:
             state = self.above.state_dict()
-            missing = state.keys() ^ self.head.keys()
-            if missing:
+            frozen = names_around(student, term.through.below, term.through.cut)
+            if missing := {*frozen} ^ self.head.keys():
                 raise FedkdError(
-                    f"Head: its parameters are not those of the blocks above {self.cut!r}: "
-                    f"{min(missing)} is in one of them only"
+                    "Head: its parameters are not those of the blocks above "
+                    f"{term.through.cut!r}{up_to(term.through)}: {min(missing)} is in one of them "
+                    "only"
                 )
             self.head = {name: value.to(state[name].dtype) for name, value in self.head.items()}
         if isinstance(term, CrossEntropy) and term.prior is not None and samples.labels is not None:
@@ -194,7 +200,7 @@ class Loss:
             return term.weight * batch.mean(losses)
         logits = batch.logits
         if term.through is not None:
-            logits = self._through(batch.held[term.through.cut])
+            logits = self._through(batch.held[cast(str, self.cut)])
             logits = at_items(logits, batch.chosen).float()
         if isinstance(term, CrossEntropy):
             if term.prior is not None:
@@ -357,6 +363,11 @@ class Loss:
         ordered = among.sort(1).values
         if bool(((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any()):
             raise FedkdError("Soft: a row of candidates names a class twice; each once is needed")
+
+
+def up_to(head: Head) -> str:
+    """What a line adds on the frozen blocks below, if there are any."""
+    return f" and up to {head.below!r}" if head.below else ""
 
 
 def _rows(samples: Samples) -> int:
