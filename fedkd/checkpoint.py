@@ -285,16 +285,14 @@ def _check_auxiliary(client: int, state: dict[str, Any], name: str, classes: int
     import torch
 
     student, held = name.removeprefix(AUXILIARY).partition(":")[0], state[name]
-    shapes, width = {}, 0
-    if isinstance(held, dict) and all(isinstance(t, torch.Tensor) for t in held.values()):
+    shapes, width, rows = {}, 0, 0
+    tensors = isinstance(held, dict) and all(isinstance(t, torch.Tensor) for t in held.values())
+    if tensors and "weight" in held:
         shapes = {part: (tuple(tensor.shape), tensor.dtype) for part, tensor in held.items()}
-        width = held["weight"].shape[-1] if "weight" in held and held["weight"].dim() else 0
-    wanted = {
-        "weight": ((classes, width), torch.float32),
-        "bias": ((classes,), torch.float32),
-    }
+        rows, width = shapes["weight"][0] if held["weight"].dim() == 2 else (0, 0)
+    wanted = {"weight": ((rows, width), torch.float32), "bias": ((rows,), torch.float32)}
     known = {key.partition(":")[0] for key in state}
-    if student not in known - {""} or not width or shapes != wanted:
+    if student not in known - {""} or not rows or rows % classes or shapes != wanted:
         raise CheckpointError(f"client {client}: {name!r} is no auxiliary head of its students")
 
 

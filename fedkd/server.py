@@ -34,7 +34,9 @@ from fedkd.training import (
     minimise,
     placed,
     predict,
+    represent,
 )
+from fedkd.training.auxiliary import pooled
 from fedkd.training.student import student_draws
 from fedkd.work import Fit, Parameters, Samples, Term
 
@@ -308,6 +310,16 @@ class ServerStudents:
         with student_draws(student.eval(), seed, self._device), torch.no_grad():
             answer: Tensor = student(*given)
         return answer.cpu()
+
+    def represent(self, name: str, inputs: Tensor, cut: str) -> Tensor:
+        """Representations ``(K, d)`` of inputs at ``cut``: feature maps as means over their places.
+
+        Of text, a row a token. As in :meth:`predict`.
+        """
+        self._copies.pop(name, None)
+        seed = key(self._experiment.seed, "answer", "server", name)
+        held, _ = represent(self._sequence(name), inputs.to(self._device), cut, seed)
+        return pooled(held).clone().cpu()
 
     def load(self, name: str, parameters: Parameters) -> None:
         """Give the student these parameters and buffers, which are all that it has.

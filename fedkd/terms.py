@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from fedkd import students
-from fedkd.distillation.objectives import made, name_of, traits
+from fedkd.distillation.objectives import columns_of, made, name_of, traits
 from fedkd.distillation.targets import check_probabilities
 from fedkd.errors import FedkdError, about
 from fedkd.fields import check_fields, source_name
@@ -169,6 +169,7 @@ def _soft(term: Soft, on: Source, learner: Learner, seen: Seen) -> None:
             "take an objective that needs none: fedkd list objectives"
         )
     classes, among = learner.classes, term.among
+    columns = columns_of(term.objective, classes)
     if has_head(term):
         _beside(term, on, learner.student())
     rows = classes if term.per == "class" else learner.rows(on)
@@ -177,6 +178,11 @@ def _soft(term: Soft, on: Source, learner: Learner, seen: Seen) -> None:
         if isinstance(on, Samples):
             with about(f"Soft: targets = {term.targets!r}"):
                 teacher.check_entry(on)
+        if columns != classes:
+            raise FedkdError(
+                f"Soft: targets = {term.targets!r} is not allowed with objective = {name!r}, which "
+                f"takes {columns} columns; a student says {classes}"
+            )
         if term.per == "class":
             raise FedkdError(
                 "Soft: per = 'class' is not allowed with the name of a student, which says a row a "
@@ -184,7 +190,7 @@ def _soft(term: Soft, on: Source, learner: Learner, seen: Seen) -> None:
             )
     elif isinstance(term.targets, Tensor):
         rows = _rows(term.targets, rows, on, term.per)
-        _columns(term.targets, classes if among is None else among.shape[1] + 1, among)
+        _columns(term.targets, columns if among is None else among.shape[1] + 1, among)
         if seen.add(term.targets, takes) and (reason := _no_targets(term.targets, takes)):
             raise FedkdError(f"Soft: {reason}; objective = {name!r} takes {takes}")
     for what, given in (("temperature", term.temperature), ("row_weights", term.row_weights)):

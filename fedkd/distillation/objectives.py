@@ -99,6 +99,10 @@ class Objective(Table):
                 "objectives are chosen or travel; give it another"
             )
 
+    def columns(self, classes: int) -> int:
+        """Columns of its targets, and of the logits of its auxiliary head if it has one."""
+        return classes
+
 
 Chosen = str | Mapping[str, Any]
 """The name of an objective; or a table of its ``name`` and of options."""
@@ -130,6 +134,12 @@ def made(chosen: Chosen, key: str = "objective") -> Function:
 def name_of(chosen: Chosen) -> str:
     """The name of the objective that is chosen."""
     return chosen if isinstance(chosen, str) else str(chosen["name"])
+
+
+def columns_of(chosen: Chosen, classes: int) -> int:
+    """Columns of the targets of an objective, and of its auxiliary head: mostly, the classes."""
+    objective = made(chosen)
+    return objective.columns(classes) if isinstance(objective, Objective) else classes
 
 
 def takes_probabilities(chosen: Chosen) -> bool:

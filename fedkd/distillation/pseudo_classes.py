@@ -3,12 +3,44 @@
 from __future__ import annotations
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from fedkd.distillation.objectives import Objective, Temperature, cross_entropy, declare
+from fedkd.options import MOST_UNITS
 from fedkd.random import generator
 
 LEAST = 1e-12
 """Least variance, and least weight of a class, that is divided by."""
+
+
+@declare(needs=("auxiliary",))
+class PseudoClasses(Objective):
+    """Pseudo-classes by an auxiliary head, and what they sum to by the student (LELP, 2024).
+
+    After the public description; no code was found. There the student itself has C * S outputs,
+    which are summed to predict; here a student is as wide as all others, so that it can be averaged
+    with them, tested and sent, and its auxiliary head has the C * S.
+    """
+
+    cut: str = ""
+    """The block that the head is on; empty: the last below the classifier."""
+    parts: int = Field(4, ge=1, le=MOST_UNITS)
+    """S, into which each class is split: targets are ``(B, C * S)``."""
+    alpha: float = Field(1.0, ge=0)
+    """Weight of the head's part; 0 is ``cross_entropy`` with the sums."""
+
+    def columns(self, classes: int) -> int:
+        """``C * S``."""
+        return classes * self.parts
+
+    def __call__(
+        self, logits: Tensor, targets: Tensor, temperature: Temperature, *, auxiliary: Tensor
+    ) -> Tensor:
+        """``CE(sum_j P(c, j), student) + alpha CE(P, head)``."""
+        classes = targets.unflatten(-1, (-1, self.parts)).sum(-1)
+        beside = cross_entropy(auxiliary, targets, temperature)
+        return cross_entropy(logits, classes, temperature) + self.alpha * beside
 
 
 def pseudo_classes(

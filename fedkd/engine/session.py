@@ -17,7 +17,7 @@ from fedkd.blends import blended
 from fedkd.compression import Delta
 from fedkd.data import cache
 from fedkd.density import alike
-from fedkd.distillation.objectives import SMALLEST
+from fedkd.distillation.objectives import SMALLEST, columns_of
 from fedkd.encodings import as_received, decoded, encoded, factorised, loaded
 from fedkd.engine.beside import Beside
 from fedkd.engine.clients import Clients
@@ -296,7 +296,7 @@ class Session:
         client, how = self.assignment.client, term.encoding
         assert isinstance(term.targets, dict)
         assert how is not None
-        columns = self.clients.data.task.classes
+        columns = columns_of(term.objective, self.clients.data.task.classes)
         columns = columns if term.among is None else term.among.shape[1] + 1
         known = None
         if isinstance(how, Delta):

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fedkd.distillation.objectives import made, name_of, traits
+from fedkd.distillation.objectives import columns_of, made, name_of, traits
 from fedkd.errors import FedkdError
 from fedkd.random import key
 from fedkd.students import blocks
@@ -98,6 +98,8 @@ def layers_for(
         if held is None:
             shown = represent(student, samples.inputs[:1], at.cut, above=samples.cut)
             width, classes = pooled(shown[0]).shape[1], shown[1].shape[1]
+            assert isinstance(term, Soft)
+            classes = columns_of(term.objective, classes)
             layer = _fresh(width, classes, key(auxiliary.seed, NEED, at.name))
         else:
             classes, width = held["weight"].shape
