@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 from fedkd import folder as disk
 from fedkd.errors import CheckpointError, FedkdError
-from fedkd.records import CHECKPOINT, HELD, LINES, OPTIMISER, ROUNDS
+from fedkd.records import AUXILIARY, CHECKPOINT, HELD, LINES, OPTIMISER, ROUNDS
 
 if TYPE_CHECKING:
     from fedkd.engine.clients import State
@@ -280,6 +280,22 @@ def _check_held(client: int, name: str, tensors: Any) -> None:
         raise CheckpointError(f"client {client}: {name!r} is not what it holds of soft labels")
 
 
+def _check_auxiliary(client: int, state: dict[str, Any], name: str, classes: int) -> None:
+    """Refuse what is no auxiliary head of a student that the client has."""
+    import torch
+
+    student, held = name.removeprefix(AUXILIARY).partition(":")[0], state[name]
+    shapes, width, rows = {}, 0, 0
+    tensors = isinstance(held, dict) and all(isinstance(t, torch.Tensor) for t in held.values())
+    if tensors and "weight" in held:
+        shapes = {part: (tuple(tensor.shape), tensor.dtype) for part, tensor in held.items()}
+        rows, width = shapes["weight"][0] if held["weight"].dim() == 2 else (0, 0)
+    wanted = {"weight": ((rows, width), torch.float32), "bias": ((rows,), torch.float32)}
+    known = {key.partition(":")[0] for key in state}
+    if student not in known - {""} or not rows or rows % classes or shapes != wanted:
+        raise CheckpointError(f"client {client}: {name!r} is no auxiliary head of its students")
+
+
 def _check_optimiser(client: int, state: dict[str, Any], name: str) -> None:
     """Refuse what is not kept by an optimiser of a student that the client has."""
     import torch
@@ -287,7 +303,11 @@ def _check_optimiser(client: int, state: dict[str, Any], name: str) -> None:
     student, arrays = name.removeprefix(OPTIMISER).rpartition(" ")[0], state[name]
     mine = next((held for key, held in state.items() if key.partition(":")[0] == student), None)
     known = isinstance(arrays, dict) and isinstance(mine, dict)
-    tensors = mine if isinstance(mine, dict) else {}
+    tensors = dict(mine) if isinstance(mine, dict) else {}
+    begins = f"{AUXILIARY}{student}:"
+    for head in [key for key in state if key.startswith(begins)]:
+        parts = state[head].items() if isinstance(state[head], dict) else ()
+        tensors |= {f"{head.removeprefix(begins)} {part}": array for part, array in parts}
     for key, array in arrays.items() if known else ():
         own, _, of = str(key).partition(" ")
         like = tensors.get(of) if own != "step" else torch.zeros(())
@@ -312,6 +332,9 @@ def _check_states(states: Any, worker: Worker) -> None:
         for name, tensors in state.items():
             if str(name).startswith(OPTIMISER):
                 _check_optimiser(client, state, name)
+                continue
+            if str(name).startswith(AUXILIARY):
+                _check_auxiliary(client, state, name, worker.data.task.classes)
                 continue
             if str(name).startswith(HELD):
                 _check_held(client, name, tensors)

@@ -139,6 +139,10 @@ SOURCE = Allowed(
     f"{', '.join(map(repr, SOURCES))}, Rows(...) of one of them, or Samples(...)",
 )
 PARAMETERS = Allowed(_arrays, "a dictionary of tensors by name")
+PARAMETERS_OR_STUDENT = Allowed(
+    lambda value: NAME.test(value) or PARAMETERS.test(value),
+    f"{PARAMETERS.description}, or the name of a student",
+)
 TARGETS = Allowed(
     lambda value: _array(value) and value.is_floating_point() and value.dim() == 2,
     "a tensor of floats with two dimensions",
@@ -214,7 +218,7 @@ FIELDS: dict[type, dict[str, Allowed]] = {
         "grid": _one_of("simplex", "range"),
     },
     Delta: {"rows": _or_none(QUANTISED), "name": NAME},
-    Head: {"cut": NAME, "parameters": PARAMETERS},
+    Head: {"cut": BLOCK, "parameters": PARAMETERS_OR_STUDENT, "below": BLOCK},
     Prior: {"form": _one_of("log", "margin"), "weight": POSITIVE},
     CrossEntropy: {
         "weight": NUMBER,

@@ -13,6 +13,7 @@ from fedkd.privacy.dpsgd import is_private, sees_private
 from fedkd.shapes import Student, rows_of
 from fedkd.terms import Learner, Seen, check_fit
 from fedkd.training import Validation, predict
+from fedkd.training.auxiliary import has_head
 from fedkd.work import (
     Blend,
     Contrast,
@@ -108,7 +109,8 @@ def _blend(
             f"{noise_multiplier:g}: a sample acts through the other student too"
         )
     for term in peer.terms:
-        if isinstance(term, Feature | Contrast) or getattr(term, "through", None) is not None:
+        through = getattr(term, "through", None) is not None
+        if isinstance(term, Feature | Contrast) or through or has_head(term):
             raise FedkdError(
                 f"{type(term).__name__} at a cut is not allowed for a student that is built on "
                 "another one"

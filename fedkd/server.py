@@ -25,6 +25,7 @@ from fedkd.privacy.public import Public
 from fedkd.random import generator, key
 from fedkd.sections import ServerTable, TrainingTable
 from fedkd.training import (
+    Auxiliary,
     BatchOfOne,
     Course,
     OwnLoss,
@@ -33,8 +34,10 @@ from fedkd.training import (
     minimise,
     placed,
     predict,
+    represent,
     span,
 )
+from fedkd.training.auxiliary import pooled
 from fedkd.training.student import student_draws
 from fedkd.work import Fit, Parameters, Samples, Term
 
@@ -67,6 +70,7 @@ class ServerStudents:
         self._fits: Counter[tuple[str, int]] = Counter()
         self._optimisers: dict[str, Parameters] = {}  # what they keep
         self._plateaus: dict[str, dict[str, float]] = {}
+        self._auxiliary: dict[str, dict[str, Parameters]] = {}  # the heads beside each
         # What was given out of each since it was last changed, and how it was then.
         self._copies: dict[str, tuple[Parameters, Any]] = {}
 
@@ -125,6 +129,8 @@ class ServerStudents:
                 check_validation(validation)
                 validation = replace(validation, samples=placed(validation.samples, self._device))
         training, purpose = self._begin(name, round)
+        heads = self._auxiliary.setdefault(name, {})
+        auxiliary = Auxiliary(key(self._experiment.seed, "auxiliary", "server", name), heads)
         try:
             loss = fit(
                 student,
@@ -138,6 +144,7 @@ class ServerStudents:
                 course=Course(annealed, validation),
                 kept=self._kept(name, training),
                 span=span(round, self._experiment.rounds),
+                auxiliary=auxiliary,
             )
         except BatchOfOne as error:
             raise FedkdError(f"the server's student {name!r}: {error}") from error
@@ -306,6 +313,16 @@ class ServerStudents:
             answer: Tensor = student(*given)
         return answer.cpu()
 
+    def represent(self, name: str, inputs: Tensor, cut: str) -> Tensor:
+        """Representations ``(K, d)`` of inputs at ``cut``: feature maps as means over their places.
+
+        Of text, a row a token. As in :meth:`predict`.
+        """
+        self._copies.pop(name, None)
+        seed = key(self._experiment.seed, "answer", "server", name)
+        held, _ = represent(self._sequence(name), inputs.to(self._device), cut, seed)
+        return pooled(held).clone().cpu()
+
     def load(self, name: str, parameters: Parameters) -> None:
         """Give the student these parameters and buffers, which are all that it has.
 
@@ -343,11 +360,12 @@ class ServerStudents:
         return copy
 
     def state(self) -> dict[str, dict[str, Any]]:
-        """All students' parameters, what optimisers keep and plateaus, for a checkpoint."""
+        """All students' parameters, what is kept beside them and plateaus, for a checkpoint."""
         return {
             "students": self._saved | {name: self.parameters(name) for name in self._students},
             "optimisers": {name: dict(kept) for name, kept in self._optimisers.items()},
             "plateaus": {name: dict(now) for name, now in self._plateaus.items()},
+            "auxiliary": {name: dict(heads) for name, heads in self._auxiliary.items() if heads},
         }
 
     def restore(self, state: dict[str, dict[str, Any]]) -> None:
@@ -356,6 +374,7 @@ class ServerStudents:
         self._copies.clear()
         self._saved = dict(state["students"])
         self._optimisers, self._plateaus = state["optimisers"], state["plateaus"]
+        self._auxiliary = state["auxiliary"]
 
 
 def _check_module(module: object) -> None:

@@ -19,6 +19,7 @@ from fedkd.data.dataset import Task
 from fedkd.errors import FedkdError, brief
 from fedkd.experiment import Experiment
 from fedkd.training import item_counts, items, learning_names, represent
+from fedkd.training.student import names_around
 from fedkd.work import SOURCES, Assignment, Hold, Rows, Samples, Source, origin
 
 if TYPE_CHECKING:
@@ -101,16 +102,15 @@ class Student:
         """Names of the parameters in the blocks that ``part`` names."""
         return learning_names(self.module, part)
 
-    def above(self, cut: str) -> dict[str, torch.Size]:
-        """Shapes of the parameters and buffers above ``cut``.
+    def around(self, below: str, cut: str) -> dict[str, torch.Size]:
+        """Shapes of the parameters and buffers up to ``below`` and above ``cut``.
 
         Raises
         ------
         FedkdError
-            There is no such cut.
+            There is no such cut, or no block between the two.
         """
-        above = self.module[students.cut_index(self.module, cut) :]
-        return {name: tensor.shape for name, tensor in above.state_dict().items()}
+        return {name: self.state[name][0] for name in names_around(self.module, below, cut)}
 
     def between(self, lower: str, upper: str = "") -> set[str]:
         """Names of the parameters and buffers above the cut ``lower``, up to the cut ``upper``.

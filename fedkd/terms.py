@@ -13,12 +13,21 @@ from typing import Any
 from torch import Tensor
 
 from fedkd import students
-from fedkd.distillation.objectives import check_candidates, labels_of, made, name_of, traits
+from fedkd.distillation.objectives import (
+    check_candidates,
+    columns_of,
+    labels_of,
+    made,
+    name_of,
+    traits,
+)
 from fedkd.distillation.targets import check_probabilities
 from fedkd.errors import FedkdError, about
 from fedkd.fields import check_fields, source_name
 from fedkd.replies import bounded
 from fedkd.shapes import Student
+from fedkd.training.auxiliary import NOT_AMONG, has_head, spot
+from fedkd.training.losses import up_to
 from fedkd.work import (
     Contrast,
     CrossEntropy,
@@ -90,7 +99,7 @@ def check_fit(
         if isinstance(source, Samples) and source.cut:
             _entering(term, source, part, learner)
         if isinstance(term, CrossEntropy | Soft) and term.through is not None:
-            _through(term.through, learner.student())
+            _through(term.through, learner)
         if isinstance(term, CrossEntropy) and term.prior is not None:
             check_fields(term.prior)
         if isinstance(term, Contrast):
@@ -138,6 +147,11 @@ def _entering(
     at = getattr(term, "cut", "")
     if isinstance(term, CrossEntropy | Soft) and term.through is not None:
         at = term.through.cut
+        if term.through.below or not at:
+            raise FedkdError(
+                f"{name}: samples that enter above {samples.cut!r} are not allowed with frozen "
+                "blocks below"
+            )
     if at:
         check_above(name, at, samples.cut, student)
     reach = tuple(term.reach) if isinstance(term, Soft) else ()
@@ -163,12 +177,20 @@ def _soft(term: Soft, on: Source, learner: Learner, seen: Seen) -> None:
             f"objective = {{name = {name!r}, labels = 'argmax'}}"
         )
     classes, among = learner.classes, term.among
+    columns = columns_of(term.objective, classes)
+    if has_head(term):
+        _beside(term, on, learner.student())
     rows = classes if term.per == "class" else learner.rows(on)
     if isinstance(term.targets, str):
         teacher = _teacher("Soft", term.targets, learner)
         if isinstance(on, Samples):
             with about(f"Soft: targets = {term.targets!r}"):
                 teacher.check_entry(on)
+        if columns != classes:
+            raise FedkdError(
+                f"Soft: targets = {term.targets!r} is not allowed with objective = {name!r}, which "
+                f"takes {columns} columns; a student says {classes}"
+            )
         if term.per == "class":
             raise FedkdError(
                 "Soft: per = 'class' is not allowed with the name of a student, which says a row a "
@@ -176,7 +198,7 @@ def _soft(term: Soft, on: Source, learner: Learner, seen: Seen) -> None:
             )
     elif isinstance(term.targets, Tensor):
         rows = _rows(term.targets, rows, on, term.per)
-        _columns(term.targets, classes if among is None else among.shape[1] + 1, among)
+        _columns(term.targets, columns if among is None else among.shape[1] + 1, among)
         if seen.add(term.targets, takes) and (reason := _no_targets(term.targets, takes)):
             raise FedkdError(f"Soft: {reason}; objective = {name!r} takes {takes}")
     for what, given in (("temperature", term.temperature), ("row_weights", term.row_weights)):
@@ -195,6 +217,18 @@ def _soft(term: Soft, on: Source, learner: Learner, seen: Seen) -> None:
         )
     if seen.add(among, "candidates") and (reason := _no_candidates(among, classes)):
         raise FedkdError(f"Soft: {reason}")
+
+
+def _beside(term: Soft, on: Source, student: Student) -> None:
+    """Refuse an objective whose auxiliary head is not at a block that the samples pass."""
+    with about(f"Soft: objective = {name_of(term.objective)!r}"):
+        if term.among is not None:
+            raise FedkdError(NOT_AMONG)
+        at = spot(student.module, term)
+        assert at is not None
+        student.representation(at.cut)
+        if isinstance(on, Samples) and on.cut:
+            check_above("auxiliary", at.cut, on.cut, student)
 
 
 def _teacher(term: str, name: str, learner: Learner) -> Student:
@@ -294,15 +328,26 @@ def _feature(term: Feature, on: Source, learner: Learner, seen: Seen) -> None:
         )
 
 
-def _through(head: Head, student: Student) -> None:
+def _through(head: Head, learner: Learner) -> None:
     check_fields(head)
-    above = student.above(head.cut)
-    if different := above.keys() ^ head.parameters.keys():
+    student = learner.student()
+    with about("Head"):
+        frozen = student.around(head.below, head.cut)
+    if isinstance(head.parameters, str):
+        other = _teacher("Head", head.parameters, learner)
+        for name, shape in frozen.items():
+            if name not in other.state or other.state[name][0] != shape:
+                raise FedkdError(
+                    f"Head: parameters = {head.parameters!r} is not allowed: that student has no "
+                    f"{name} of shape {tuple(shape)}"
+                )
+        return
+    if different := frozen.keys() ^ head.parameters.keys():
         raise FedkdError(
-            f"Head: its parameters are not those of the blocks above {head.cut!r}: "
+            f"Head: its parameters are not those of the blocks above {head.cut!r}{up_to(head)}: "
             f"{min(different)} is in one of them only"
         )
-    for name, shape in above.items():
+    for name, shape in frozen.items():
         if head.parameters[name].shape != shape:
             raise FedkdError(
                 f"Head: {name} of shape {tuple(head.parameters[name].shape)} is not allowed; the "

@@ -32,13 +32,18 @@ Parameters: TypeAlias = "dict[str, torch.Tensor]"
 
 @dataclass(frozen=True)
 class Head:
-    """A frozen head that takes the place of the student's own blocks above ``cut``.
+    """Frozen blocks in the place of the student's own above ``cut``, and of those up to ``below``.
 
-    ``parameters`` are named as those blocks' own are in the student.
+    ``parameters`` are named as those blocks' own are in the student. The name of a student of the
+    same client stands for that student's, as they are when the step begins. With ``below`` the
+    student's own blocks are a module in another network, and the term's gradient touches them alone
+    (m2mKD: Lo et al. 2024). With an empty ``cut`` no block above is replaced, with an empty
+    ``below`` none below.
     """
 
     cut: str
-    parameters: Parameters
+    parameters: Parameters | str
+    below: str = ""
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ class CrossEntropy:
     """Cross-entropy with hard labels.
 
     ``on`` draws the term's mini-batches from another source than the step's own; ``through`` puts
-    a frozen head in the place of the student's own; ``prior`` shifts the logits.
+    frozen blocks in the place of the student's own; ``prior`` shifts the logits.
     """
 
     weight: float = 1.0

@@ -8,6 +8,10 @@ on the server, learn from it::
                minimise mean_x CE(G[x], softmax(f(x)))                              over f
     client n   minimise mean_x CE(G[x], softmax(f_n(x)))                            over f_n
 
+With ``pseudo_classes`` S above 1, the features of the server's student split each G[x] into S parts
+a class (LELP, 2024), (M, C S), sent in the place of G; a client's student learns their sums, which
+are G, and its auxiliary head the parts.
+
 The paper scores the server's student (``server``), of the first architecture of
 ``student.models``; it does not act on the clients.
 
@@ -21,9 +25,13 @@ from collections.abc import Sequence
 
 import torch
 from pydantic import Field
+from torch import nn
 
+from fedkd import students
+from fedkd.distillation.pseudo_classes import pseudo_classes
 from fedkd.distillation.targets import sharpen
-from fedkd.options import Epochs
+from fedkd.errors import FedkdError
+from fedkd.options import MOST_UNITS, Epochs
 from fedkd.privacy.candidates import possible
 from fedkd.strategies.base import DistillOptions, Headline, KnowledgeStrategy, Replies
 from fedkd.strategies.uniform import Uniform
@@ -41,6 +49,9 @@ class DSFL(Uniform):
         server_epochs: Epochs | None = None
         """Passes over the transfer set in which the server's student learns, a round; not given: as
         the clients'; 0: it never learns."""
+        pseudo_classes: int = Field(1, ge=1, le=MOST_UNITS)
+        """Parts S into which the server's student splits each class by its features; an auxiliary
+        head beside each client's student learns them. 1: none, as in the paper."""
 
     headline = Headline(evaluation="server")
 
@@ -59,13 +70,38 @@ class DSFL(Uniform):
         given = self.options.server_epochs
         epochs = self.options.distill_epochs if given is None else given
         self.server.fit("server", round, Samples(self.transfer), [self.towards()], epochs)
+        if self.options.pseudo_classes > 1:
+            self.parts = self.split()
 
     def towards(self) -> Soft:
         """Cross-entropy to the sharpened soft labels, on both sides."""
         return Soft(self.fused, objective="cross_entropy", among=self.public.among)
 
+    def split(self) -> torch.Tensor:
+        """The sharpened soft labels in pseudo-classes, by the server's student: (M, C S)."""
+        student = self.initial_student()
+        below = students.blocks(student)[-2:-1]
+        linear = [name for name, each in student.named_modules() if isinstance(each, nn.Linear)]
+        weights = self.server.parameters("server")[f"{linear[-1]}.weight"] if linear else None
+        features = self.server.represent("server", self.transfer, *below) if below else None
+        if weights is None or features is None or features.shape[1] != weights.shape[1]:
+            raise FedkdError(
+                f"strategy.pseudo_classes = {self.options.pseudo_classes} is not allowed: the "
+                "server's student does not end in a linear layer on what the block below gives"
+            )
+        if self.options.pseudo_classes > features.shape[1]:
+            raise FedkdError(
+                f"strategy.pseudo_classes = {self.options.pseudo_classes} is not allowed: the "
+                f"server's student has {features.shape[1]} features; at most as many parts"
+            )
+        seed = self.experiment.seed
+        return pseudo_classes(features, self.fused, weights, self.options.pseudo_classes, seed=seed)
+
     def receive(self, round: int, client: int) -> Sequence[Step]:
         """Learn from the sharpened soft labels."""
+        parts = self.options.pseudo_classes
+        if parts > 1:
+            return [self.distil(Soft(self.parts, {"name": "pseudo_classes", "parts": parts}))]
         return [self.distil(self.towards())]
 
     def score(self, round: int, client: int) -> Sequence[Step]:

@@ -6,6 +6,9 @@ the global student of round t, p(w; x) = softmax(f(w; x)), and x the client's pr
     server     v   = mean of the last M global students w_t, w_t-1, ...;  sent with w_t
     client n   w_n minimises CE + gamma / 2 * KL(p(v; x) || p(w; x)) over w, from w_t;  sent
     server     w_t+1 = sum_n samples_n / samples * w_n
+
+With ``module`` the student's block of that name stands between v's own blocks, and that network is
+what is held against v: m2mKD (Lo et al. 2024), whose frozen meta model is here the teacher itself.
 """
 
 from __future__ import annotations
@@ -15,9 +18,11 @@ from collections.abc import Sequence
 import torch
 from pydantic import Field
 
+from fedkd import students
+from fedkd.errors import FedkdError
 from fedkd.strategies.base import Replies
 from fedkd.strategies.fedavg import AverageOptions, FedAvg, average
-from fedkd.work import CrossEntropy, Fit, Hold, Load, Parameters, Share, Soft, Step
+from fedkd.work import CrossEntropy, Fit, Head, Hold, Load, Parameters, Share, Soft, Step
 
 
 class FedGKD(FedAvg):
@@ -26,7 +31,7 @@ class FedGKD(FedAvg):
     Departures: the teacher answers once, before a client trains, on its samples as they are, where
     the paper's sees each batch as it is augmented. Where there is one former student alone, it is
     the one that clients start from, and is sent once. FedGKD-VOTE, in which each of the M students
-    teaches by itself, is left out.
+    teaches by itself, is left out. ``module`` is not of the paper.
     """
 
     class Options(AverageOptions):
@@ -36,12 +41,21 @@ class FedGKD(FedAvg):
         """Weight of the teacher, halved as in the paper; 0 is FedAvg."""
         buffer: int = Field(5, ge=1, le=1_000)
         """Global students that the teacher is the mean of: M in the paper; 1 is the last alone."""
+        module: str = ""
+        """The one block that learns from the teacher, in the place of the teacher's own block of
+        this name; empty: all of the student, as in the paper."""
 
     def setup(self) -> None:
         """The global student, which is its own first teacher."""
         super().setup()
         self.last: list[Parameters] = [self.parameters]
         self.teacher = self.parameters
+        self.blocks = students.blocks(self.initial_student())
+        if (module := self.options.module) and module not in self.blocks:
+            raise FedkdError(
+                f"strategy.module = {module!r} is not allowed: no block of the student is called "
+                f"so; its blocks: {', '.join(self.blocks)}"
+            )
 
     def learn(self, round: int, client: int) -> Sequence[Step]:
         """Train the global student below its former ones, and send it back."""
@@ -52,9 +66,18 @@ class FedGKD(FedAvg):
             Load(self.parameters),
             Hold("teacher"),
             Load(teacher, student="teacher"),
-            Fit(terms=(CrossEntropy(), Soft("teacher", weight=self.options.gamma / 2))),
+            Fit(terms=(CrossEntropy(), self.towards())),
             Share(),
         ]
+
+    def towards(self) -> Soft:
+        """KL to the teacher: of the student, or of the teacher with one block of the student's."""
+        weight, module, blocks = self.options.gamma / 2, self.options.module, self.blocks
+        if not module:
+            return Soft("teacher", weight=weight)
+        below = ("", *blocks)[blocks.index(module)]
+        cut = "" if module == blocks[-1] else module
+        return Soft("teacher", weight=weight, through=Head(cut, "teacher", below))
 
     def fuse(self, round: int, replies: Replies) -> None:
         """Average, and have the average be one of the M that teach."""

@@ -160,6 +160,10 @@ class Objective(Table):
         """Of the needs that are declared, those that the options as they are make do without."""
         return set()
 
+    def columns(self, classes: int) -> int:
+        """Columns of its targets, and of the logits of its auxiliary head if it has one."""
+        return classes
+
 
 Chosen = str | Mapping[str, Any]
 """The name of an objective; or a table of its ``name`` and of options."""
@@ -221,6 +225,12 @@ def check_candidates(chosen: Chosen) -> None:
 def labels_of(chosen: Chosen) -> str:
     """Where the labels of an objective that needs some come from: one of :data:`LABELS`."""
     return "own" if isinstance(chosen, str) else str(chosen.get("labels", "own"))
+
+
+def columns_of(chosen: Chosen, classes: int) -> int:
+    """Columns of the targets of an objective, and of its auxiliary head: mostly, the classes."""
+    objective = made(chosen)
+    return objective.columns(classes) if isinstance(objective, Objective) else classes
 
 
 def takes_probabilities(chosen: Chosen) -> bool:

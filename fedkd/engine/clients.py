@@ -41,7 +41,8 @@ A student of another architecture than the client's own is kept as ``name:archit
 them, as ``:sent NAME`` and ``:received NAME``, are the soft labels that deltas are to: ``values``
 ``(M, C)``, NaN where there are none, and their ``version``; and as ``:optimiser STUDENT SOURCE``
 what a student's optimiser keeps from one training on a source to the next, by the names of
-:func:`fedkd.optimisers.put_by`.
+:func:`fedkd.optimisers.put_by`; and as ``:auxiliary STUDENT:HEAD`` a head that is trained beside a
+student, as :class:`fedkd.training.Auxiliary` has it.
 """
 
 
@@ -171,8 +172,8 @@ class Clients:
             name: torch.empty_like(before[name]).copy_(tensor) for name, tensor in tensors.items()
         }
 
-    def keep_optimiser(self, client: int, name: str, arrays: Parameters) -> None:
-        """Have the client keep these of an optimiser; nothing where there are none."""
+    def keep_beside(self, client: int, name: str, arrays: Parameters) -> None:
+        """Have the client keep these beside its students; nothing where there are none."""
         self.state(client).pop(name, None)
         if arrays:
             self.state(client)[name] = dict(arrays)

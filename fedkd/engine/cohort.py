@@ -214,7 +214,7 @@ class Cohort:
         part = training.part
         together = tuple(replace(peer, part=peer.part or part) for peer in first.together)
         first = replace(first, part=first.part or part, together=together)
-        kept = [[each.kept(first, name) for each in self.sessions] for name in names]
+        kept = [[each.beside.optimiser(first, name) for each in self.sessions] for name in names]
         blends = [[step.peers[place].at for step in steps] for place in range(len(names))]
         done = fit(
             stacks,
@@ -277,4 +277,4 @@ class _Member(Session):
             tensors = self.cohort.stack(name).tensors
             mine = {key: tensor[self.place] for key, tensor in tensors.items()}
             self.clients.keep(self.assignment.client, name, mine)
-        self.keep_optimisers()
+        self.beside.keep()

@@ -26,6 +26,7 @@ from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
 from fedkd.privacy.dpsgd import sees_private
 from fedkd.privacy.release import applies
+from fedkd.training.auxiliary import has_head
 from fedkd.work import (
     Assignment,
     Blend,
@@ -38,6 +39,7 @@ from fedkd.work import (
     Samples,
     Source,
     Step,
+    Term,
 )
 
 LIMITS = {
@@ -116,7 +118,8 @@ def cohort(facts: Facts, assignment: Assignment, step: Step) -> bool:
 
     Never where it cannot be: text, whose recurrent layers torch does not batch over students; a
     student for which :mod:`fedkd.engine.alone` has a reason; DP-SGD; a release policy, which works
-    on one client's labels; what ``engine.remember`` remembers.
+    on one client's labels; what ``engine.remember`` remembers; students that have an auxiliary head
+    beside them in training, or are a module in another network.
     """
     experiment = facts.experiment
     if experiment.engine.cohort == "off" or facts.data.task.tokens:
@@ -128,7 +131,7 @@ def cohort(facts: Facts, assignment: Assignment, step: Step) -> bool:
     if isinstance(step, Fit):
         plain = all(term == CrossEntropy(term.weight) for term in step.terms)
         private = experiment.training.dp.noise_multiplier and sees_private(step)
-        if private:
+        if private or any(_by_itself(term) for peer in step.peers for term in peer.terms):
             return False
         if experiment.engine.remember and plain and not step.together:
             return False
@@ -144,6 +147,12 @@ def cohort(facts: Facts, assignment: Assignment, step: Step) -> bool:
         if rows > min(limit(facts, model, what) for model in models):
             return False
     return not any(getattr(facts.alone(model), what) for model in models)
+
+
+def _by_itself(term: Term) -> bool:
+    """Whether a student learns by a term that no stack has."""
+    through = getattr(term, "through", None)
+    return has_head(term) or (through is not None and (through.below or not through.cut))
 
 
 def limit(facts: Facts, architecture: str, what: str) -> int:

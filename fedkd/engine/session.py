@@ -17,8 +17,9 @@ from fedkd.blends import blended
 from fedkd.compression import Delta
 from fedkd.data import cache
 from fedkd.density import alike
-from fedkd.distillation.objectives import SMALLEST
+from fedkd.distillation.objectives import SMALLEST, columns_of
 from fedkd.encodings import as_received, decoded, encoded, factorised, loaded
+from fedkd.engine.beside import Beside
 from fedkd.engine.clients import Clients
 from fedkd.engine.remembered import LEARNT
 from fedkd.errors import FedkdError
@@ -26,7 +27,6 @@ from fedkd.privacy.accounting import Release
 from fedkd.privacy.dpsgd import DPSGD, sees_private
 from fedkd.privacy.release import applies, known_of, release
 from fedkd.random import generator, key, privacy_noise
-from fedkd.records import OPTIMISER
 from fedkd.sections import TrainingTable
 from fedkd.training import (
     BatchOfOne,
@@ -41,6 +41,7 @@ from fedkd.training import (
     said,
     span,
 )
+from fedkd.training.student import names_around
 from fedkd.work import (
     SOURCES,
     Assignment,
@@ -50,6 +51,7 @@ from fedkd.work import (
     Evaluate,
     Expose,
     Fit,
+    Head,
     Hold,
     Load,
     Parameters,
@@ -78,10 +80,10 @@ class Session:
         self.metrics: dict[str, float] = {}
         self.releases: list[dict[str, Any]] = []
         self.changed: set[str] = set()
+        self.beside = Beside(clients, assignment)
         self.trying = False
         self._fits: Counter[tuple[str, str, str]] = Counter()
         self._answers: Counter[tuple[str, str, str]] = Counter()
-        self._optimisers: dict[str, Parameters] = {}
 
     def do(self, step: Step, phase: str) -> None:
         """Do one step."""
@@ -139,23 +141,7 @@ class Session:
         """Make the students, as they are now, the client's own."""
         for name in self.changed:
             self.clients.keep(self.assignment.client, name, self.students[name].state_dict())
-        self.keep_optimisers()
-
-    def kept(self, step: Fit, student: str) -> Parameters | None:
-        """What the student's optimiser keeps on this source, to be changed in place.
-
-        None where ``[training]`` has optimisers start afresh.
-        """
-        if not self.clients.experiment.training.keep_optimiser:
-            return None
-        name = f"{OPTIMISER}{student} {origin(step.on)}"
-        before = self.clients.states.get(self.assignment.client, {})
-        return self._optimisers.setdefault(name, dict(before.get(name, {})))
-
-    def keep_optimisers(self) -> None:
-        """Make what the optimisers keep now the client's own."""
-        for name, arrays in self._optimisers.items():
-            self.clients.keep_optimiser(self.assignment.client, name, arrays)
+        self.beside.keep()
 
     def samples(self, on: Source) -> Samples:
         """The samples that ``on`` means for the client."""
@@ -256,7 +242,8 @@ class Session:
             peer.part or experiment.training.part,
             dp,
             at=peer.at,
-            kept=self.kept(step, peer.student),
+            kept=self.beside.optimiser(step, peer.student),
+            auxiliary=self.beside.auxiliary(peer.student),
         )
 
     def _check_private(self, peer: Peer) -> None:
@@ -285,6 +272,8 @@ class Session:
         They are what another student says in the place of that student's name, or decoded. Not of
         ``peers``, which learn together: what they say comes with each batch.
         """
+        if isinstance(term, CrossEntropy | Soft) and term.through is not None:
+            term = replace(term, through=self._framed(term.through))
         if isinstance(term, Contrast):
             return self._contrasted(term, samples)
         if isinstance(term, Soft) and isinstance(term.targets, dict):
@@ -296,12 +285,20 @@ class Session:
         logits = predict(self.student(term.targets), source.inputs, seed, source.cut).clone()
         return replace(term, targets=said(term, logits))
 
+    def _framed(self, head: Head) -> Head:
+        """A head with a student's parameters in the place of its name."""
+        if not isinstance(head.parameters, str):
+            return head
+        student = self.student(head.parameters)
+        names, tensors = names_around(student, head.below, head.cut), student.state_dict()
+        return replace(head, parameters={name: tensors[name].clone() for name in names})
+
     def _decoded(self, term: Soft, on: Source) -> Soft:
         """``term`` with the targets that were encoded for the way."""
         client, how = self.assignment.client, term.encoding
         assert isinstance(term.targets, dict)
         assert how is not None
-        columns = self.clients.data.task.classes
+        columns = columns_of(term.objective, self.clients.data.task.classes)
         columns = columns if term.among is None else term.among.shape[1] + 1
         known = None
         if isinstance(how, Delta):

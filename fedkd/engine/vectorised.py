@@ -407,7 +407,7 @@ def _joined(terms: Sequence[Term]) -> Term:
         if isinstance(values[0], Tensor):
             changes[part.name] = torch.cat(values)
         elif isinstance(values[0], Head):
-            heads = [cast(Head, value).parameters for value in values]
+            heads = [cast(Parameters, value.parameters) for value in values]
             changes[part.name] = replace(values[0], parameters=_stacked(heads))
         elif isinstance(first, Penalty) and isinstance(values[0], dict):
             changes[part.name] = _stacked(values)

@@ -28,7 +28,7 @@ from itertools import repeat
 import torch
 from torch import Tensor, nn
 
-from fedkd.distillation.objectives import couples, made, name_of
+from fedkd.distillation.objectives import couples, made, name_of, traits
 from fedkd.errors import FedkdError
 from fedkd.random import SystemNoise, noise_generator
 from fedkd.sections import PrivateTraining, StudentTable
@@ -120,8 +120,11 @@ class DPSGD:
         Raises
         ------
         FedkdError
-            It does, and in a way that has no gradient for each sample.
+            It does, and in a way that has no gradient for each sample; or a head is trained
+            beside the student for it.
         """
+        if isinstance(term, Soft) and "auxiliary" in traits(made(term.objective)).needs:
+            self._refuse(f"objective = {name_of(term.objective)!r}, by its auxiliary head")
         if isinstance(term, Penalty) or not (self.own if term.on is None else is_private(term.on)):
             return False
         if isinstance(term, Soft) and term.reach:

@@ -1,5 +1,6 @@
 """The one training loop, and prediction: what Fit, Predict and Evaluate come down to."""
 
+from fedkd.training.auxiliary import Auxiliary
 from fedkd.training.batches import BatchOfOne, local_steps
 from fedkd.training.course import Course, Validation, span
 from fedkd.training.descent import Optimiser
@@ -26,6 +27,7 @@ from fedkd.training.own_loss import OwnLoss, minimise
 from fedkd.training.student import learning_names, learning_state, requiring, student_draws
 
 __all__ = [
+    "Auxiliary",
     "BatchOfOne",
     "Course",
     "Optimiser",

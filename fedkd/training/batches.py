@@ -55,11 +55,12 @@ class Place:
 class Batch:
     """``index`` (B,) into the source, ``labels`` (B,) where there are, ``logits`` (B, C).
 
-    ``held`` has the representations at the cuts that a term asks for. Of text, B is the number of
-    tokens, ``index`` counts the tokens of the source, and ``chosen`` (B,) is their places in what
-    the blocks give, as in ``held``; a label may be -1. ``drawn`` is the number of samples, and
-    ``over`` what sums of losses are divided by if that may not depend on them. ``peers`` has the
-    logits (B, C) of each student that learns together with this one, by name, without a graph.
+    ``held`` has the representations at the cuts that a term asks for, at ``""`` the inputs. Of
+    text, B is the number of tokens, ``index`` counts the tokens of the source, and ``chosen`` (B,)
+    is their places in what the blocks give, as in ``held``; a label may be -1. ``drawn`` is the
+    number of samples, and ``over`` what sums of losses are divided by if that may not depend on
+    them. ``peers`` has the logits (B, C) of each student that learns together with this one, by
+    name, without a graph.
     ``progress`` is the share of the run's training that is done.
 
     Of a stack of n students, B counts the samples of all of them, ``index`` goes into their targets
@@ -195,6 +196,8 @@ class Batches:
         blocks = named_blocks(student, self.samples.cut) if count else []
         if at is not None and at.held is not None:
             inputs, blocks = at.held.detach().clone(), named_blocks(student, at.cut)
+        if "" in cuts:
+            held[""], inputs = inputs, inputs.clone()
         with nullcontext() if dp is None else dp.recording():
             for name, block in blocks:
                 given = None if at is None else within(at.parameters, name)

@@ -13,6 +13,7 @@ from fedkd import optimisers
 from fedkd.blends import moved
 from fedkd.experiment import TrainingTable
 from fedkd.privacy.dpsgd import DPSGD, copied
+from fedkd.training.auxiliary import Auxiliary, layers_for, parameters_of
 from fedkd.training.batches import Batch, Batches, Drawn, Place
 from fedkd.training.course import Best, Course
 from fedkd.training.descent import Optimiser, descend
@@ -29,6 +30,7 @@ class Trainee:
     it draws by itself; ``at`` where it learns, if it is built on another one. With ``own`` it is
     any module, and learns by that loss and no terms. ``kept`` is what the optimiser goes on from,
     and is changed in place to what it keeps (see :mod:`fedkd.optimisers`); None: it starts afresh.
+    ``auxiliary`` are its auxiliary heads, changed to what they become; None: they are thrown away.
     The fit puts into ``measured`` what it was asked for beside the loss: ``slope``, as
     :class:`fedkd.blends.Blend` has it. The rest is as in :func:`fit`.
     """
@@ -45,6 +47,7 @@ class Trainee:
     kept: Parameters | None = None
     measured: dict[str, float] = field(default_factory=dict)
     course: Course | None = None
+    auxiliary: Auxiliary | None = None
 
 
 class Learner:
@@ -69,11 +72,14 @@ class Learner:
         parameters, wanted = self.student.named_parameters(), {*self.names}
         self.learning = {name: p for name, p in parameters if name in wanted}
         peers = [name for name in names if name != self.name]
+        self._auxiliary = self._trainee.auxiliary or Auxiliary(self._trainee.seed)
+        drawn_from = [(term, samples[source_of(term)]) for term in self._trainee.terms]
+        self._heads = layers_for(self.student, drawn_from, self._auxiliary)
         losses = [
-            Loss(self.student, term, samples[source_of(term)], self.learning, peers=peers)
-            for term in self._trainee.terms
+            Loss(self.student, term, of, self.learning, peers=peers, auxiliary=self._heads)
+            for term, of in drawn_from
         ]
-        self.cuts = {loss.cut for loss in losses if loss.cut}
+        self.cuts = {cut for loss in losses for cut in loss.cuts}
         self._losses: list[Summand] = [*losses]
 
     def begin(
@@ -85,9 +91,10 @@ class Learner:
             self.base.cuts |= {at.cut} - {""}
             self._blended = names_above(self.student, at.cut)
         self._lr = self._trainee.lr or training.lr
-        self._plain = optimisers.optimiser(list(self.learning.values()), training, self._lr)
+        self._optimised = self.learning | parameters_of(self._heads)
+        self._plain = optimisers.optimiser([*self._optimised.values()], training, self._lr)
         if self._trainee.kept is not None:
-            optimisers.take_up(self._plain, self.learning, self._trainee.kept)
+            optimisers.take_up(self._plain, self._optimised, self._trainee.kept)
         self._optimiser: Optimiser = self._plain
         if self.dp is not None:
             self._optimiser = self.dp.attach(self.student, self._plain)
@@ -168,7 +175,8 @@ class Learner:
         if self._moved is not None:
             self._trainee.measured["slope"] = float(self._slope) / max(1, self._counted)
         if self._trainee.kept is not None:
-            optimisers.put_by(self._plain, self.learning, self._trainee.kept)
+            optimisers.put_by(self._plain, self._optimised, self._trainee.kept)
+        self._auxiliary.keep(self._heads)
         if self.dp is not None:
             self.dp.finish(self._trainee.student, self.learning)
         if self._best is not None:

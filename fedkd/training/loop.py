@@ -12,6 +12,7 @@ from fedkd.errors import FedkdError
 from fedkd.experiment import TrainingTable
 from fedkd.privacy.dpsgd import DPSGD, is_private
 from fedkd.random import key
+from fedkd.training.auxiliary import Auxiliary
 from fedkd.training.batches import Augment, Batches, steps_of
 from fedkd.training.course import WHOLE, Course, Span
 from fedkd.training.items import placed, some
@@ -38,6 +39,7 @@ def fit(
     kept: Parameters | None = None,
     course: Course | None = None,
     span: Span = WHOLE,
+    auxiliary: Auxiliary | None = None,
 ) -> float:
     """Minimise the sum of ``terms`` over ``samples``, changing ``student`` in place.
 
@@ -67,6 +69,8 @@ def fit(
         How the rate changes and when the fit ends; a constant rate, and never, if not given.
     span
         From which to which share of the run's training the fit goes.
+    auxiliary
+        Heads beside the student that its objectives need, as in :class:`Trainee`.
 
     Returns
     -------
@@ -83,7 +87,17 @@ def fit(
     """
     if seed is None:
         seed = key(generator.initial_seed(), "student")
-    trainee = Trainee(student, terms, seed, lr=lr, part=part, dp=dp, kept=kept, course=course)
+    trainee = Trainee(
+        student,
+        terms,
+        seed,
+        lr=lr,
+        part=part,
+        dp=dp,
+        kept=kept,
+        course=course,
+        auxiliary=auxiliary,
+    )
     (loss,) = fit_together(
         [trainee],
         samples,

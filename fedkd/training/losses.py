@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol, cast
 
@@ -22,13 +22,16 @@ from fedkd.distillation.objectives import (
 from fedkd.distillation.targets import among_logs
 from fedkd.errors import FedkdError
 from fedkd.students import cut_index, part_names
+from fedkd.training.auxiliary import NOT_AMONG, parameters_of, said_by, spot
 from fedkd.training.batches import Batch
 from fedkd.training.items import at_items, items
 from fedkd.training.needs import provided
+from fedkd.training.student import names_around
 from fedkd.work import (
     Contrast,
     CrossEntropy,
     Feature,
+    Head,
     Linear,
     Parameters,
     Penalty,
@@ -76,6 +79,8 @@ class Loss:
         Students that learn together with this one: what they say comes with each batch.
     sizes
         Of a stack, how many of the samples are each student's.
+    auxiliary
+        Heads beside the student, by name: see :mod:`fedkd.training.auxiliary`.
     """
 
     def __init__(
@@ -87,6 +92,7 @@ class Loss:
         stacked: int = 0,
         peers: Collection[str] = (),
         sizes: Sequence[int] = (),
+        auxiliary: Mapping[str, nn.Linear] | None = None,
     ) -> None:
         self.term = term
         self.peer = ""
@@ -95,21 +101,27 @@ class Loss:
         self.learning = learning
         self._reach: list[str] | None = None
         self.cut = term.cut if isinstance(term, Feature | Contrast) else None
+        self.spot = spot(student, term)
+        self.auxiliary = auxiliary or {}
         device = samples.inputs.device
         if isinstance(term, CrossEntropy | Soft) and term.through is not None:
-            self.cut = term.through.cut
+            # What comes in at the lowest frozen block; at "" that is the batch itself.
+            self.cut = "" if term.through.below else term.through.cut
+            if isinstance(term.through.parameters, str):
+                raise FedkdError("Head: its student was not asked for its parameters")
             # Copies: batch statistics among them are written to.
             given = term.through.parameters
             self.head = {name: value.to(device, copy=True) for name, value in given.items()}
         if self.cut is not None:
-            self.above = student[cut_index(student, self.cut) :]
+            self.above = student[cut_index(student, self.cut) if self.cut else 0 :]
         if isinstance(term, CrossEntropy | Soft) and term.through is not None:
             state = self.above.state_dict()
-            missing = state.keys() ^ self.head.keys()
-            if missing:
+            frozen = names_around(student, term.through.below, term.through.cut)
+            if missing := {*frozen} ^ self.head.keys():
                 raise FedkdError(
-                    f"Head: its parameters are not those of the blocks above {self.cut!r}: "
-                    f"{min(missing)} is in one of them only"
+                    "Head: its parameters are not those of the blocks above "
+                    f"{term.through.cut!r}{up_to(term.through)}: {min(missing)} is in one of them "
+                    "only"
                 )
             self.head = {name: value.to(state[name].dtype) for name, value in self.head.items()}
         if isinstance(term, CrossEntropy) and term.prior is not None and samples.labels is not None:
@@ -169,7 +181,15 @@ class Loss:
     @property
     def reach(self) -> list[nn.Parameter] | None:
         """The parameters that the term's gradient may touch; None for all."""
-        return None if self._reach is None else [self.learning[name] for name in self._reach]
+        if self._reach is None:
+            return None
+        mine = {} if self.spot is None else {self.spot.name: self.auxiliary[self.spot.name]}
+        return [*(self.learning[name] for name in self._reach), *parameters_of(mine).values()]
+
+    @property
+    def cuts(self) -> set[str]:
+        """Where the term looks at representations."""
+        return {at for at in (self.cut, self.spot and self.spot.cut) if at is not None}
 
     def keep(self, students: Tensor) -> None:
         """Go on with some students of a stack alone: their places ``(k,)`` in it."""
@@ -193,7 +213,7 @@ class Loss:
             return term.weight * batch.mean(losses)
         logits = batch.logits
         if term.through is not None:
-            logits = self._through(batch.held[term.through.cut])
+            logits = self._through(batch.held[cast(str, self.cut)])
             logits = at_items(logits, batch.chosen).float()
         if isinstance(term, CrossEntropy):
             if term.prior is not None:
@@ -239,11 +259,16 @@ class Loss:
         elif "labels" in self.needs and not self.argmax:
             labels = _labels(batch, f"objective = {name_of(term.objective)!r}")
         peers = batch.peers[self.peer] if self.peer else None
+        auxiliary = None
+        if self.spot is not None:
+            layer = self.auxiliary[self.spot.name]
+            auxiliary = said_by(layer, batch.held[self.spot.cut], batch.chosen)
         there = self._there(rows, labels)
         if there is not None:
             rows, logits = rows[there], logits[there]
             labels = None if labels is None else labels[there]
             peers = None if peers is None else peers[there]
+            auxiliary = None if auxiliary is None else auxiliary[there]
         targets = self.targets[rows] if peers is None else said(self._at(rows), peers)
         tau = self.tau[rows] if isinstance(self.tau, Tensor) else self.tau
         among = None if self.among is None else self.among[rows]
@@ -251,7 +276,7 @@ class Loss:
             labels = targets.argmax(1)
         elif among is not None:
             labels = _column(labels, among)
-        given = {"labels": labels, "memory": self.memory}
+        given = {"labels": labels, "memory": self.memory, "auxiliary": auxiliary}
         needed = provided(self.needs, batch, there, given)
         if not len(rows):
             pieces = logits.sum(1)  # of no rows, with a gradient of zero
@@ -342,6 +367,8 @@ class Loss:
                 )
         if among is None:
             return
+        if self.spot is not None:
+            raise FedkdError(f"Soft: objective = {name_of(term.objective)!r}: {NOT_AMONG}")
         check_candidates(term.objective)
         if among.shape != (len(targets), targets.shape[1] - 1):
             raise FedkdError(
@@ -351,6 +378,11 @@ class Loss:
         ordered = among.sort(1).values
         if bool(((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any()):
             raise FedkdError("Soft: a row of candidates names a class twice; each once is needed")
+
+
+def up_to(head: Head) -> str:
+    """What a line adds on the frozen blocks below, if there are any."""
+    return f" and up to {head.below!r}" if head.below else ""
 
 
 def _rows(samples: Samples) -> int:

@@ -53,6 +53,25 @@ def names_above(student: nn.Sequential, cut: str) -> list[str]:
     ]
 
 
+def names_around(student: nn.Sequential, below: str, cut: str) -> list[str]:
+    """Names in the student's state of what is in its blocks up to ``below`` and above ``cut``.
+
+    Raises
+    ------
+    FedkdError
+        There is no such cut, or no block between the two.
+    """
+    first = cut_index(student, below) if below else 0
+    last = cut_index(student, cut) if cut else len(student)
+    if first >= last:
+        raise FedkdError(
+            f"below = {below!r} is not allowed with cut = {cut!r}: no block of the student's own "
+            "is between them"
+        )
+    inside = {name for name, _ in named_blocks(student)[first:last]}
+    return [name for name in student.state_dict() if name.partition(".")[0] not in inside]
+
+
 def learning_state(student: nn.Sequential, part: tuple[str, ...]) -> list[str]:
     """Names in the student's state of what learns: a parameter that is shared, under each name."""
     learning = {*learning_names(student, part)}
