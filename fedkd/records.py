@@ -29,6 +29,8 @@ LINES = (ROUNDS, CLIENTS, RELEASES, EXPOSURES, WARNINGS)
 """Files to which lines are added as a run goes on."""
 KEPT = (EXPERIMENT, PARTITION, CANARIES)
 """Files that a run writes once, and that its numbers depend on."""
+LOYALTY = "loyalty_"
+"""Begins the names of the loyalties of students."""
 MEMBERSHIP = "membership"
 """What an attack on membership is after, in ``audit.json``."""
 AGGREGATE = "Aggregate"
@@ -286,7 +288,7 @@ TOLD_APART_BY = {
 """Keys that no two lines of a file have in common."""
 MEASUREMENTS = (
     *("own_", "common_", "validation_", "headline_", "other_stage_"),
-    *("train_loss", "bytes_", "seconds"),
+    *("train_loss", LOYALTY, "bytes_", "seconds"),
 )
 """How the names of numbers begin that tables and figures take from lines and summaries."""
 

@@ -19,7 +19,7 @@ either, a class       ``mean`` ``(C, d)`` float32, 0 where there are no samples,
                       least 1; a student that diverged has neither loss nor calibration error;
                       by the nearest prototype accuracy alone
 a reply               the client's number and its number of samples, as the simulator knows them;
-                      seconds, cohorts and DP-SGD's account where the engine adds them
+                      seconds, cohorts, loyalties and DP-SGD's account where the engine adds them
 ====================  ==========================================================================
 """
 
@@ -39,6 +39,7 @@ from fedkd.errors import brief, summary_of
 from fedkd.privacy.dpsgd import sees_private
 from fedkd.privacy.release import claims_epsilon
 from fedkd.shapes import Shapes
+from fedkd.training.loyalty import LOYALTIES
 from fedkd.work import (
     Assignment,
     Contrast,
@@ -191,6 +192,11 @@ class Contract:
             known = any(name == cohort_name(step) for step in (*steps, *assignment.trial))
             if not known or metrics.pop(name) != 1:
                 return f"{name!r} is not of a step that was asked"
+        for name in [name for name in metrics if name in LOYALTIES]:
+            if not any(isinstance(step, Fit) for step in steps):
+                return f"{name} was not asked for"
+            if not 0 <= (value := metrics.pop(name)) <= 1:
+                return f"{name} is {value:g}"
         if self._private and any(isinstance(s, Fit) and sees_private(s) for s in steps):
             rate, count = (metrics.pop(name, math.nan) for name in DP)
             if not (0 <= rate <= 1 and count >= 0 and count % 1 == 0):

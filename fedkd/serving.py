@@ -18,6 +18,7 @@ from fedkd.experiment import Experiment
 from fedkd.headline import column_of, numbers
 from fedkd.interrupt import interrupts_held_back
 from fedkd.observers import Observer
+from fedkd.records import LOYALTY
 from fedkd.results import Run
 from fedkd.summaries import reached
 
@@ -236,6 +237,8 @@ def summarise(taken: Run, seconds: float) -> dict[str, Any]:
         for name, value in last.get("local", {}).items()
         if name.startswith(prefixes)
     }
+    for line in lines:  # of the last round that distilled
+        summary |= {name: value for name, value in line.items() if name.startswith(LOYALTY)}
     headline = column_of(taken)
     summary |= numbers(summary, headline)
     target = experiment.target_accuracy

@@ -26,6 +26,7 @@ from fedkd.replies import COHORT, DP
 from fedkd.shapes import Shapes, Student
 from fedkd.source_checks import SourceChecker
 from fedkd.terms import Learner, Seen, check_above, check_fit
+from fedkd.training.loyalty import LOYALTIES
 from fedkd.work import (
     Count,
     Evaluate,
@@ -59,7 +60,7 @@ MEASURED = "measure_"
 """Begins the keys of what is measured, and never sent."""
 TESTS = ("own_", "common_", "validation_")
 """Begins the names of the simulator's own tests of clients."""
-RESERVED = {"seconds", "round", "client", "stage", *DP}
+RESERVED = {"seconds", "round", "client", "stage", *DP, *LOYALTIES}
 """Names of metrics that are not a step's."""
 UNWRITABLE = {"keys", "kind", "length", "floats", "same"}
 """Keys that messages give a meaning of their own."""

@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from fedkd import students
 from fedkd.engine import rule
 from fedkd.engine.clients import Clients
+from fedkd.engine.loyalty import together
 from fedkd.engine.session import Session
 from fedkd.engine.stack import Stack
 from fedkd.engine.vectorised import filled_up, fit
 from fedkd.random import generator
 from fedkd.training.inference import quality
 from fedkd.training.losses import source_of
+from fedkd.training.loyalty import Comparison, Loyalty
 from fedkd.work import (
     Assignment,
     Evaluate,
@@ -215,6 +217,14 @@ class Cohort:
         first = replace(first, part=first.part or part, together=together)
         kept = [[each.kept(first, name) for each in self.sessions] for name in names]
         blends = [[step.peers[place].at for step in steps] for place in range(len(names))]
+        compared = [
+            [
+                session.compared(name, mine, samples)
+                for session, mine, samples in zip(self.sessions, of_peer, sources, strict=True)
+            ]
+            for name, of_peer in zip(names, terms, strict=True)
+        ]
+        before = self._loyalties(stacks, compared)
         done = fit(
             stacks, sources, terms, training, draws, first, others, clients.augment, kept, blends
         )
@@ -223,6 +233,16 @@ class Cohort:
                 session.changed.add(peer.student)
                 session.metrics[peer.key] = loss
                 session.metrics |= dict.fromkeys(peer.keys[1:], slope)
+        after = self._loyalties(stacks, compared)
+        for session, mine, now in zip(self.sessions, before, after, strict=True):
+            session.metrics |= session.loyalties.add(mine, now)
+
+    def _loyalties(
+        self, stacks: Sequence[Stack], compared: Sequence[Sequence[list[Comparison | None]]]
+    ) -> list[list[Loyalty]]:
+        """Of each session: the loyalties of its students, as they are now."""
+        found = [together(*pair, ROWS) for pair in zip(stacks, compared, strict=True)]
+        return [[one for of_stack in found for one in of_stack[n]] for n in range(len(found[0]))]
 
 
 class _Member(Session):

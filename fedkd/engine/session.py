@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, cast
@@ -20,6 +20,7 @@ from fedkd.density import alike
 from fedkd.distillation.objectives import SMALLEST
 from fedkd.encodings import as_received, decoded, encoded, factorised, loaded
 from fedkd.engine.clients import Clients
+from fedkd.engine.loyalty import Loyalties
 from fedkd.engine.remembered import LEARNT
 from fedkd.errors import FedkdError
 from fedkd.privacy.accounting import Release
@@ -40,6 +41,7 @@ from fedkd.training import (
     represent,
     said,
 )
+from fedkd.training.loyalty import Comparison, Loyalty
 from fedkd.work import (
     SOURCES,
     Assignment,
@@ -77,6 +79,7 @@ class Session:
         self.metrics: dict[str, float] = {}
         self.releases: list[dict[str, Any]] = []
         self.changed: set[str] = set()
+        self.loyalties = Loyalties(clients.experiment, assignment)
         self.trying = False
         self._fits: Counter[tuple[str, str, str]] = Counter()
         self._answers: Counter[tuple[str, str, str]] = Counter()
@@ -197,6 +200,13 @@ class Session:
             for peer, draw in zip(step.peers, draws, strict=True)
         ]
         fits = [trainee.dp for trainee in trainees if trainee.dp is not None]
+        compared = [self.compared(each.name, each.terms, samples) for each in trainees]
+
+        def loyal() -> list[Loyalty]:
+            pairs = zip(trainees, compared, strict=True)
+            return [one for each, found in pairs for one in self.loyalties.of(each.student, found)]
+
+        before = loyal()
 
         def train() -> cache.Arrays:
             try:
@@ -230,9 +240,19 @@ class Session:
         for peer, trainee in zip(step.peers, trainees, strict=True):
             slope = trainee.measured.get("slope", 0.0)
             self.metrics |= dict.fromkeys(peer.keys[1:], slope)
+        self.metrics |= self.loyalties.add(before, loyal())
         if fits and not self.trying:
             self.metrics["dp_sample_rate"] = max(self.metrics.get("dp_sample_rate", 0.0), rate)
             self.metrics["dp_steps"] = self.metrics.get("dp_steps", 0.0) + steps
+
+    def compared(
+        self, student: str, terms: Sequence[Term], samples: Samples
+    ) -> list[Comparison | None]:
+        """What the student's loyalty is measured by, for each of its terms on ``samples``."""
+        if self.trying:
+            return []
+        probe = partial(self.clients.probe, self.architecture(student))
+        return self.loyalties.comparisons(terms, samples, self.samples, probe)
 
     def _trainee(self, step: Fit, peer: Peer, draw: tuple[int, int, str], private: bool) -> Trainee:
         """One of the students of ``step``, under DP-SGD if it is ``private``."""

@@ -17,7 +17,7 @@ from fedkd.work import Evaluate, Step
 
 def due(experiment: Experiment, round: int) -> bool:
     """Whether clients are measured in ``round``."""
-    return round % experiment.evaluate_every == 0 or round == experiment.rounds
+    return experiment.measured(round)
 
 
 def tests(experiment: Experiment) -> tuple[Step, ...]:

@@ -208,6 +208,7 @@ class Rounds(Method):
         for round in range(first_round, (num_rounds or self.experiment.rounds) + 1):
             begin = time.perf_counter()
             self._outcome = Outcome(round)
+            self.server.loyalties.clear()
             self._privacy.begin(round)
             with self._draws(round, "train"):
                 messages = list(self.configure_train(round, nothing, config, grid))
@@ -221,6 +222,7 @@ class Rounds(Method):
             if found is not None:
                 result.evaluate_metrics_clientapp[round] = found
             self._outcome.line |= self._outcome.train_loss()
+            self._outcome.line |= self._outcome.loyalty(self.server.loyalties)
             self._outcome.line["seconds"] = time.perf_counter() - begin
             # Before the lines are written: what it looks at is one of them.
             with blaming(self._where, "stop", round), self._draws(round, "stop"):
