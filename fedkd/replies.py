@@ -34,6 +34,7 @@ from flwr.app import Message
 from torch import Tensor
 
 from fedkd.codec import decode
+from fedkd.distillation.calibration import BINS
 from fedkd.distillation.targets import check_probabilities
 from fedkd.errors import brief, summary_of
 from fedkd.privacy.dpsgd import sees_private
@@ -140,6 +141,8 @@ class Contract:
                     reason = next(filter(None, reasons), None)
                 elif isinstance(step, Evaluate):
                     reason = self._quality(step, metrics, assignment.client)
+                    if step.bins and (bins := values.pop(step.bins_key, None)) is not None:
+                        reason = reason or _misfit(bins, IN_BINS, step.bins_key)
                 elif isinstance(step, Select):
                     rows = self.shapes.rows(step.on, assignment.client)
                     chosen = Form((rows,), torch.bool, _anything)
@@ -416,6 +419,19 @@ def _loss(peer: Peer, metrics: dict[str, float], any_value: bool) -> str | None:
     if abs(loss) <= LARGEST and (loss >= 0 or not never_negative):
         return None
     return f"{peer.key} is {loss:g}"
+
+
+def _in_bins(array: Tensor, name: str) -> str | None:
+    """Why the rows of an array are not samples, the sum of their confidences and how many hit."""
+    if reason := bounded(array, name):
+        return reason
+    sound = (array[:, 0] >= 0) & (array[:, 1:] >= 0).all(1)
+    sound &= (array[:, 1:] <= array[:, :1] * (1 + 1e-6)).all(1)
+    return None if bool(sound.all()) else f"{name} holds what no samples have"
+
+
+IN_BINS = Form((BINS, 3), torch.float64, _in_bins)
+"""What ``Evaluate`` replies with beside its metrics, where the simulator asks for bins."""
 
 
 # --- reading --------------------------------------------------------------------------------

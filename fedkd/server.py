@@ -144,7 +144,7 @@ class ServerStudents:
     def _compared(self, step: Fit, round: int, public: Samples) -> list[Comparison]:
         """What the loyalty of a student that learns by ``step`` is measured by."""
         table, samples = self._experiment, {None: step.on, step.on: step.on, "public": public}
-        most = table.measure.loyalty if table.measured(round) else 0
+        most = table.measure.loyalty if table.measured(round) and step.epochs else 0
         found = [
             comparison(term, placed(source, self._device), most)
             for term in step.terms

@@ -131,6 +131,8 @@ def serve(
     with keeping:
         if not stopped:
             strategy.start(grid_of(progress.answered), first_round=first, on_round=on_round)
+        if bins := strategy.reliability:
+            taken.write_reliability(bins)
         taken.write_summary(summarise(taken, spent + time.perf_counter() - begin))
     taken.drop_checkpoint()
 

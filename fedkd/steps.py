@@ -228,6 +228,8 @@ class Checker:
         metric = isinstance(step, Fit | Peer)
         if key in UNWRITABLE or (metric and (key in RESERVED or key.startswith(COHORT))):
             raise FedkdError(f"{said}: the name is the simulator's; give it another")
+        if isinstance(step, Evaluate) and step.bins:
+            raise FedkdError("Evaluate: bins = True is not allowed: they are the simulator's own")
         named = hook == "score" and isinstance(step, Evaluate)
         tested = (metric or isinstance(step, Evaluate)) and f"{key}_".startswith(TESTS)
         if tested and not named:
@@ -423,6 +425,8 @@ def names_of(steps: Sequence[Step]) -> Iterator[tuple[str, str]]:
         elif isinstance(step, Evaluate):
             for name in ("accuracy", "loss", "ece", "perplexity"):
                 yield "metric", f"{step.key}_{name}"
+            if step.bins:
+                yield "array", step.bins_key
         elif isinstance(step, Predict | Represent | Select | Count | Share | Expose):
             yield "array", step.key
 

@@ -22,7 +22,7 @@ from fedkd.engine.session import Session
 from fedkd.engine.stack import Stack
 from fedkd.engine.vectorised import filled_up, fit
 from fedkd.random import generator
-from fedkd.training.inference import quality
+from fedkd.training.inference import in_bins, quality
 from fedkd.training.losses import source_of
 from fedkd.training.loyalty import Comparison, Loyalty
 from fedkd.work import (
@@ -83,7 +83,8 @@ class Cohort:
             for session, (_, logits) in zip(self.sessions, self._forward(steps), strict=True):
                 labels = session.samples(first.on).labels
                 if labels is not None and len(labels):
-                    session.evaluated(first, quality(logits, labels))
+                    bins = in_bins(logits, labels) if first.bins else None
+                    session.evaluated(first, quality(logits, labels), bins)
         for session in self.sessions:
             on = getattr(first, "on", "")
             session.metrics[f"cohort {type(first).__name__} {origin(on)}"] = 1.0
@@ -219,8 +220,10 @@ class Cohort:
         blends = [[step.peers[place].at for step in steps] for place in range(len(names))]
         compared = [
             [
-                session.compared(name, mine, samples)
-                for session, mine, samples in zip(self.sessions, of_peer, sources, strict=True)
+                session.compared(step, name, mine, samples)
+                for session, step, mine, samples in zip(
+                    self.sessions, steps, of_peer, sources, strict=True
+                )
             ]
             for name, of_peer in zip(names, terms, strict=True)
         ]

@@ -33,7 +33,7 @@ from fedkd.training import (
     BatchOfOne,
     Trainee,
     class_means,
-    evaluate,
+    evaluate_in_bins,
     fit_together,
     item_labels,
     nearest_prototype,
@@ -117,7 +117,7 @@ class Session:
             seed = self.seed(step, step.on, step.student)
             samples = self.samples(step.on)
             if step.prototypes is None:
-                self.evaluated(step, evaluate(student, samples, seed))
+                self.evaluated(step, *evaluate_in_bins(student, samples, seed))
             else:
                 rows = step.prototypes.to(samples.inputs.device)
                 self.evaluated(step, nearest_prototype(student, samples, step.cut, rows, seed))
@@ -200,7 +200,7 @@ class Session:
             for peer, draw in zip(step.peers, draws, strict=True)
         ]
         fits = [trainee.dp for trainee in trainees if trainee.dp is not None]
-        compared = [self.compared(each.name, each.terms, samples) for each in trainees]
+        compared = [self.compared(step, each.name, each.terms, samples) for each in trainees]
 
         def loyal() -> list[Loyalty]:
             pairs = zip(trainees, compared, strict=True)
@@ -246,10 +246,11 @@ class Session:
             self.metrics["dp_steps"] = self.metrics.get("dp_steps", 0.0) + steps
 
     def compared(
-        self, student: str, terms: Sequence[Term], samples: Samples
+        self, step: Fit, student: str, terms: Sequence[Term], samples: Samples
     ) -> list[Comparison | None]:
         """What the student's loyalty is measured by, for each of its terms on ``samples``."""
-        if self.trying:
+        length = self.training(step).length(step.epochs, step.min_steps)
+        if self.trying or not any(length):
             return []
         probe = partial(self.clients.probe, self.architecture(student))
         return self.loyalties.comparisons(terms, samples, self.samples, probe)
@@ -360,8 +361,12 @@ class Session:
 
         return replace(term, positive=of(term.positive), negative=of(term.negative))
 
-    def evaluated(self, step: Evaluate, found: Mapping[str, float]) -> None:
+    def evaluated(
+        self, step: Evaluate, found: Mapping[str, float], bins: Tensor | None = None
+    ) -> None:
         """Give out what was measured, as the step has it."""
+        if step.bins and found and bins is not None:
+            self.values[step.bins_key] = bins
         self.metrics |= {f"{step.key}_{name}": value for name, value in found.items()}
 
     def give(

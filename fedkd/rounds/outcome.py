@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from fedkd.records import LOYALTY
 from fedkd.replies import COHORT
 from fedkd.training.loyalty import LOYALTIES, means
-from fedkd.work import Reply
+from fedkd.work import Evaluate, Reply
 
+TESTED_ON = ("own", "common")
+"""Sets of tests whose confidences are put into bins."""
+Bins = dict[str, Tensor]
+"""By the set of tests: see :func:`fedkd.distillation.calibration.reliability_bins`."""
 SERVER = f"{LOYALTY}server_"
 """Begins the names of the loyalties of students on the server."""
 
@@ -21,13 +27,15 @@ class Outcome:
     """What comes of one round, as it goes on.
 
     ``line`` goes to ``rounds.jsonl`` when the round has ended; ``measured`` has the metrics of each
-    client by the stage after which it was measured: ``"local"`` and ``"fused"``.
+    client by the stage after which it was measured: ``"local"`` and ``"fused"``; ``bins`` has its
+    confidences.
     """
 
     def __init__(self, number: int) -> None:
         self.line: Line = {"round": number, "left_out": [], "bytes_up": 0, "bytes_down": 0}
         self.line["seconds_clients"] = 0.0
         self.measured: dict[str, dict[int, dict[str, float]]] = {"local": {}, "fused": {}}
+        self.bins: dict[str, dict[int, Bins]] = {"local": {}, "fused": {}}
         self._loyalty: dict[str, dict[int, dict[str, float]]] = {"local": {}, "fused": {}}
 
     def warn(self, message: str) -> None:
@@ -43,6 +51,9 @@ class Outcome:
         loyalty = {name: reply.metrics.pop(name) for name in LOYALTIES if name in reply.metrics}
         if loyalty:
             self._loyalty[stage][reply.client] = loyalty
+        keys = {tests: Evaluate(key=tests).bins_key for tests in TESTED_ON}
+        bins = {tests: reply.values.pop(key) for tests, key in keys.items() if key in reply.values}
+        self.bins[stage][reply.client] = {k: v for k, v in bins.items() if isinstance(v, Tensor)}
         self.line["seconds_clients"] += reply.metrics.pop("seconds", 0.0)
         for name in [name for name in reply.metrics if name.startswith(COHORT)]:
             together = self.line.setdefault("cohort", {})

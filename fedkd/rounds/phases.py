@@ -160,11 +160,14 @@ class Rounds(Method):
             if client in self._assigned and client not in self._outcome.measured["fused"]:
                 unknown.append(client)
                 self._latest.pop(client, None)
+                self._bins["fused"].pop(client, None)
                 continue
             for stage in ("fused", "local"):
                 if found := tested(self._outcome.measured[stage].get(client, {})):
                     self._latest[client] = found
+                    self._bins["fused"][client] = self._outcome.bins[stage].get(client, {})
                     break
+        self._bins["local"] = self._outcome.bins["local"]
         self._changed = unknown
         self._watch_losses(server_round)
         self._outcome.line |= averages(self._latest.values())

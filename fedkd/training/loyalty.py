@@ -67,8 +67,8 @@ class Comparison:
 def comparison(term: Term, samples: Samples, most: int) -> Comparison | None:
     """What to compare a student with that distils by ``term``; None where there is nothing.
 
-    That is where targets are not a row a sample and at hand, as those of a student that learns in
-    the same step, or where the student answers through another one's head.
+    That is where the term weighs nothing, where targets are not a row a sample and at hand, as
+    those of a student that learns in the same step, or where another one's head answers.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ def comparison(term: Term, samples: Samples, most: int) -> Comparison | None:
     """
     if not isinstance(term, Soft) or not isinstance(term.targets, Tensor):
         return None
-    if term.per != "sample" or term.through is not None or not most:
+    if term.per != "sample" or term.through is not None or not (most and term.weight):
         return None
     targets, weights = term.targets, term.row_weights
     there = ~targets[:, 0].isnan()
