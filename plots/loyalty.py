@@ -64,7 +64,7 @@ def draw(runs: Sequence[Run]) -> Figure:
     outer(axes, "Round", "Loyalty to the targets (%)")
     band = said_of_seeds({line.seeds for _, _, row in cells for line in row if line.runs})
     each = [f"{MEASURES[measure]}{', ' * bool(title)}{title}" for title, measure, _ in cells]
-    titles(figure, axes, each, f"line: mean over clients, band: {band}" if band else "")
+    titles(figure, axes, each, f"line: mean over clients{band and ', band: '}{band}")
     marks = [
         Line2D([], [], marker="o", color=GREY, label=f"{when} distillation", **look)
         for when, look in WHEN.items()
@@ -86,7 +86,14 @@ def _draw(axes: Axes, line: Line, measure: str, when: str) -> None:
     style = line.style | WHEN[when]
     if when == "after":
         style["markerfacecolor"] = line.style["color"]
-    axes.plot(rounds, means, label=label, markevery=(len(axes.lines) % every, every), **style)
+    axes.plot(
+        rounds,
+        means,
+        label=label,
+        markevery=(len(axes.lines) % every, every),
+        clip_on=False,
+        **style,
+    )
     if line.seeds > 1:
         axes.fill_between(rounds, low, high, color=line.style["color"], alpha=0.12, linewidth=0)
 

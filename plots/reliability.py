@@ -16,6 +16,9 @@ from fedkd.results import FedkdError, Run
 
 TESTS = {"own": "own tests", "common": "common test set"}
 GREY = "#555555"
+LEAST = 10
+"""Predictions in a bin, below which its accuracy is chance and is not drawn."""
+TICKS = (0, 25, 50, 75, 100)
 BARS = 0.22
 """How high the bar of the fullest bin is, as a share of the panel."""
 LOOKS: dict[str, dict[str, Any]] = {
@@ -32,8 +35,8 @@ def draw(runs: Sequence[Run]) -> Figure:
     A panel a method or setting and a set of tests, own and common. Bins are those of the expected
     calibration error, over the predictions of all clients and seeds: dotted after local training,
     solid after fusion. On the diagonal a student is as right as it is sure, below it too sure. Grey
-    bars, in units of their own, say how many predictions after fusion each bin has. Runs that
-    record no bins are left out.
+    bars, in units of their own, say how many predictions after fusion each bin has; one of few has
+    no point. ECE is that of all predictions after fusion. Runs that record no bins are left out.
 
     Raises
     ------
@@ -43,35 +46,36 @@ def draw(runs: Sequence[Run]) -> Figure:
     recorded = [run for run in runs if run.reliability]
     if not recorded:
         raise FedkdError(
-            f"{runs[0].folder} has no reliability.json; allowed: runs that have ended, of a version "
-            "of fedkd that writes it, with tests"
+            f"{runs[0].folder} has no reliability.json; allowed: runs with tests that have ended, "
+            "of a version of fedkd that writes it"
         )
+    methods = apart(recorded)
     cells = [
         (line, tests, found)
-        for line in apart(recorded)
         for tests in TESTS
+        for line in methods
         if (found := _stages(line, tests))
     ]
     if len(cells) > MOST:
         raise FedkdError(f"{len(cells)} panels do not fit into one figure; allowed: {MOST}")
-    columns = columns_of(len(cells))
-    if len(cells) > 2 and len({line.label for line, _, _ in cells}) * 2 == len(cells):
-        columns = 4 if len(cells) > 4 else 2  # both sets of tests of a method side by side
-    figure, axes = grid(len(cells), 2.3 if columns < 3 else 1.9, columns=columns)
+    even = 2 * len(methods) == len(cells) and 1 < len(methods) < 5
+    columns = len(methods) if even else columns_of(len(cells))
+    figure, axes = grid(len(cells), 2.6 if columns < 3 else 2.2, columns=columns)
     for panel, (line, _, found) in zip(axes, cells):
         _draw(panel, line, found)
     outer(axes, "Confidence (%)", "Accuracy (%)")
     each = [
-        f"{line.label}, {TESTS[tests]}: ECE {_error(found):.1f} %" for line, tests, found in cells
+        f"{line.label}, {TESTS[tests]}, ECE\N{NO-BREAK SPACE}{_error(found):.1f}\N{NO-BREAK SPACE}%"
+        for line, tests, found in cells
     ]
-    titles(figure, axes, each, "")
+    titles(figure, axes, each, f"all clients and seeds; bins of under {LEAST} predictions left out")
     marks = [
         Line2D([], [], marker="o", color=GREY, label=STAGES[stage], **look)
         for stage, look in LOOKS.items()
     ]
     bars = Line2D([], [], color="#cccccc", linewidth=5, label="share of predictions, after fusion")
-    even = Line2D([], [], color=GREY, linewidth=0.8, linestyle="--", label="as right as sure")
-    legend(figure, [], *marks, bars, even)
+    diagonal = Line2D([], [], color=GREY, linewidth=0.8, linestyle="--", label="as right as sure")
+    legend(figure, [], *marks, bars, diagonal)
     shown = {line.label: line.runs for line, _, _ in cells}
     return noted(figure, shown.items())
 
@@ -107,11 +111,11 @@ def _draw(axes: Axes, line: Line, found: dict[str, np.ndarray]) -> None:
         width * np.arange(len(bars)), height, 0.9 * width, align="edge", color="#cccccc", zorder=0.5
     )
     for stage, total in found.items():
-        count, confidence, hits = total[total[:, 0] > 0].T
+        count, confidence, hits = total[total[:, 0] >= LEAST].T
         style = line.style | LOOKS[stage]
         if stage == "fused":
             style["markerfacecolor"] = line.style["color"]
         axes.plot(
             100 * confidence / count, 100 * hits / count, **style | {"markersize": 3}, clip_on=False
         )
-    axes.set(xlim=(0, 100), ylim=(0, 100), aspect="equal")
+    axes.set(xlim=(0, 100), ylim=(0, 100), xticks=TICKS, yticks=TICKS)
