@@ -68,7 +68,12 @@ def draw(runs: Sequence[Run]) -> Figure:
         f"{line.label}, {TESTS[tests]}, ECE\N{NO-BREAK SPACE}{_error(found):.1f}\N{NO-BREAK SPACE}%"
         for line, tests, found in cells
     ]
-    titles(figure, axes, each, f"all clients and seeds; bins of under {LEAST} predictions left out")
+    titles(
+        figure,
+        axes,
+        each,
+        f"ECE after fusion, of all clients and seeds; bins of under {LEAST} predictions have no point",
+    )
     marks = [
         Line2D([], [], marker="o", color=GREY, label=STAGES[stage], **look)
         for stage, look in LOOKS.items()

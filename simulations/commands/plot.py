@@ -177,9 +177,9 @@ def loyalty(runs: Runs, out: Stem = None) -> None:
     )
 )
 def reliability(runs: Runs, out: Stem = None) -> None:
-    """Accuracy against confidence at the end of runs, before and after fusion: a row per method.
+    """Accuracy against confidence at the end of runs, before and after fusion: a panel per method.
 
-    Below each diagram: how many predictions are that sure. Seeds are taken together.
+    Grey bars say how many predictions are that sure. Clients and seeds are taken together.
     """
     _draw("reliability", runs, out)
 
