@@ -72,7 +72,7 @@ def draw(runs: Sequence[Run]) -> Figure:
         figure,
         axes,
         each,
-        f"ECE after fusion, of all clients and seeds; bins of under {LEAST} predictions have no point",
+        f"ECE after fusion, of all clients and seeds; bins of under {LEAST} have no point",
     )
     marks = [
         Line2D([], [], marker="o", color=GREY, label=STAGES[stage], **look)
