@@ -18,6 +18,7 @@ from fedkd.sections import (
     DataTable,
     DistillTable,
     EngineTable,
+    MeasureTable,
     PublicTable,
     ReleaseTable,
     ServerTable,
@@ -62,6 +63,7 @@ class Experiment(Table):
     release: ReleaseTable = ReleaseTable()
     public: PublicTable = PublicTable()
     canary: CanaryTable = CanaryTable()
+    measure: MeasureTable = MeasureTable()
     engine: EngineTable = EngineTable()
 
     @classmethod
@@ -108,6 +110,10 @@ class Experiment(Table):
         if factor != 1:
             changes["lr"] = factor * changes.get("lr", self.training.lr)
         return self.training.model_copy(update=changes) if changes else self.training
+
+    def measured(self, round: int) -> bool:
+        """Whether clients are measured in ``round``."""
+        return round % self.evaluate_every == 0 or round == self.rounds
 
     def digest(self) -> str:
         """Eight hex digits that depend on everything that can change a number.

@@ -339,6 +339,7 @@ FIELDS: dict[type, dict[str, Allowed]] = {
         "student": NAME,
         "prototypes": _or_none(TARGETS),
         "cut": BLOCK,
+        "bins": FLAG,
     },
     Expose: {"key": NAME, "student": NAME},
 }

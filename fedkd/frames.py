@@ -28,7 +28,9 @@ def load_runs(folder: str | Path) -> DataFrame:
         (``strategy.name``, ``data.alpha``, ``seed``; lists as ``a+b``); every entry of
         ``summary.json`` whose name is not a key's (``own_accuracy_mean`` after fusion,
         ``own_accuracy_mean_local`` after local training, ``own_NAME_accuracy_mean`` of what the
-        method's ``score`` calls NAME, ``bytes_up``, ``seconds``). Accuracies are fractions.
+        method's ``score`` calls NAME, ``bytes_up``, ``seconds``; of runs that distil
+        ``loyalty_label_before``, ``loyalty_label_after``, and the same with ``probability``).
+        Accuracies and loyalties are fractions.
         ``headline`` is which of these the method's paper scores, ``headline_accuracy`` its value
         and ``other_stage_accuracy`` that of the other stage (of a named student: of the client's
         own, after fusion); of a run that has not written them, as the method says now. What the

@@ -26,11 +26,14 @@ AUXILIARY = f"{HELD}auxiliary "
 """Begins the names of auxiliary heads: ``:auxiliary STUDENT:HEAD``."""
 CLIENTS, RELEASES, EXPOSURES = "clients.jsonl", "releases.jsonl", "exposures.jsonl"
 CANARIES, AUDIT = "canaries.json", "audit.json"
+RELIABILITY = "reliability.json"
 WARNINGS = "warnings.jsonl"
 LINES = (ROUNDS, CLIENTS, RELEASES, EXPOSURES, WARNINGS)
 """Files to which lines are added as a run goes on."""
-KEPT = (EXPERIMENT, PARTITION, CANARIES)
+KEPT = (EXPERIMENT, PARTITION, CANARIES, RELIABILITY)
 """Files that a run writes once, and that its numbers depend on."""
+LOYALTY = "loyalty_"
+"""Begins the names of the loyalties of students."""
 MEMBERSHIP = "membership"
 """What an attack on membership is after, in ``audit.json``."""
 AGGREGATE = "Aggregate"
@@ -191,6 +194,31 @@ class Canaries(TypedDict):
     length: NotRequired[int]
 
 
+@with_config(STRICT)
+class InBins(TypedDict):
+    """Of the predictions in each bin of confidence, of equal width: see ``reliability.json``."""
+
+    count: Annotated[list[Count], Field(min_length=1)]
+    confidence: list[Number]
+    accuracy: list[Number]
+
+
+@with_config(STRICT)
+class Stages(TypedDict):
+    """Bins by the stage of the last measured round."""
+
+    local: NotRequired[InBins]
+    fused: NotRequired[InBins]
+
+
+@with_config(STRICT)
+class Reliability(TypedDict):
+    """``reliability.json``: bins by the set of tests."""
+
+    own: NotRequired[Stages]
+    common: NotRequired[Stages]
+
+
 Image = list[list[list[float]]]
 """``(C, H, W)``."""
 
@@ -279,6 +307,7 @@ TABLES: dict[str, Any] = {
     ENVIRONMENT: Environment,
     CANARIES: Canaries,
     AUDIT: Audit,
+    RELIABILITY: Reliability,
 }
 """By the name of the file."""
 TOLD_APART_BY = {
@@ -288,7 +317,7 @@ TOLD_APART_BY = {
 """Keys that no two lines of a file have in common."""
 MEASUREMENTS = (
     *("own_", "common_", "validation_", "headline_", "other_stage_"),
-    *("train_loss", "bytes_", "seconds"),
+    *("train_loss", LOYALTY, "bytes_", "seconds"),
 )
 """How the names of numbers begin that tables and figures take from lines and summaries."""
 
@@ -319,7 +348,17 @@ def check(name: str, value: Any, where: str) -> Entry:
         _check_partition(value, where)
     if name == AUDIT:
         _check_images(value, where)
+    if name == RELIABILITY:
+        _check_bins(value, where)
     return value
+
+
+def _check_bins(value: Entry, where: str) -> None:
+    """Refuse lists of unlike lengths."""
+    for tests in ("own", "common"):
+        for stage, found in value.get(tests, {}).items():
+            if len({len(values) for values in found.values()}) != 1:
+                raise FedkdError(f"{where}: {tests}.{stage}: the lists are not of one length")
 
 
 def _check_images(value: Entry, where: str) -> None:

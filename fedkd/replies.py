@@ -19,7 +19,7 @@ either, a class       ``mean`` ``(C, d)`` float32, 0 where there are no samples,
                       least 1; a student that diverged has neither loss nor calibration error;
                       by the nearest prototype accuracy alone
 a reply               the client's number and its number of samples, as the simulator knows them;
-                      seconds, cohorts and DP-SGD's account where the engine adds them
+                      seconds, cohorts, loyalties and DP-SGD's account where the engine adds them
 ====================  ==========================================================================
 """
 
@@ -34,11 +34,13 @@ from flwr.app import Message
 from torch import Tensor
 
 from fedkd.codec import decode
+from fedkd.distillation.calibration import BINS
 from fedkd.distillation.targets import check_probabilities
 from fedkd.errors import brief, summary_of
 from fedkd.privacy.dpsgd import sees_private
 from fedkd.privacy.release import claims_epsilon
 from fedkd.shapes import Shapes
+from fedkd.training.loyalty import LOYALTIES
 from fedkd.work import (
     Assignment,
     Contrast,
@@ -139,6 +141,8 @@ class Contract:
                     reason = next(filter(None, reasons), None)
                 elif isinstance(step, Evaluate):
                     reason = self._quality(step, metrics, assignment.client)
+                    if step.bins and (bins := values.pop(step.bins_key, None)) is not None:
+                        reason = reason or _misfit(bins, IN_BINS, step.bins_key)
                 elif isinstance(step, Select):
                     rows = self.shapes.rows(step.on, assignment.client)
                     chosen = Form((rows,), torch.bool, _anything)
@@ -191,6 +195,11 @@ class Contract:
             known = any(name == cohort_name(step) for step in (*steps, *assignment.trial))
             if not known or metrics.pop(name) != 1:
                 return f"{name!r} is not of a step that was asked"
+        for name in [name for name in metrics if name in LOYALTIES]:
+            if not any(isinstance(step, Fit) for step in steps):
+                return f"{name} was not asked for"
+            if not 0 <= (value := metrics.pop(name)) <= 1:
+                return f"{name} is {value:g}"
         if self._private and any(isinstance(s, Fit) and sees_private(s) for s in steps):
             rate, count = (metrics.pop(name, math.nan) for name in DP)
             if not (0 <= rate <= 1 and count >= 0 and count % 1 == 0):
@@ -410,6 +419,19 @@ def _loss(peer: Peer, metrics: dict[str, float], any_value: bool) -> str | None:
     if abs(loss) <= LARGEST and (loss >= 0 or not never_negative):
         return None
     return f"{peer.key} is {loss:g}"
+
+
+def _in_bins(array: Tensor, name: str) -> str | None:
+    """Why the rows of an array are not samples, the sum of their confidences and how many hit."""
+    if reason := bounded(array, name):
+        return reason
+    sound = (array[:, 0] >= 0) & (array[:, 1:] >= 0).all(1)
+    sound &= (array[:, 1:] <= array[:, :1] * (1 + 1e-6)).all(1)
+    return None if bool(sound.all()) else f"{name} holds what no samples have"
+
+
+IN_BINS = Form((BINS, 3), torch.float64, _in_bins)
+"""What ``Evaluate`` replies with beside its metrics, where the simulator asks for bins."""
 
 
 # --- reading --------------------------------------------------------------------------------

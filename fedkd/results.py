@@ -12,6 +12,7 @@
     releases.jsonl      a line a round, client and step that sent something: the privacy ledger
     canaries.json       planted secrets, where there are any
     exposures.jsonl     a line a secret, place and measured round
+    reliability.json    confidence and accuracy in bins of confidence, written when the run ends
     audit.json          what ``fedkd audit`` found
     checkpoint/         state to resume from: the two newest checkpoints
     summary.json        written when the run ends, with the number of lines of the other files and
@@ -50,6 +51,7 @@ from fedkd.records import (
     LINES,
     PARTITION,
     RELEASES,
+    RELIABILITY,
     ROUNDS,
     SUMMARY,
     WARNINGS,
@@ -113,7 +115,7 @@ class Run(RunFiles):
             (self.folder / SUMMARY).unlink(missing_ok=True)
             checkpoint.set_aside_damaged(self.folder)
             checkpoint.drop(self.folder)
-            for name in (*LINES, PARTITION, ENVIRONMENT, CANARIES, AUDIT):
+            for name in (*LINES, PARTITION, ENVIRONMENT, CANARIES, AUDIT, RELIABILITY):
                 (self.folder / name).unlink(missing_ok=True)
             disk.remove_halves(self.folder)
         self._tallies.clear()
@@ -233,6 +235,10 @@ class Run(RunFiles):
         """Record the secrets that were planted."""
         self._write(CANARIES, json.dumps(canaries))
 
+    def write_reliability(self, bins: Mapping[str, Any]) -> None:
+        """Record how sure students were when last tested, and how right."""
+        self._write(RELIABILITY, json.dumps(finite(bins)))
+
     def write_audit(self, audit: Mapping[str, Any]) -> None:
         """Record what an audit found."""
         self._write(AUDIT, json.dumps(finite(audit), indent=1))
@@ -284,7 +290,7 @@ class Run(RunFiles):
             there = Tally(disk.read(self.folder / name) or b"").to_json()
             if name not in files or there != files[name]:
                 self._lines(name)
-        _ = self.partition, self.canaries, self.environment, self.audit
+        _ = self.partition, self.canaries, self.environment, self.audit, self.reliability
 
     @property
     def experiment(self) -> Experiment:
@@ -366,6 +372,16 @@ class Run(RunFiles):
     def audit(self) -> dict[str, Any] | None:
         """What ``fedkd audit`` found, or None."""
         return self._json(AUDIT)
+
+    @property
+    def reliability(self) -> dict[str, Any] | None:
+        """How sure students were when last tested, and how right, or None where that is not known.
+
+        By the set of tests, ``own`` and ``common``, and the stage, ``local`` and ``fused``: lists
+        over bins of confidence of equal width, of all clients' predictions: ``count``, the mean
+        ``confidence`` and the ``accuracy``, None in a bin without predictions.
+        """
+        return self._json(RELIABILITY)
 
     @property
     def environment(self) -> dict[str, Any]:

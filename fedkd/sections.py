@@ -380,6 +380,15 @@ class CanaryTable(Table):
     """Measure exposure every so many rounds; 0: in the last round."""
 
 
+class MeasureTable(Table):
+    """``[measure]``: what is measured beside accuracy; no number of a method depends on it."""
+
+    loyalty: int = Field(100, ge=0, le=MOST)
+    """Rows of targets, at most, that a student is compared with before and after it distils from
+    them (``loyalty_label_before`` and so on; Xu et al. 2021), in rounds that are measured; 0 for
+    none. They are evenly spaced; of text, whole samples."""
+
+
 class EngineTable(Table):
     """``[engine]``: where clients' work runs.
 

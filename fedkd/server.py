@@ -38,6 +38,8 @@ from fedkd.training import (
     span,
 )
 from fedkd.training.auxiliary import pooled
+from fedkd.training.losses import source_of
+from fedkd.training.loyalty import Comparison, Loyalty, comparison, loyalties, metrics
 from fedkd.training.student import student_draws
 from fedkd.work import Fit, Parameters, Samples, Term
 
@@ -73,6 +75,8 @@ class ServerStudents:
         self._auxiliary: dict[str, dict[str, Parameters]] = {}  # the heads beside each
         # What was given out of each since it was last changed, and how it was then.
         self._copies: dict[str, tuple[Parameters, Any]] = {}
+        self.loyalties: list[dict[str, float]] = []
+        """Of the fits of the round that is under way, in rounds that are measured."""
 
     @property
     def device(self) -> torch.device:
@@ -131,6 +135,8 @@ class ServerStudents:
         training, purpose = self._begin(name, round)
         heads = self._auxiliary.setdefault(name, {})
         auxiliary = Auxiliary(key(self._experiment.seed, "auxiliary", "server", name), heads)
+        compared = self._compared(asked, round, public)
+        before = self._loyalty(name, compared)
         try:
             loss = fit(
                 student,
@@ -148,8 +154,28 @@ class ServerStudents:
             )
         except BatchOfOne as error:
             raise FedkdError(f"the server's student {name!r}: {error}") from error
+        if compared:
+            self.loyalties.append(metrics(before, self._loyalty(name, compared)))
         self._watch_plateau(name, loss)
         return loss
+
+    def _compared(self, step: Fit, round: int, public: Samples) -> list[Comparison]:
+        """What the loyalty of a student that learns by ``step`` is measured by."""
+        table, samples = self._experiment, {None: step.on, step.on: step.on, "public": public}
+        most = table.measure.loyalty if table.measured(round) and step.epochs else 0
+        found = [
+            comparison(term, placed(source, self._device), most)
+            for term in step.terms
+            if isinstance(source := samples.get(source_of(term)), Samples) and most
+        ]
+        return [one for one in found if one is not None]
+
+    def _loyalty(self, name: str, compared: Sequence[Comparison]) -> list[Loyalty]:
+        """The loyalties of a student as it is now, asked of a copy: nothing of it changes."""
+        if not compared:
+            return []
+        student = copy.deepcopy(self._sequence(name))
+        return loyalties(student, compared, key(self._experiment.seed, "loyalty", name))
 
     def minimise(
         self,

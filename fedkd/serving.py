@@ -18,6 +18,7 @@ from fedkd.experiment import Experiment
 from fedkd.headline import column_of, numbers
 from fedkd.interrupt import interrupts_held_back
 from fedkd.observers import Observer
+from fedkd.records import LOYALTY
 from fedkd.results import Run
 from fedkd.summaries import reached
 
@@ -130,6 +131,8 @@ def serve(
     with keeping:
         if not stopped:
             strategy.start(grid_of(progress.answered), first_round=first, on_round=on_round)
+        if bins := strategy.reliability:
+            taken.write_reliability(bins)
         taken.write_summary(summarise(taken, spent + time.perf_counter() - begin))
     taken.drop_checkpoint()
 
@@ -236,6 +239,8 @@ def summarise(taken: Run, seconds: float) -> dict[str, Any]:
         for name, value in last.get("local", {}).items()
         if name.startswith(prefixes)
     }
+    for line in lines:  # of the last round that distilled
+        summary |= {name: value for name, value in line.items() if name.startswith(LOYALTY)}
     headline = column_of(taken)
     summary |= numbers(summary, headline)
     target = experiment.target_accuracy

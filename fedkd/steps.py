@@ -26,6 +26,7 @@ from fedkd.replies import COHORT, DP
 from fedkd.shapes import Shapes, Student
 from fedkd.source_checks import SourceChecker
 from fedkd.terms import Learner, Seen, check_above, check_fit
+from fedkd.training.loyalty import LOYALTIES
 from fedkd.work import (
     Count,
     Evaluate,
@@ -59,7 +60,7 @@ MEASURED = "measure_"
 """Begins the keys of what is measured, and never sent."""
 TESTS = ("own_", "common_", "validation_")
 """Begins the names of the simulator's own tests of clients."""
-RESERVED = {"seconds", "round", "client", "stage", *DP}
+RESERVED = {"seconds", "round", "client", "stage", *DP, *LOYALTIES}
 """Names of metrics that are not a step's."""
 UNWRITABLE = {"keys", "kind", "length", "floats", "same"}
 """Keys that messages give a meaning of their own."""
@@ -227,6 +228,8 @@ class Checker:
         metric = isinstance(step, Fit | Peer)
         if key in UNWRITABLE or (metric and (key in RESERVED or key.startswith(COHORT))):
             raise FedkdError(f"{said}: the name is the simulator's; give it another")
+        if isinstance(step, Evaluate) and step.bins:
+            raise FedkdError("Evaluate: bins = True is not allowed: they are the simulator's own")
         named = hook == "score" and isinstance(step, Evaluate)
         tested = (metric or isinstance(step, Evaluate)) and f"{key}_".startswith(TESTS)
         if tested and not named:
@@ -422,6 +425,8 @@ def names_of(steps: Sequence[Step]) -> Iterator[tuple[str, str]]:
         elif isinstance(step, Evaluate):
             for name in ("accuracy", "loss", "ece", "perplexity"):
                 yield "metric", f"{step.key}_{name}"
+            if step.bins:
+                yield "array", step.bins_key
         elif isinstance(step, Predict | Represent | Select | Count | Share | Expose):
             yield "array", step.key
 

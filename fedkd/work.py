@@ -349,6 +349,9 @@ class Evaluate:
     With ``prototypes`` ``(C, d)`` a sample is of the class whose row is nearest to its flattened
     representation at ``cut``, by squared distance; a row that begins with NaN is no class's. There
     are no probabilities then, and the reply has ``{key}_accuracy`` alone.
+
+    ``bins`` is the simulator's own: the reply then has the array ``measure_{key}_bins`` too, as of
+    :func:`fedkd.distillation.calibration.reliability_bins`.
     """
 
     on: Source = "own"
@@ -356,6 +359,12 @@ class Evaluate:
     student: str = "own"
     prototypes: torch.Tensor | None = None
     cut: str = ""
+    bins: bool = False
+
+    @property
+    def bins_key(self) -> str:
+        """The array that it replies with where ``bins`` is set."""
+        return f"measure_{self.key}_bins"
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,15 @@ HEADLINES = {
 }
 TESTS = {"own": "clients' own test sets", "common": "the common test set"}
 WORDS = {
+    **{
+        f"{begins}{what}_{when}": f"{what} loyalty of {whose} to their targets, {when} distillation"
+        for begins, whose in (
+            ("loyalty_", "clients' students"),
+            ("loyalty_server_", "the server's"),
+        )
+        for what in ("label", "probability")
+        for when in ("before", "after")
+    },
     "bytes_up": "sent by all clients in the run",
     "bytes_down": "sent to all clients in the run",
     "seconds": "time of the run",
@@ -52,7 +61,7 @@ WORDS = {
 
 def shown(value: str) -> tuple[float, str, int]:
     """How a value is shown: factor, unit, digits after the point."""
-    if "accuracy" in value and "jain" not in value:
+    if ("accuracy" in value and "jain" not in value) or value.startswith("loyalty_"):
         return 100.0, "%", 1
     if value.startswith("bytes"):
         return 1e-6, "MB", 2

@@ -17,13 +17,15 @@ from torch import Tensor, nn
 from fedkd import students
 from fedkd.engine import rule
 from fedkd.engine.clients import Clients
+from fedkd.engine.loyalty import together
 from fedkd.engine.session import Session
 from fedkd.engine.stack import Stack
 from fedkd.engine.vectorised import filled_up, fit
 from fedkd.random import generator
 from fedkd.training.course import span
-from fedkd.training.inference import quality
+from fedkd.training.inference import in_bins, quality
 from fedkd.training.losses import source_of
+from fedkd.training.loyalty import Comparison, Loyalty
 from fedkd.work import (
     Assignment,
     Evaluate,
@@ -82,7 +84,8 @@ class Cohort:
             for session, (_, logits) in zip(self.sessions, self._forward(steps), strict=True):
                 labels = session.samples(first.on).labels
                 if labels is not None and len(labels):
-                    session.evaluated(first, quality(logits, labels))
+                    bins = in_bins(logits, labels) if first.bins else None
+                    session.evaluated(first, quality(logits, labels), bins)
         for session in self.sessions:
             on = getattr(first, "on", "")
             session.metrics[f"cohort {type(first).__name__} {origin(on)}"] = 1.0
@@ -216,6 +219,16 @@ class Cohort:
         first = replace(first, part=first.part or part, together=together)
         kept = [[each.beside.optimiser(first, name) for each in self.sessions] for name in names]
         blends = [[step.peers[place].at for step in steps] for place in range(len(names))]
+        compared = [
+            [
+                session.compared(step, name, mine, samples)
+                for session, step, mine, samples in zip(
+                    self.sessions, steps, of_peer, sources, strict=True
+                )
+            ]
+            for name, of_peer in zip(names, terms, strict=True)
+        ]
+        before = self._loyalties(stacks, compared)
         done = fit(
             stacks,
             sources,
@@ -234,6 +247,16 @@ class Cohort:
                 session.changed.add(peer.student)
                 session.metrics[peer.key] = loss
                 session.metrics |= dict.fromkeys(peer.keys[1:], slope)
+        after = self._loyalties(stacks, compared)
+        for session, mine, now in zip(self.sessions, before, after, strict=True):
+            session.metrics |= session.loyalties.add(mine, now)
+
+    def _loyalties(
+        self, stacks: Sequence[Stack], compared: Sequence[Sequence[list[Comparison | None]]]
+    ) -> list[list[Loyalty]]:
+        """Of each session: the loyalties of its students, as they are now."""
+        found = [together(*pair, ROWS) for pair in zip(stacks, compared, strict=True)]
+        return [[one for of_stack in found for one in of_stack[n]] for n in range(len(found[0]))]
 
 
 class _Member(Session):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, cast
@@ -21,6 +21,7 @@ from fedkd.distillation.objectives import SMALLEST, columns_of
 from fedkd.encodings import as_received, decoded, encoded, factorised, loaded
 from fedkd.engine.beside import Beside
 from fedkd.engine.clients import Clients
+from fedkd.engine.loyalty import Loyalties
 from fedkd.engine.remembered import LEARNT
 from fedkd.errors import FedkdError
 from fedkd.privacy.accounting import Release
@@ -32,7 +33,7 @@ from fedkd.training import (
     BatchOfOne,
     Trainee,
     class_means,
-    evaluate,
+    evaluate_in_bins,
     fit_together,
     item_labels,
     nearest_prototype,
@@ -41,6 +42,7 @@ from fedkd.training import (
     said,
     span,
 )
+from fedkd.training.loyalty import Comparison, Loyalty
 from fedkd.training.student import names_around
 from fedkd.work import (
     SOURCES,
@@ -81,6 +83,7 @@ class Session:
         self.releases: list[dict[str, Any]] = []
         self.changed: set[str] = set()
         self.beside = Beside(clients, assignment)
+        self.loyalties = Loyalties(clients.experiment, assignment)
         self.trying = False
         self._fits: Counter[tuple[str, str, str]] = Counter()
         self._answers: Counter[tuple[str, str, str]] = Counter()
@@ -117,7 +120,7 @@ class Session:
             seed = self.seed(step, step.on, step.student)
             samples = self.samples(step.on)
             if step.prototypes is None:
-                self.evaluated(step, evaluate(student, samples, seed))
+                self.evaluated(step, *evaluate_in_bins(student, samples, seed))
             else:
                 rows = step.prototypes.to(samples.inputs.device)
                 self.evaluated(step, nearest_prototype(student, samples, step.cut, rows, seed))
@@ -184,6 +187,13 @@ class Session:
             for peer, draw in zip(step.peers, draws, strict=True)
         ]
         fits = [trainee.dp for trainee in trainees if trainee.dp is not None]
+        compared = [self.compared(step, each.name, each.terms, samples) for each in trainees]
+
+        def loyal() -> list[Loyalty]:
+            pairs = zip(trainees, compared, strict=True)
+            return [one for each, found in pairs for one in self.loyalties.of(each.student, found)]
+
+        before = loyal()
 
         def train() -> cache.Arrays:
             try:
@@ -218,9 +228,20 @@ class Session:
         for peer, trainee in zip(step.peers, trainees, strict=True):
             slope = trainee.measured.get("slope", 0.0)
             self.metrics |= dict.fromkeys(peer.keys[1:], slope)
+        self.metrics |= self.loyalties.add(before, loyal())
         if fits and not self.trying:
             self.metrics["dp_sample_rate"] = max(self.metrics.get("dp_sample_rate", 0.0), rate)
             self.metrics["dp_steps"] = self.metrics.get("dp_steps", 0.0) + steps
+
+    def compared(
+        self, step: Fit, student: str, terms: Sequence[Term], samples: Samples
+    ) -> list[Comparison | None]:
+        """What the student's loyalty is measured by, for each of its terms on ``samples``."""
+        length = self.training(step).length(step.epochs, step.min_steps)
+        if self.trying or not any(length):
+            return []
+        probe = partial(self.clients.probe, self.architecture(student))
+        return self.loyalties.comparisons(terms, samples, self.samples, probe)
 
     def _trainee(self, step: Fit, peer: Peer, draw: tuple[int, int, str], private: bool) -> Trainee:
         """One of the students of ``step``, under DP-SGD if it is ``private``."""
@@ -339,8 +360,12 @@ class Session:
 
         return replace(term, positive=of(term.positive), negative=of(term.negative))
 
-    def evaluated(self, step: Evaluate, found: Mapping[str, float]) -> None:
+    def evaluated(
+        self, step: Evaluate, found: Mapping[str, float], bins: Tensor | None = None
+    ) -> None:
         """Give out what was measured, as the step has it."""
+        if step.bins and found and bins is not None:
+            self.values[step.bins_key] = bins
         self.metrics |= {f"{step.key}_{name}": value for name, value in found.items()}
 
     def give(

@@ -106,7 +106,7 @@ class Intake:
             problem = self.contract.unfit(assignment, reply, models)
         if problem is None:
             self.transcoder.confirm(assignment, reply)
-            self.outcome.account(reply)
+            self.outcome.account(reply, self.stage)
             self._check_losses(assignment, reply)
             self.watch.enter(assignment, reply)
             self.watch.measured(assignment, reply)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
 from fedkd.fields import check_fields
-from fedkd.rounds.outcome import Line
+from fedkd.rounds.outcome import TESTED_ON, Bins, Line
 from fedkd.steps import TESTS
 from fedkd.summaries import spread
 from fedkd.work import Evaluate, Step
@@ -17,7 +17,7 @@ from fedkd.work import Evaluate, Step
 
 def due(experiment: Experiment, round: int) -> bool:
     """Whether clients are measured in ``round``."""
-    return round % experiment.evaluate_every == 0 or round == experiment.rounds
+    return experiment.measured(round)
 
 
 def tests(experiment: Experiment) -> tuple[Step, ...]:
@@ -28,7 +28,9 @@ def tests(experiment: Experiment) -> tuple[Step, ...]:
         "common": test.common > 0,
         "validation": experiment.data.validation_fraction > 0,
     }
-    return tuple(Evaluate(name, name) for name, there in wanted.items() if there)
+    return tuple(
+        Evaluate(name, name, bins=name in TESTED_ON) for name, there in wanted.items() if there
+    )
 
 
 METRICS = ("accuracy", "loss", "ece", "perplexity")
@@ -93,3 +95,25 @@ def diverged(latest: Mapping[int, dict[str, float]]) -> list[int]:
         for client, metrics in sorted(latest.items())
         if any(math.isnan(metrics.get(f"{tests}loss", 0.0)) for tests in TESTS)
     ]
+
+
+def reliability(stages: Mapping[str, Mapping[int, Bins]]) -> Line:
+    """What ``reliability.json`` holds of bins by stage and client: of all clients together.
+
+    By the set of tests and the stage: for each bin the number of samples, ``count``, the mean of
+    their ``confidence`` and their ``accuracy``, None where there is no sample.
+    """
+    found: dict[str, dict[str, Line]] = {}
+    for stage, clients in stages.items():
+        for tests in TESTED_ON:
+            each = [bins[tests] for bins in clients.values() if tests in bins]
+            if not each:
+                continue
+            total = sum(each[1:], each[0]).tolist()
+            means = [[part / row[0] if row[0] else None for part in row[1:]] for row in total]
+            found.setdefault(tests, {})[stage] = {
+                "count": [int(row[0]) for row in total],
+                "confidence": [confidence for confidence, _ in means],
+                "accuracy": [accuracy for _, accuracy in means],
+            }
+    return {**found}

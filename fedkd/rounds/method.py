@@ -26,7 +26,8 @@ from fedkd.privacy.ledger import Aggregate
 from fedkd.privacy.public import Public
 from fedkd.random import global_draws, key
 from fedkd.replies import Contract
-from fedkd.rounds.outcome import Line, Outcome
+from fedkd.rounds.measuring import reliability
+from fedkd.rounds.outcome import Bins, Line, Outcome
 from fedkd.rounds.replies import Replies
 from fedkd.rounds.transcoder import Transcoder
 from fedkd.sections import ServerTable
@@ -39,7 +40,7 @@ from fedkd.work import Assignment, Parameters, Samples, Step
 GIVEN = {"experiment", "task", "options", "transfer", "public", "server"}
 """Attributes that a method reads, and does not replace: no checkpoint has them."""
 
-OWN_STATE = frozenset({"_latest", "_changed", "_held", "_warned"})
+OWN_STATE = frozenset({"_latest", "_bins", "_changed", "_held", "_warned"})
 """What the base class keeps between rounds."""
 
 OnAggregates = Callable[[int, Sequence[Aggregate]], None]
@@ -122,6 +123,7 @@ class Method(Strategy):
         self._outcome = Outcome(0)
         self._warned: dict[str, str] = {}  # what each warning is about, by its message
         self._latest: dict[int, dict[str, float]] = {}
+        self._bins: dict[str, dict[int, Bins]] = {"local": {}, "fused": {}}
         self._changed: list[int] = []
         self._held: dict[int, dict[str, str]] = {}  # architectures of students beside the own
         self._fixed = {*vars(self), "_fixed", "_keeping"} - OWN_STATE
@@ -322,6 +324,11 @@ class Method(Strategy):
         for client in self._latest:
             self._privacy.used(client, "metrics")
         return self._latest
+
+    @property
+    def reliability(self) -> Line:
+        """How sure students were when last tested, and how right: what figures show, no method."""
+        return reliability(self._bins)
 
     def _traced(self) -> dict[str, Any]:
         """What the method keeps, told by identity and version: whether it was touched."""

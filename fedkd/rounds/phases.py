@@ -160,11 +160,14 @@ class Rounds(Method):
             if client in self._assigned and client not in self._outcome.measured["fused"]:
                 unknown.append(client)
                 self._latest.pop(client, None)
+                self._bins["fused"].pop(client, None)
                 continue
             for stage in ("fused", "local"):
                 if found := tested(self._outcome.measured[stage].get(client, {})):
                     self._latest[client] = found
+                    self._bins["fused"][client] = self._outcome.bins[stage].get(client, {})
                     break
+        self._bins["local"] = self._outcome.bins["local"]
         self._changed = unknown
         self._watch_losses(server_round)
         self._outcome.line |= averages(self._latest.values())
@@ -208,6 +211,7 @@ class Rounds(Method):
         for round in range(first_round, (num_rounds or self.experiment.rounds) + 1):
             begin = time.perf_counter()
             self._outcome = Outcome(round)
+            self.server.loyalties.clear()
             self._privacy.begin(round)
             with self._draws(round, "train"):
                 messages = list(self.configure_train(round, nothing, config, grid))
@@ -221,6 +225,7 @@ class Rounds(Method):
             if found is not None:
                 result.evaluate_metrics_clientapp[round] = found
             self._outcome.line |= self._outcome.train_loss()
+            self._outcome.line |= self._outcome.loyalty(self.server.loyalties)
             self._outcome.line["seconds"] = time.perf_counter() - begin
             # Before the lines are written: what it looks at is one of them.
             with blaming(self._where, "stop", round), self._draws(round, "stop"):

@@ -7,6 +7,7 @@ from fedkd.training.descent import Optimiser
 from fedkd.training.inference import (
     class_means,
     evaluate,
+    evaluate_in_bins,
     nearest_prototype,
     predict,
     represent,
@@ -36,6 +37,7 @@ __all__ = [
     "Validation",
     "class_means",
     "evaluate",
+    "evaluate_in_bins",
     "fit",
     "fit_together",
     "item_counts",

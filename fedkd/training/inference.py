@@ -8,7 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedkd.distillation.calibration import calibration_error, expected_calibration_error
+from fedkd.distillation.calibration import (
+    BINS,
+    calibration_error,
+    expected_calibration_error,
+    reliability_bins,
+)
 from fedkd.students import cut_index
 from fedkd.training.items import at_items, item_labels, items, take
 from fedkd.training.student import student_draws
@@ -84,12 +89,27 @@ def evaluate(student: nn.Sequential, samples: Samples, seed: int = 0) -> dict[st
     On text, of the next token wherever there is one, and perplexity: the exponential of the loss.
     A student that draws even now does so by ``seed``.
     """
+    return evaluate_in_bins(student, samples, seed)[0]
+
+
+@torch.inference_mode()
+def evaluate_in_bins(
+    student: nn.Sequential, samples: Samples, seed: int = 0
+) -> tuple[dict[str, float], Tensor]:
+    """What :func:`evaluate` gives, and the bins of confidence: see :func:`reliability_bins`."""
     if samples.labels is None or not len(samples.labels):
-        return {}
+        return {}, torch.zeros(BINS, 3, dtype=torch.float64)
     if samples.labels.dim() == 2:
         with student_draws(student, seed, samples.inputs.device):
             return _evaluate_tokens(student, samples.inputs, samples.labels)
-    return quality(predict(student, samples.inputs, seed, samples.cut), samples.labels)
+    logits = predict(student, samples.inputs, seed, samples.cut)
+    return quality(logits, samples.labels), in_bins(logits, samples.labels)
+
+
+def in_bins(logits: Tensor, labels: Tensor) -> Tensor:
+    """The bins of confidence of logits ``(K, C)`` with labels ``(K,)``."""
+    confidence, predicted = logits.softmax(1).max(1)
+    return reliability_bins(confidence, predicted == labels).cpu()
 
 
 def quality(logits: Tensor, labels: Tensor) -> dict[str, float]:
@@ -129,7 +149,9 @@ def nearest_prototype(
     return {"accuracy": float(right.double().mean())}
 
 
-def _evaluate_tokens(student: nn.Sequential, inputs: Tensor, labels: Tensor) -> dict[str, float]:
+def _evaluate_tokens(
+    student: nn.Sequential, inputs: Tensor, labels: Tensor
+) -> tuple[dict[str, float], Tensor]:
     student.eval()
     hits, losses, confidences = [], [], []
     for piece, logits in _of_tokens(student, inputs):
@@ -142,13 +164,14 @@ def _evaluate_tokens(student: nn.Sequential, inputs: Tensor, labels: Tensor) -> 
         losses.append(norms - logits.gather(1, said[:, None])[:, 0])
         confidences.append((best - norms).exp())
     hit = torch.cat(hits)
-    loss = torch.cat(losses).double().mean()
-    return {
+    loss, confidence = torch.cat(losses).double().mean(), torch.cat(confidences)
+    found = {
         "accuracy": float(hit.double().mean()),
         "loss": float(loss),
-        "ece": float(calibration_error(torch.cat(confidences), hit)),
+        "ece": float(calibration_error(confidence, hit)),
         "perplexity": float(loss.exp()),
     }
+    return found, reliability_bins(confidence, hit).cpu()
 
 
 def _of_tokens(student: nn.Sequential, inputs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

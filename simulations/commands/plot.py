@@ -156,6 +156,34 @@ def calibration(runs: Runs, out: Stem = None) -> None:
     _draw("calibration", runs, out)
 
 
+@plot.command(
+    epilog=examples(
+        "fedkd plot loyalty runs/*",
+        "fedkd plot loyalty runs/knfu-* runs/fedmd-* --out figures/loyalty",
+    )
+)
+def loyalty(runs: Runs, out: Stem = None) -> None:
+    """How alike students and their targets answer, before and after they distil, against rounds.
+
+    For runs of methods whose clients distil; a pair of lines per method, bands over its seeds.
+    """
+    _draw("loyalty", runs, out)
+
+
+@plot.command(
+    epilog=examples(
+        "fedkd plot reliability runs/*",
+        "fedkd plot reliability runs/fedmd-* runs/local-* --out figures/reliability",
+    )
+)
+def reliability(runs: Runs, out: Stem = None) -> None:
+    """Accuracy against confidence at the end of runs, before and after fusion: a panel per method.
+
+    Grey bars say how many predictions are that sure. Clients and seeds are taken together.
+    """
+    _draw("reliability", runs, out)
+
+
 @plot.command(epilog=examples("fedkd plot partition runs/quickstart-0a1b2c3d"))
 def partition(run: OneRun, out: Stem = None) -> None:
     """Who holds what: training samples per client and class of the run in folder RUN."""

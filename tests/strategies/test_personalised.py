@@ -379,7 +379,7 @@ STOPPING = ("strategy.early_stopping=true", "data.server_validation=40")
 
 
 def test_with_early_stopping_a_distillation_that_harms_is_fedavg_to_the_bit(small, tmp_path):
-    ruin = ("server.lr=1000", "strategy.check_every=1")
+    ruin = ("server.lr=1000", "strategy.check_every=1", "measure.loyalty=0")
     feddf = run(small("strategy.name=feddf", *STOPPING, *ruin), tmp_path / "df")
     fedavg = run(small("strategy.name=fedavg", STOPPING[1]), tmp_path / "avg")
     assert measured(feddf) == measured(fedavg)
