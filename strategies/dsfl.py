@@ -27,7 +27,7 @@ from fedkd.options import Epochs
 from fedkd.privacy.candidates import possible
 from fedkd.strategies.base import DistillOptions, Headline, KnowledgeStrategy, Replies
 from fedkd.strategies.uniform import Uniform
-from fedkd.work import Evaluate, Hold, Load, Samples, Soft, Step
+from fedkd.work import Evaluate, Hold, Load, Soft, Step
 
 
 class DSFL(Uniform):
@@ -51,18 +51,18 @@ class DSFL(Uniform):
     def fuse(self, round: int, replies: Replies) -> None:
         """``G = softmax(mean_n F_n / T)``, (M, C)."""
         super().fuse(round, replies)
-        among = self.public.among
+        among = self.asked_candidates
         if among is not None:
             # What is no class must not get a share in sharpening.
             self.fused = self.fused.masked_fill(~possible(among, self.task.classes), -torch.inf)
         self.fused = sharpen(self.fused, self.options.era_temperature)
         given = self.options.server_epochs
         epochs = self.options.distill_epochs if given is None else given
-        self.server.fit("server", round, Samples(self.transfer), [self.towards()], epochs)
+        self.server.fit("server", round, self.asked_samples(), [self.towards()], epochs)
 
     def towards(self) -> Soft:
         """Cross-entropy to the sharpened soft labels, on both sides."""
-        return Soft(self.fused, objective="cross_entropy", among=self.public.among)
+        return Soft(self.fused, objective="cross_entropy", among=self.asked_candidates)
 
     def receive(self, round: int, client: int) -> Sequence[Step]:
         """Learn from the sharpened soft labels."""
