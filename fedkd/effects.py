@@ -149,9 +149,14 @@ def _one_participant(setting: Setting) -> str:
 
 def _more_models_than_clients(setting: Setting) -> str:
     models, clients = setting.experiment.student.models, setting.experiment.data.clients
-    if len(models) <= clients:
+    if len(models) <= clients or setting.experiment.student.choose != "cycle":
         return ""
     return f"data.clients = {clients}, and no client is left for {', '.join(models[clients:])}"
+
+
+def _nothing_to_choose(setting: Setting) -> str:
+    models = list(dict.fromkeys(setting.experiment.student.models))
+    return f"student.models = {shown(models)}" if len(models) == 1 else ""
 
 
 def _no_public_model(setting: Setting) -> str:
@@ -222,6 +227,8 @@ EFFECTS: dict[str, Reason] = {
     "data.text.vocabulary": only_of("text"),
     "data.text.context": only_of("text"),
     "student.models": _more_models_than_clients,
+    "student.choose": _nothing_to_choose,
+    "student.teacher": any_of(only_with("student.choose", "similarity"), _nothing_to_choose),
     "student.norm": _students_alike("norm"),
     "student.width": _students_alike("width"),
     "training.schedule_rounds": any_of(only_with("training.schedule", "step"), _no_step),

@@ -104,7 +104,15 @@ class StudentTable(Table):
     """``[student]``: the clients' models."""
 
     models: tuple[str, ...] = Field(("cnn2",), min_length=1)
-    """Names of ``fedkd list students``; client n gets ``models[n mod len(models)]``."""
+    """Names of ``fedkd list students``; client n gets ``models[n mod len(models)]``, unless
+    ``choose``."""
+    choose: Literal["cycle", "similarity"] = "cycle"
+    """Which of ``models`` a client gets: each in turn; or, of images and features, the one whose
+    untrained student is most like the untrained ``teacher`` (DisWOT); ``partition.json`` says who
+    got which."""
+    teacher: str = ""
+    """Architecture that ``similarity`` compares with; empty: that of ``models`` with the most
+    parameters. No client gets it unless it is the only one."""
     norm: Literal["none", "group", "batch"] = "none"
     """Normalisation layers; ``group`` has no statistics that could mix between clients."""
     width: float = Field(1.0, gt=0, le=MOST_TIMES_WIDER)
