@@ -66,7 +66,8 @@ class KnowledgeStrategy(Rounds, base=True):
     :meth:`distil`, :meth:`draw_rows`, :meth:`rows`, :meth:`label_rows`, :meth:`over_classes`,
     :meth:`initial_student`, :meth:`initial_parameters` and :meth:`warn_once`. Which samples of the
     transfer set a round is about is :attr:`asked`, their numbers :attr:`asked_index`, and what
-    students on the server learn them from :meth:`asked_samples`.
+    students on the server learn them from :meth:`asked_samples`; :meth:`of_asked` and
+    :meth:`over_transfer` go from rows of all samples to those, and back.
 
     Whatever a method stores on itself, from :meth:`setup` on, is its state: it goes into
     checkpoints, and must be tensors, numbers, strings, None, or lists, tuples and dictionaries of

@@ -30,7 +30,6 @@ from fedkd.experiment import Experiment
 from fedkd.options import OnlyWith
 from fedkd.strategies.base import DistillOptions, Replies
 from fedkd.strategies.uniform import Uniform
-from fedkd.training import on_all_items
 from fedkd.work import Select, Soft, Step
 
 
@@ -92,8 +91,8 @@ class SelectiveFD(Uniform):
             for reply in replies.replies:
                 if isinstance(given := reply.values.get("selected"), Tensor):
                     self.selected[reply.client] = given
-            selected = torch.stack([self.selected[client] for client in replies.clients])
-            weights = selected[:, self.asked_index].float()
+            selected = [self.of_asked(self.selected[client]) for client in replies.clients]
+            weights = torch.stack(selected).float()
         self.fused, known = weighted_mean(weights, labels)
         self.kept = known & (ambiguity(self.fused) <= self.options.tau_server)
         self._watch(round)
@@ -108,7 +107,7 @@ class SelectiveFD(Uniform):
     def fused_labels(self, client: int, steps: Sequence[Step]) -> Tensor:
         """What clients get; the uniform law stands for rows that the server keeps to itself."""
         shown = self.fused.where(self.kept[:, None], torch.tensor(1 / self.fused.shape[1]))
-        return on_all_items(shown, self.asked_index, self.transfer)
+        return self.over_transfer(shown)
 
     def record(self, round: int, replies: Replies, label_counts: Tensor) -> dict[str, Any]:
         """Shares of the transfer samples: kept, and, on the mean, selected by a client."""

@@ -33,7 +33,6 @@ from fedkd.experiment import Experiment
 from fedkd.options import Epochs
 from fedkd.privacy.release import temperatures
 from fedkd.strategies.base import KnowledgeStrategy, Replies, StrategyOptions
-from fedkd.training import on_all_items
 from fedkd.work import CrossEntropy, Fit, Load, Predict, Soft, Step
 
 
@@ -98,7 +97,7 @@ class Swing(KnowledgeStrategy):
     def soft(self, targets: torch.Tensor) -> Soft:
         """Distillation towards ``targets``, at the temperatures and weights of the options."""
         options, release = self.options, self.experiment.release
-        scores = self.public.scores[self.label_rows(self.asked_index)]
+        scores = self.of_asked(self.public.scores)
         items = temperatures(release, scores, options.tau)
         base = options.tau if release.temperature is None else release.temperature
         weight = 1 - options.clean_weight
@@ -120,7 +119,7 @@ class Swing(KnowledgeStrategy):
 
     def fused_labels(self, client: int, steps: Sequence[Step]) -> torch.Tensor | None:
         """The mean, though it stays on the server."""
-        return on_all_items(self.fused, self.asked_index, self.transfer)
+        return self.over_transfer(self.fused)
 
     def record(self, round: int, replies: Replies, label_counts: torch.Tensor) -> dict[str, Any]:
         """The student's loss."""

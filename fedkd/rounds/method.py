@@ -35,7 +35,7 @@ from fedkd.sections import ServerTable
 from fedkd.server import ServerStudents
 from fedkd.shapes import Shapes, Sizes
 from fedkd.steps import Checker
-from fedkd.training import item_counts, item_numbers
+from fedkd.training import item_counts, item_numbers, on_all_items
 from fedkd.training.items import take
 from fedkd.work import Assignment, Parameters, Rows, Samples, Step
 
@@ -250,9 +250,23 @@ class Method(Strategy):
     def asked_candidates(self) -> torch.Tensor | None:
         """Candidate classes ``(R, k)`` of the items of :attr:`asked`; None without candidates."""
         among = self.public.among
-        if among is None or self.asked == "transfer":
-            return among
-        return among[self.label_rows(self.asked_index)]
+        return None if among is None else self.of_asked(among)
+
+    def of_asked(self, values: torch.Tensor) -> torch.Tensor:
+        """The rows ``(R, ...)`` that are of :attr:`asked`.
+
+        ``values`` ``(M, ...)`` has a row for each item of the transfer set.
+        """
+        return values if self.asked == "transfer" else values[self.label_rows(self.asked_index)]
+
+    def over_transfer(self, labels: torch.Tensor) -> torch.Tensor:
+        """Soft labels ``(M, C)`` of the transfer set, of those ``(R, C)`` of :attr:`asked`.
+
+        The uniform law stands for the others.
+        """
+        if self.asked == "transfer":
+            return labels
+        return on_all_items(labels, self.asked_index, self.transfer)
 
     def asked_samples(self) -> Samples:
         """The samples of :attr:`asked`, for students on the server."""
