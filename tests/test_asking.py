@@ -101,7 +101,7 @@ def test_a_run_that_goes_on_chooses_the_same_rows(rule, small, tmp_path):
 
 
 def test_what_is_chosen_follows_from_what_was_released(small, tmp_path):
-    """Labels that are one-hot have no margins to tell rows by, but runs and is charged by rows."""
+    """Under noise the ledger charges the rows that were asked for, and those alone."""
     seen = watched()
     noisy = ("release.clip=10", "release.mechanism=gaussian", "release.scale=0.1")
     how = ("strategy.name=watched", "rounds=3", "distill.rows=robust", *noisy, *FAST)
@@ -123,6 +123,31 @@ def test_text_goes_by_what_the_fused_labels_know_better(tmp_path):
         assert [line["left_out"] for line in done.rounds] == [[]] * 3
     first, second, third = seen[:3]
     assert len(third) == len(first) < len({*first, *second}) or len(first) == 1
+
+
+@pytest.mark.parametrize("name", ["uniform", "swing", "dsfl", "knfu"])
+def test_text_over_candidates_is_asked_for_by_rows(name, tmp_path):
+    released = ("release.candidates=3", "release.tau_max=4", "release.mechanism=argmax")
+    how = (f"strategy.name={name}", "rounds=3", "distill.rows=difference", "distill.share=0.5")
+    experiment = texts.small(tmp_path / "texts", *how, *released)
+    done = run(experiment, tmp_path / "run")
+    assert [line["left_out"] for line in done.rounds] == [[]] * 3
+    tokens = {line["round"]: line["items"] for line in done.releases}
+    plain = texts.small(tmp_path / "texts", f"strategy.name={name}", *released)
+    (whole,) = {line["items"] for line in run(plain, tmp_path / "plain").releases}
+    assert tokens[1] + tokens[2] == whole
+    assert tokens[3] < whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
+def test_other_processes_choose_the_same_rows(name, small, tmp_path):
+    how = (f"strategy.name={name}", *FAST, *PARTS.get(name, ()), "rounds=4", "engine.cohort=off")
+    rows = ("distill.rows=k_centre", "distill.share=0.5", "participation=0.75")
+    inline = run(small(*how, *rows, "engine.name=inline"), tmp_path / "inline")
+    other = run(small(*how, *rows, "engine.name=procs", "engine.workers=2"), tmp_path / "procs")
+    assert measured(other) == measured(inline)
+    assert other.releases == inline.releases
 
 
 def test_losses_of_a_text_are_of_the_tokens_that_follow():
