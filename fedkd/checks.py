@@ -28,7 +28,8 @@ def check(experiment: Experiment) -> None:
             "a core are allowed"
         )
     registry.load("partitions", experiment.data.partition)
-    for model in experiment.student.models:
+    table = experiment.student
+    for model in (*table.models, *([table.teacher] if table.teacher else [])):
         registry.load("students", model)
     check_norm(experiment.student, experiment.training.dp)
     name = experiment.strategy.name

@@ -149,9 +149,14 @@ def _one_participant(setting: Setting) -> str:
 
 def _more_models_than_clients(setting: Setting) -> str:
     models, clients = setting.experiment.student.models, setting.experiment.data.clients
-    if len(models) <= clients:
+    if len(models) <= clients or setting.experiment.student.choose != "cycle":
         return ""
     return f"data.clients = {clients}, and no client is left for {', '.join(models[clients:])}"
+
+
+def _nothing_to_choose(setting: Setting) -> str:
+    models = list(dict.fromkeys(setting.experiment.student.models))
+    return f"student.models = {shown(models)}" if len(models) == 1 else ""
 
 
 def _no_public_model(setting: Setting) -> str:
@@ -222,6 +227,8 @@ EFFECTS: dict[str, Reason] = {
     "data.text.vocabulary": only_of("text"),
     "data.text.context": only_of("text"),
     "student.models": _more_models_than_clients,
+    "student.choose": _nothing_to_choose,
+    "student.teacher": any_of(only_with("student.choose", "similarity"), _nothing_to_choose),
     "student.norm": _students_alike("norm"),
     "student.width": _students_alike("width"),
     "training.schedule_rounds": any_of(only_with("training.schedule", "step"), _no_step),
@@ -231,6 +238,15 @@ EFFECTS: dict[str, Reason] = {
     "distill.optimiser": not_with("data.transfer.size", 0),
     "distill.lr": not_with("data.transfer.size", 0),
     "distill.batch_size": not_with("data.transfer.size", 0),
+    "distill.rows": any_of(not_with("data.transfer.size", 0), not_with("distill.share", 1.0)),
+    "distill.share": not_with("distill.rows", "all"),
+    "distill.mistakes": only_with("distill.rows", "robust"),
+    "distill.smoothing": only_with("distill.rows", "domains"),
+    "distill.augmentation": not_with("data.transfer.size", 0),
+    "distill.mixed": not_with("distill.augmentation", "none"),
+    "distill.beta": not_with("distill.augmentation", "none"),
+    "distill.copies": not_with("distill.augmentation", "none"),
+    "distill.pick": only_with("distill.rows", "pick"),
     "server.optimiser": _nothing_on_server,
     "server.lr": _nothing_on_server,
     "server.momentum": _of_server("optimiser", "sgd"),

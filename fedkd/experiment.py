@@ -105,7 +105,7 @@ class Experiment(Table):
         training that is undone after a test, there is no schedule.
         """
         on_transfer = origin(source) == "transfer"
-        changes = self.distill.model_dump(exclude_none=True) if on_transfer else {}
+        changes = self.distill.training if on_transfer else {}
         factor = 1.0 if round is None else self.training.rate(round, self.rounds)
         if factor != 1:
             changes["lr"] = factor * changes.get("lr", self.training.lr)

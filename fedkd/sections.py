@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field
 
 from fedkd.options import (
     MOST,
+    MOST_COPIES,
     MOST_DRAWS,
     MOST_PROCESSES,
     MOST_SECONDS,
@@ -103,7 +104,15 @@ class StudentTable(Table):
     """``[student]``: the clients' models."""
 
     models: tuple[str, ...] = Field(("cnn2",), min_length=1)
-    """Names of ``fedkd list students``; client n gets ``models[n mod len(models)]``."""
+    """Names of ``fedkd list students``; client n gets ``models[n mod len(models)]``, unless
+    ``choose``."""
+    choose: Literal["cycle", "similarity"] = "cycle"
+    """Which of ``models`` a client gets: each in turn; or, of images and features, the one whose
+    untrained student is most like the untrained ``teacher`` (DisWOT); ``partition.json`` says who
+    got which."""
+    teacher: str = ""
+    """Architecture that ``similarity`` compares with; empty: that of ``models`` with the most
+    parameters. No client gets it unless it is the only one."""
     norm: Literal["none", "group", "batch"] = "none"
     """Normalisation layers; ``group`` has no statistics that could mix between clients."""
     width: float = Field(1.0, gt=0, le=MOST_TIMES_WIDER)
@@ -200,6 +209,43 @@ class DistillTable(Table):
     """Learning rate; not given: ``training.lr``."""
     batch_size: int | None = Field(None, ge=1, le=MOST)
     """Samples a step; not given: ``training.batch_size``."""
+    rows: Literal[
+        "all", "random", "confident", "k_centre", "robust", "difference", "domains", "pick"
+    ] = "all"
+    """Which samples of the transfer set clients are asked for in a round, and learn from, by what
+    was said of them before (docs/policies.md): all; drawn at random; the surest of each class; the
+    farthest from each other; those that students are least sure of, safe against ``mistakes``;
+    texts that the fused labels know better than a small model; by how far students lag in a class;
+    or those with the largest ``pick``. Methods that have a rule of their own refuse."""
+    share: float = Field(0.5, gt=0, le=1)
+    """Share of the transfer set that these samples are; unless ``random``, samples that were never
+    asked for come first."""
+    mistakes: float = Field(0.1, ge=0, lt=1)
+    """Of ``robust``: the share of the transfer set that may have wrong labels; 0 takes the samples
+    that students are least sure of."""
+    smoothing: float = Field(0.5, ge=0, le=1)
+    """Of ``domains``: how much of a class's weight goes by how far students lag; the rest is the
+    same for all. Alpha of DDK."""
+    pick: Literal["kl", "teacher_entropy", "student_entropy"] = "kl"
+    """Of ``pick``: the divergence from the fused labels to the mean of the clients', or the entropy
+    of the former, or of the latter."""
+
+    augmentation: Literal["none", "mixup", "cutmix"] = "none"
+    """Images: mixtures in the place of samples of the transfer set, of two as a whole or with a
+    rectangle of the other. They are made from ``seed`` when the data is loaded, known to all as
+    the transfer set is, and nothing of them travels."""
+    mixed: float = Field(1.0, gt=0, le=1)
+    """Share of the samples that are mixed, drawn anew for each copy; the others stay."""
+    beta: float = Field(1.0, gt=0, le=MOST)
+    """What a sample keeps of itself is drawn from Beta(beta, beta); 1: evenly from 0 to 1."""
+    copies: int = Field(1, ge=1, le=MOST_COPIES)
+    """How often each sample stands in the transfer set, mixed otherwise each time: what ``rows``
+    then chooses from."""
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """Those of its keys that stand in the place of keys of ``[training]``."""
+        return self.model_dump(include={"optimiser", "lr", "batch_size"}, exclude_none=True)
 
 
 class ServerTable(Table):

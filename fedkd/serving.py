@@ -20,6 +20,7 @@ from fedkd.interrupt import interrupts_held_back
 from fedkd.observers import Observer
 from fedkd.records import LOYALTY
 from fedkd.results import Run
+from fedkd.students.choice import with_chosen_students
 from fedkd.summaries import reached
 
 if TYPE_CHECKING:
@@ -58,12 +59,13 @@ def serve(
     begin = time.perf_counter() if begin is None else begin
     counts = data.label_counts()
     method = registry.load("strategies", experiment.strategy.name)
-    public = public or Public.of(experiment, data)
+    public, transfer = public or Public.of(experiment, data), data.transfer().inputs
+    chosen = with_chosen_students(experiment, transfer, data.task.shape, data.task.classes)
     strategy = method(
-        experiment,
+        chosen,
         data.task,
         counts,
-        data.transfer().inputs,
+        transfer,
         public=public,
         canaries=data.canaries,
         sizes=Sizes.of(data),
@@ -89,7 +91,7 @@ def serve(
             data.task.class_names,
             counts.numpy(),
             [len(data.own(client).inputs) for client in clients],
-            [experiment.architecture(client) for client in clients],
+            [chosen.architecture(client) for client in clients],
             data.described(),
         )
         if data.canaries is not None:

@@ -64,7 +64,10 @@ class KnowledgeStrategy(Rounds, base=True):
     of an input, the C classes), ``self.transfer`` (inputs of the transfer set, ``(M, ...)``) and
     ``self.public`` (what else is known to all); train students on ``self.server``; and call
     :meth:`distil`, :meth:`draw_rows`, :meth:`rows`, :meth:`label_rows`, :meth:`over_classes`,
-    :meth:`initial_student`, :meth:`initial_parameters` and :meth:`warn_once`.
+    :meth:`initial_student`, :meth:`initial_parameters` and :meth:`warn_once`. Which samples of the
+    transfer set a round is about is :attr:`asked`, their numbers :attr:`asked_index`, and what
+    students on the server learn them from :meth:`asked_samples`; :meth:`of_asked` and
+    :meth:`over_transfer` go from rows of all samples to those, and back.
 
     Whatever a method stores on itself, from :meth:`setup` on, is its state: it goes into
     checkpoints, and must be tensors, numbers, strings, None, or lists, tuples and dictionaries of
@@ -78,6 +81,9 @@ class KnowledgeStrategy(Rounds, base=True):
     """Whether clients exchange knowledge on a transfer set."""
     sends_soft_labels: ClassVar[bool] = False
     """Whether clients send nothing but soft labels on the transfer set."""
+    asks_rows: ClassVar[bool] = False
+    """Whether all that it does on the transfer set is on :attr:`asked`, so that ``distill.rows``
+    may say which of its samples that is; else the key is refused."""
     headline: ClassVar[Headline] = Headline()
     """Where the method's paper scores it, which tables show: the stage, and the evaluation of
     :meth:`score`, if it is not the client's own student."""
@@ -238,12 +244,13 @@ class KnowledgeStrategy(Rounds, base=True):
 
     # --- what methods call ------------------------------------------------------------------
 
-    def distil(self, *terms: Term, on: str | Rows = "transfer") -> Fit:
+    def distil(self, *terms: Term, on: str | Rows | None = None) -> Fit:
         """Training on the transfer set towards ``terms``, ``options.distill_epochs`` passes.
 
-        ``on`` may be some rows of it. For a method whose ``Options`` are made from
-        :class:`DistillOptions`; replies with the metric ``distill_loss``.
+        It is on :attr:`asked`, unless ``on`` has other rows. For a method whose ``Options`` are
+        made from :class:`DistillOptions`; replies with the metric ``distill_loss``.
         """
+        on = self.asked if on is None else on
         epochs, among = self.options.distill_epochs, self.public.among
         if isinstance(on, Rows) and among is not None:
             among = among[self.label_rows(on.index)]

@@ -41,6 +41,8 @@ from fedkd.work import (
 class CFD(Uniform):
     """Soft labels by few bits; a student on the server learns and teaches (Sattler et al. 2021)."""
 
+    asks_rows = False
+
     class Options(DistillOptions):
         """Keys of ``[strategy]``."""
 

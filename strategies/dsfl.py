@@ -35,7 +35,7 @@ from fedkd.options import MOST_UNITS, Epochs
 from fedkd.privacy.candidates import possible
 from fedkd.strategies.base import DistillOptions, Headline, KnowledgeStrategy, Replies
 from fedkd.strategies.uniform import Uniform
-from fedkd.work import Evaluate, Hold, Load, Samples, Soft, Step
+from fedkd.work import Evaluate, Hold, Load, Soft, Step
 
 
 class DSFL(Uniform):
@@ -62,20 +62,20 @@ class DSFL(Uniform):
     def fuse(self, round: int, replies: Replies) -> None:
         """``G = softmax(mean_n F_n / T)``, (M, C)."""
         super().fuse(round, replies)
-        among = self.public.among
+        among = self.asked_candidates
         if among is not None:
             # What is no class must not get a share in sharpening.
             self.fused = self.fused.masked_fill(~possible(among, self.task.classes), -torch.inf)
         self.fused = sharpen(self.fused, self.options.era_temperature)
         given = self.options.server_epochs
         epochs = self.options.distill_epochs if given is None else given
-        self.server.fit("server", round, Samples(self.transfer), [self.towards()], epochs)
+        self.server.fit("server", round, self.asked_samples(), [self.towards()], epochs)
         if self.options.pseudo_classes > 1:
             self.parts = self.split()
 
     def towards(self) -> Soft:
         """Cross-entropy to the sharpened soft labels, on both sides."""
-        return Soft(self.fused, objective="cross_entropy", among=self.public.among)
+        return Soft(self.fused, objective="cross_entropy", among=self.asked_candidates)
 
     def split(self) -> torch.Tensor:
         """The sharpened soft labels in pseudo-classes, by the server's student: (M, C S)."""
@@ -83,7 +83,7 @@ class DSFL(Uniform):
         below = students.blocks(student)[-2:-1]
         linear = [name for name, each in student.named_modules() if isinstance(each, nn.Linear)]
         weights = self.server.parameters("server")[f"{linear[-1]}.weight"] if linear else None
-        features = self.server.represent("server", self.transfer, *below) if below else None
+        features = self.server.represent("server", self.asked_samples().inputs, *below) if below else None
         if weights is None or features is None or features.shape[1] != weights.shape[1]:
             raise FedkdError(
                 f"strategy.pseudo_classes = {self.options.pseudo_classes} is not allowed: the "

@@ -20,6 +20,8 @@ import torch
 from pydantic import Field
 
 from fedkd.distillation.targets import soften
+from fedkd.errors import FedkdError
+from fedkd.experiment import Experiment
 from fedkd.options import MOST, OnlyWith
 from fedkd.strategies.base import DistillOptions, Headline, Replies
 from fedkd.strategies.uniform import Uniform
@@ -38,10 +40,21 @@ class FedMD(Uniform):
         tau: Annotated[float, OnlyWith("objective", "forward_kl")] = Field(1.0, gt=0)
         """Temperature of ``forward_kl``."""
         subset: int = Field(0, ge=0, le=MOST)
-        """Samples of the transfer set that are drawn anew each round, 5,000 in the paper; 0: all.
-        """
+        """Samples of the transfer set that are drawn anew each round, 5,000 in the paper; 0: as
+        ``distill.rows`` says."""
 
     headline = Headline("local")
+
+    @classmethod
+    def check(cls, experiment: Experiment) -> None:
+        """Also refuse two rules for one subset."""
+        super().check(experiment)
+        subset, rule = cls.read_options(experiment).subset, experiment.distill.rows
+        if subset and rule != "all":
+            raise FedkdError(
+                f"strategy.subset = {subset} is not allowed with distill.rows = {rule!r}: both say "
+                "which samples are exchanged; allowed: 0"
+            )
 
     def setup(self) -> None:
         """No subset is drawn yet."""
@@ -49,7 +62,8 @@ class FedMD(Uniform):
 
     def begin_round(self, round: int) -> None:
         """Draw the subset of the round."""
-        self.drawn = self.draw_rows(round, self.options.subset)
+        subset = self.options.subset
+        self.drawn = self.draw_rows(round, subset) if subset else self.asked_index
 
     def learn(self, round: int, client: int) -> Sequence[Step]:
         """Revisit: train on private data; communicate: send logits on the subset."""

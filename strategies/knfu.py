@@ -72,6 +72,7 @@ class KnFu(KnowledgeStrategy):
 
     needs_transfer_set = True
     sends_soft_labels = True
+    asks_rows = True
 
     def setup(self) -> None:
         """Targets, beliefs and weights, none yet."""
@@ -94,7 +95,7 @@ class KnFu(KnowledgeStrategy):
 
     def learn(self, round: int, client: int) -> Sequence[Step]:
         """Train on private data, then send soft labels on the transfer set."""
-        return [Fit(), Predict(temperature=self.options.tau)]
+        return [Fit(), Predict(self.asked, temperature=self.options.tau)]
 
     def fuse(self, round: int, replies: Replies) -> None:
         """(a), (b), (c): a target of its own for every client."""
@@ -102,7 +103,7 @@ class KnFu(KnowledgeStrategy):
         for client, rows in zip(replies.clients, labels, strict=True):
             if options.epd_when == "every_round" or client not in self.epds:
                 self.epds[client] = estimated_distribution(
-                    self.over_classes(rows), options.epd, options.tau
+                    self.over_classes(rows, self.asked_candidates), options.epd, options.tau
                 )
         self.weights = effectiveness(
             torch.stack([self.epds[client] for client in replies.clients]),

@@ -62,6 +62,7 @@ class KTpFL(KnowledgeStrategy):
 
     needs_transfer_set = True
     sends_soft_labels = True
+    asks_rows = True
     headline = Headline("local")
 
     def setup(self) -> None:
@@ -73,7 +74,7 @@ class KTpFL(KnowledgeStrategy):
 
     def learn(self, round: int, client: int) -> Sequence[Step]:
         """Train on private data, then send soft labels on the transfer set."""
-        return [Fit(), Predict(temperature=self.options.tau)]
+        return [Fit(), Predict(self.asked, temperature=self.options.tau)]
 
     def fuse(self, round: int, replies: Replies) -> None:
         """Mix a target for each who took part; before or after it, update the coefficients."""

@@ -42,6 +42,8 @@ NEVER = -(10**9)
 class SCARLET(Uniform):
     """Averages and sharpens probabilities, asks for those alone that are not cached (2026)."""
 
+    asks_rows = False
+
     class Options(DistillOptions):
         """Keys of ``[strategy]``."""
 
@@ -60,7 +62,7 @@ class SCARLET(Uniform):
         """No label is cached: ``cache`` (M, C), and the round in which each sample's was made."""
         self.cache = torch.zeros(0)
         self.made = torch.full((len(self.transfer),), NEVER)
-        self.drawn = self.asked = torch.arange(len(self.transfer))
+        self.drawn = self.missing = torch.arange(len(self.transfer))
 
     def cached(self, round: int, index: Tensor) -> Tensor:
         """Whether the labels of samples ``index`` (K,) are used in ``round``: (K,) bool."""
@@ -70,22 +72,22 @@ class SCARLET(Uniform):
         """Draw P, and see which of its samples are to be asked for."""
         self.drawn = self.draw_rows(round, max(1, int(self.options.share * len(self.transfer))))
         cached = self.cached(round, self.drawn)
-        self.asked = self.drawn[~cached] if cached.any() else self.drawn
+        self.missing = self.drawn[~cached] if cached.any() else self.drawn
 
     def learn(self, round: int, client: int) -> Sequence[Step]:
         """Train on private data, then send soft labels of the samples that are asked for."""
-        return [Fit(), Predict(self.rows(self.asked))] if len(self.asked) else [Fit()]
+        return [Fit(), Predict(self.rows(self.missing))] if len(self.missing) else [Fit()]
 
     def fuse(self, round: int, replies: Replies) -> None:
         """Cache the sharpened means; ``fused`` (R, C) are the labels of P."""
-        if len(self.asked):
+        if len(self.missing):
             super().fuse(round, replies)
             if not len(self.cache):
                 size, columns = len(self.label_rows()), self.fused.shape[1]
                 self.cache = torch.full((size, columns), 1 / columns)
-            rows = self.label_rows(self.asked)
+            rows = self.label_rows(self.missing)
             self.cache = self.cache.index_copy(0, rows, power(self.fused, self.options.beta))
-            self.made = self.made.index_fill(0, self.asked, round)
+            self.made = self.made.index_fill(0, self.missing, round)
         self.fused = self.cache[self.label_rows(self.drawn)]
 
     def receive(self, round: int, client: int) -> Sequence[Step]:
@@ -99,4 +101,4 @@ class SCARLET(Uniform):
 
     def record(self, round: int, replies: Replies, label_counts: Tensor) -> dict[str, float]:
         """The share of the drawn samples that were asked for."""
-        return {"asked": len(self.asked) / len(self.drawn)}
+        return {"asked": len(self.missing) / len(self.drawn)}

@@ -89,9 +89,10 @@ class SelectiveFD(Uniform):
         weights = torch.ones(labels.shape[:2])
         if self.options.client_selector != "none":
             for reply in replies.replies:
-                if isinstance(selected := reply.values.get("selected"), Tensor):
-                    self.selected[reply.client] = selected
-            weights = torch.stack([self.selected[client] for client in replies.clients]).float()
+                if isinstance(given := reply.values.get("selected"), Tensor):
+                    self.selected[reply.client] = given
+            selected = [self.of_asked(self.selected[client]) for client in replies.clients]
+            weights = torch.stack(selected).float()
         self.fused, known = weighted_mean(weights, labels)
         self.kept = known & (ambiguity(self.fused) <= self.options.tau_server)
         self._watch(round)
@@ -105,7 +106,8 @@ class SelectiveFD(Uniform):
 
     def fused_labels(self, client: int, steps: Sequence[Step]) -> Tensor:
         """What clients get; the uniform law stands for rows that the server keeps to itself."""
-        return self.fused.where(self.kept[:, None], torch.tensor(1 / self.fused.shape[1]))
+        shown = self.fused.where(self.kept[:, None], torch.tensor(1 / self.fused.shape[1]))
+        return self.over_transfer(shown)
 
     def record(self, round: int, replies: Replies, label_counts: Tensor) -> dict[str, Any]:
         """Shares of the transfer samples: kept, and, on the mean, selected by a client."""

@@ -33,7 +33,7 @@ from fedkd.experiment import Experiment
 from fedkd.options import Epochs
 from fedkd.privacy.release import temperatures
 from fedkd.strategies.base import KnowledgeStrategy, Replies, StrategyOptions
-from fedkd.work import CrossEntropy, Fit, Load, Predict, Samples, Soft, Step
+from fedkd.work import CrossEntropy, Fit, Load, Predict, Soft, Step
 
 
 class Swing(KnowledgeStrategy):
@@ -59,6 +59,7 @@ class Swing(KnowledgeStrategy):
     one_architecture = True
     needs_transfer_set = True
     sends_soft_labels = True
+    asks_rows = True
 
     @classmethod
     def check(cls, experiment: Experiment) -> None:
@@ -81,13 +82,13 @@ class Swing(KnowledgeStrategy):
 
     def learn(self, round: int, client: int) -> Sequence[Step]:
         """Train the teacher on private data, then release soft labels on the transfer set."""
-        return [Fit(), Predict(temperature=self.options.tau)]
+        return [Fit(), Predict(self.asked, temperature=self.options.tau)]
 
     def fuse(self, round: int, replies: Replies) -> None:
         """``G = 1/N sum_n p_n``; the student learns from it."""
         options, clients = self.options, len(replies)
         self.fused = mix(torch.full((1, clients), 1 / clients), replies.stack())[0]
-        samples = Samples(self.transfer)
+        samples = self.asked_samples()
         terms: list[Any] = [self.soft(self.fused)]
         if options.clean_weight:
             terms.append(CrossEntropy(options.clean_weight, on="public"))
@@ -96,7 +97,8 @@ class Swing(KnowledgeStrategy):
     def soft(self, targets: torch.Tensor) -> Soft:
         """Distillation towards ``targets``, at the temperatures and weights of the options."""
         options, release = self.options, self.experiment.release
-        items = temperatures(release, self.public.scores, options.tau)
+        scores = self.of_asked(self.public.scores)
+        items = temperatures(release, scores, options.tau)
         base = options.tau if release.temperature is None else release.temperature
         weight = 1 - options.clean_weight
         same = options.student_temperature == "same"
@@ -107,7 +109,7 @@ class Swing(KnowledgeStrategy):
             temperature=items if same else base,
             weight=weight,
             tau_squared=False,
-            among=self.public.among,
+            among=self.asked_candidates,
             row_weights=items.square() if options.tau_squared == "token" else None,
         )
 
@@ -117,7 +119,7 @@ class Swing(KnowledgeStrategy):
 
     def fused_labels(self, client: int, steps: Sequence[Step]) -> torch.Tensor | None:
         """The mean, though it stays on the server."""
-        return self.fused
+        return self.over_transfer(self.fused)
 
     def record(self, round: int, replies: Replies, label_counts: torch.Tensor) -> dict[str, Any]:
         """The student's loss."""

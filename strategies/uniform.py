@@ -26,10 +26,11 @@ class Uniform(KnowledgeStrategy):
     Options = DistillOptions
     needs_transfer_set = True
     sends_soft_labels = True
+    asks_rows = True
 
     def learn(self, round: int, client: int) -> Sequence[Step]:
         """Train on private data, then send soft labels on the transfer set."""
-        return [Fit(), Predict()]
+        return [Fit(), Predict(self.asked)]
 
     def fuse(self, round: int, replies: Replies) -> None:
         """``G = 1/N sum_n F_n``, (M, C)."""

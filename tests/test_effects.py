@@ -28,6 +28,19 @@ IDLE = {
     "distill.lr=0.1 data.transfer.size=0 strategy.name=fedavg": (
         "distill.lr = 0.1 has no effect: data.transfer.size = 0"
     ),
+    "distill.share=0.1": "distill.share = 0.1 has no effect: distill.rows = 'all'",
+    "distill.rows=random distill.share=1.0": (
+        "distill.rows = 'random' has no effect: distill.share = 1.0"
+    ),
+    "distill.rows=random distill.mistakes=0.2": "distill.mistakes = 0.2 has no effect",
+    "distill.rows=robust distill.smoothing=0.2": "distill.smoothing = 0.2 has no effect",
+    "distill.rows=random distill.pick=teacher_entropy": "distill.pick = 'teacher_entropy' has no",
+    "distill.augmentation=mixup data.transfer.size=0 strategy.name=fedavg": (
+        "distill.augmentation = 'mixup' has no effect: data.transfer.size = 0"
+    ),
+    "distill.mixed=0.5": "distill.mixed = 0.5 has no effect: distill.augmentation = 'none'",
+    "distill.beta=0.5": "distill.beta = 0.5 has no effect: distill.augmentation = 'none'",
+    "distill.copies=2": "distill.copies = 2 has no effect: distill.augmentation = 'none'",
     "data.alpha=0.1 data.partition=iid": ("data.alpha = 0.1 has no effect: data.partition = 'iid'"),
     "data.sizes=natural data.partition=quantity-skew": (
         "data.sizes = 'natural' has no effect: data.partition = 'quantity-skew'"
@@ -158,6 +171,9 @@ def test_a_key_of_the_machinery_without_effect_is_told_apart(words):
         ("training.momentum=0.9 distill.optimiser=sgd", IMAGES),
         ("training.schedule=step training.schedule_rounds=2 rounds=3", IMAGES),
         ("training.momentum=0.0", IMAGES),
+        ("distill.rows=robust distill.share=0.2 distill.mistakes=0.3", IMAGES),
+        ("distill.rows=domains distill.smoothing=0.3", IMAGES),
+        ("distill.augmentation=mixup distill.mixed=0.2 distill.beta=2 distill.copies=2", IMAGES),
         ("data.alpha=0.1", IMAGES),
         ("data.alpha=0.1 data.partition=quantity-skew", IMAGES),
         ("data.alpha=0.5 data.partition=iid", IMAGES),  # the default was not set

@@ -83,6 +83,22 @@ def test_a_level_of_the_simplex_is_the_nearest_that_there_is():
         assert best <= columns / (2 * top)
 
 
+@pytest.mark.parametrize("bits", BITS)
+def test_quantising_moves_no_label_by_more_than_half_a_level_a_class(bits):
+    """In L1, C / (2 L) at most, of L = 2^b - 1 levels (Sattler et al. 2021)."""
+    for columns in (2, 3, 10):
+        values = rows(200, columns, seed=bits).double()
+        there = decoded_of(values, bits)
+        assert torch.allclose(there.sum(1), torch.ones(200).to(there))
+        most = (there - values).abs().sum(1).max()
+        assert most <= columns / (2 * (2**bits - 1)) + 1e-6
+
+
+def decoded_of(values, bits):
+    """Soft labels as they are when they have travelled by so many bits."""
+    return as_received(values.float(), Quantised(bits)).double()
+
+
 def test_one_bit_is_the_likeliest_class():
     values = rows(50)
     one_hot = torch.nn.functional.one_hot(values.argmax(1), 10).float()

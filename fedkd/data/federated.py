@@ -35,7 +35,7 @@ from fedkd.data.splits import (
     split_generator,
     test_part_of,
 )
-from fedkd.data.transfer import foreign_transfer, is_train, own_transfer
+from fedkd.data.transfer import foreign_transfer, is_train, mixed, own_transfer
 from fedkd.digests import checksum
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
@@ -324,6 +324,7 @@ def load(experiment: Experiment) -> FederatedData:
     if not task.tokens:
         statistics, more = normalisation.choose(table, dataset, transfer)
         warnings += more
+    transfer = mixed(experiment, task, transfer)
     # A strategy or client that reaches for a transfer label finds none.
     train = Part(dataset.train.images, _without(dataset.train.labels, withheld))
 

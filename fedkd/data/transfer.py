@@ -16,8 +16,10 @@ from fedkd.data.language import Tokeniser
 from fedkd.data.loading import find, load_dataset
 from fedkd.data.partitions import least
 from fedkd.data.splits import split_generator
+from fedkd.distillation import augmentation
 from fedkd.errors import FedkdError, nearest
 from fedkd.experiment import DataTable, Experiment
+from fedkd.random import generator
 
 SAME_TRAINING_IMAGES = {"mnist", "mnist-by-writer"}
 SHARED_IMAGES = {"cifar10", "cinic10"}
@@ -126,3 +128,41 @@ def reshaped(images: Tensor, shape: tuple[int, ...]) -> Tensor:
     if images.dtype == torch.uint8:
         inputs = inputs.round().clamp(0, 255).to(torch.uint8)
     return inputs.permute(0, 2, 3, 1).contiguous()
+
+
+def mixed(experiment: Experiment, task: Task, images: Tensor) -> Tensor:
+    """The transfer set ``(M, H, W, C)`` with what ``distill.augmentation`` makes of it.
+
+    Each of ``distill.copies`` has a mixture, or the sample itself, for every sample, in order.
+
+    Raises
+    ------
+    FedkdError
+        The samples are no images, or secrets are looked for among them; one line.
+    """
+    table = experiment.distill
+    if table.augmentation == "none" or not len(images):
+        return images
+    said = f"distill.augmentation = {table.augmentation!r} is not allowed with"
+    if task.tokens or len(task.shape) != 3:
+        raise FedkdError(
+            f"{said} data.dataset = {experiment.data.dataset!r}: it mixes images; allowed: 'none'"
+        )
+    if experiment.canary.secrets:
+        raise FedkdError(
+            f"{said} canary.secrets = {experiment.canary.secrets}: what of secrets is public would "
+            "be mixed with other samples; allowed: 'none'"
+        )
+    pixels, copies = images.permute(0, 3, 1, 2).float(), []
+    for copy in range(table.copies):
+        draw = generator(experiment.seed, "mixed transfer set", copy)
+        other = augmentation.partners(len(pixels), draw, table.mixed)
+        kept = augmentation.shares(len(pixels), table.beta, draw)
+        if table.augmentation == "mixup":
+            copies.append(augmentation.mixup(pixels, other, kept))
+        else:
+            copies.append(augmentation.cutmix(pixels, other, kept, draw)[0])
+    made = torch.cat(copies)
+    if images.dtype == torch.uint8:
+        made = made.round().clamp(0, 255).to(torch.uint8)
+    return made.to(images.dtype).permute(0, 2, 3, 1).contiguous()

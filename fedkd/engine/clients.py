@@ -23,6 +23,7 @@ from fedkd.privacy.public import Public
 from fedkd.privacy.release import charge
 from fedkd.random import key
 from fedkd.records import HELD
+from fedkd.students.choice import with_chosen_students
 from fedkd.students.outline import check_size
 from fedkd.students.probe import Probe, exactly, layers, made_up, probe, unkept
 from fedkd.work import (
@@ -61,10 +62,14 @@ class Clients:
         self, experiment: Experiment, data: FederatedData | None = None, world: int = 0
     ) -> None:
         torch.set_num_threads(experiment.engine.threads)
+        self.data = data or load(experiment)
+        task = self.data.task
+        experiment = with_chosen_students(
+            experiment, self.data.transfer().inputs, task.shape, task.classes
+        )
         self.experiment = experiment
         self.world: tuple[str | int, ...] = ("world", world) if world else ()
         self.device = device(experiment.engine.device)
-        self.data = data or load(experiment)
         self._held = self.data.on(self.device)
         self.states: dict[int, State] = {}
         # Mirrored digits and letters are others, or none; photographs are what they were.

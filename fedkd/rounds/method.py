@@ -26,6 +26,8 @@ from fedkd.privacy.ledger import Aggregate
 from fedkd.privacy.public import Public
 from fedkd.random import global_draws, key
 from fedkd.replies import Contract
+from fedkd.rounds import asking
+from fedkd.rounds.asking import Asking
 from fedkd.rounds.measuring import reliability
 from fedkd.rounds.outcome import Bins, Line, Outcome
 from fedkd.rounds.replies import Replies
@@ -34,8 +36,9 @@ from fedkd.sections import ServerTable
 from fedkd.server import ServerStudents
 from fedkd.shapes import Shapes, Sizes
 from fedkd.steps import Checker
-from fedkd.training import item_counts, item_numbers
-from fedkd.work import Assignment, Parameters, Samples, Step
+from fedkd.training import item_counts, item_numbers, on_all_items
+from fedkd.training.items import take
+from fedkd.work import Assignment, Parameters, Rows, Samples, Step
 
 GIVEN = {"experiment", "task", "options", "transfer", "public", "server"}
 """Attributes that a method reads, and does not replace: no checkpoint has them."""
@@ -77,6 +80,7 @@ class Method(Strategy):
     one_architecture: ClassVar[bool]
     needs_transfer_set: ClassVar[bool]
     sends_soft_labels: ClassVar[bool]
+    asks_rows: ClassVar[bool]
     headline: ClassVar[Headline]
     server_training: ClassVar[ServerTable]
     _base_of_methods: ClassVar[type[Method]]
@@ -116,6 +120,10 @@ class Method(Strategy):
         self._shapes, self._contract, self._checker = shapes, Contract(shapes), Checker(shapes)
         self._privacy = Watch(experiment, self.public, canaries, self.transfer, shapes)
         self._transcoder = Transcoder(shapes, self.transfer)
+        self._asking = Asking(
+            *(experiment, self.transfer, self.public, task.tokens, task.classes),
+            lambda: self.public.model or self.initial_student(),
+        )
         self._on_aggregates: OnAggregates | None = None
         self._label_counts = label_counts
         self._nodes: dict[int, int] = {}
@@ -226,9 +234,53 @@ class Method(Strategy):
         """What each warning so far is about, by its message."""
         return dict(self._warned)
 
-    def over_classes(self, labels: torch.Tensor) -> torch.Tensor:
-        """Soft labels ``(M, C)`` over all classes, whether or not they came over candidates."""
+    @property
+    def asked(self) -> str | Rows:
+        """What clients are asked for on the transfer set in this round, and learn from.
+
+        It is the transfer set, or those rows of it that ``distill.rows`` has chosen. A method that
+        goes by it says so by ``asks_rows``.
+        """
+        return self._asking.on
+
+    @property
+    def asked_index(self) -> torch.Tensor:
+        """The numbers ``(K,)`` of the samples that :attr:`asked` has, ascending."""
+        return self._asking.index
+
+    @property
+    def asked_candidates(self) -> torch.Tensor | None:
+        """Candidate classes ``(R, k)`` of the items of :attr:`asked`; None without candidates."""
         among = self.public.among
+        return None if among is None else self.of_asked(among)
+
+    def of_asked(self, values: torch.Tensor) -> torch.Tensor:
+        """The rows ``(R, ...)`` that are of :attr:`asked`.
+
+        ``values`` ``(M, ...)`` has a row for each item of the transfer set.
+        """
+        return values if self.asked == "transfer" else values[self.label_rows(self.asked_index)]
+
+    def over_transfer(self, labels: torch.Tensor) -> torch.Tensor:
+        """Soft labels ``(M, C)`` of the transfer set, of those ``(R, C)`` of :attr:`asked`.
+
+        The uniform law stands for the others.
+        """
+        if self.asked == "transfer":
+            return labels
+        return on_all_items(labels, self.asked_index, self.transfer)
+
+    def asked_samples(self) -> Samples:
+        """The samples of :attr:`asked`, for students on the server."""
+        every = self.asked == "transfer"
+        return Samples(self.transfer if every else take(self.transfer, self.asked_index))
+
+    def over_classes(self, labels: torch.Tensor, among: torch.Tensor | None = None) -> torch.Tensor:
+        """Soft labels ``(M, C)`` over all classes, whether or not they came over candidates.
+
+        ``among`` has the candidates of other rows than those of all of the transfer set.
+        """
+        among = self.public.among if among is None else among
         return labels if among is None else over_classes(labels, among, self.task.classes)
 
     def label_rows(self, index: torch.Tensor | None = None) -> torch.Tensor:
@@ -297,6 +349,7 @@ class Method(Strategy):
             One line naming the key, its value and what is allowed.
         """
         cls.read_options(experiment)
+        asking.check(experiment, cls.asks_rows)
         name, models = experiment.strategy.name, sorted(set(experiment.student.models))
         if cls.one_architecture and len(models) > 1:
             raise FedkdError(
@@ -348,6 +401,7 @@ class Method(Strategy):
         kept = {name: value for name, value in vars(self).items() if name not in self._fixed}
         kept["_privacy"] = self._privacy.state()
         kept["_transcoder"] = self._transcoder.state()
+        kept["_asking"] = self._asking.state()
         return kept | {"_server": self.server.state()}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -355,6 +409,7 @@ class Method(Strategy):
         state = dict(state)
         self._privacy.restore(state.pop("_privacy"))
         self._transcoder.restore(state.pop("_transcoder"))
+        self._asking.restore(state.pop("_asking"))
         self.server.restore(state.pop("_server"))
         vars(self).update(state)
         self._call("setup_server")

@@ -54,6 +54,7 @@ class Rounds(Method):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Messages with ``learn`` for those who take part."""
+        self._asking.begin(server_round)
         begin_round: Any = self.begin_round  # for a method that returns something
         with blaming(self._where, "begin_round", server_round):
             as_nothing(begin_round(server_round))
@@ -95,6 +96,7 @@ class Rounds(Method):
         fuse: Any = self.fuse  # for a method that returns something
         with blaming(self._where, "fuse", server_round):
             as_nothing(fuse(server_round, shown))
+        self._asking.heard(self._assigned[fit.clients[0]].steps, shown)
         before = self._traced()
         with blaming(self._where, "record", server_round):
             recorded = as_line(self.record(server_round, fit, self._label_counts))
@@ -131,13 +133,16 @@ class Rounds(Method):
                 if exposing:
                     trial = (*trial, Expose())
                 trial = (*trial, *further)  # last, as they may change the client's own student
-            if exposing and client in taking_part:
+            if (exposing or self._asking.watches) and client in taking_part:
                 labels = self._fused_labels(server_round, client, steps)
-                fused |= {} if labels is None else {client: labels}
+                self._asking.taught(labels)
+                if exposing and labels is not None:
+                    fused[client] = labels
             if steps or trial:
                 assignments.append(self._assignment(client, server_round, "receive", steps, trial))
         with blaming(self._where, "receive", server_round):
             self._checker.end()
+        self._asking.end()
         self._privacy.fused(fused)
         return self._messages(grid, "evaluate", server_round, assignments)
 
