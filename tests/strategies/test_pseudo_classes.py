@@ -58,6 +58,7 @@ def test_a_run_that_goes_on_has_the_same_numbers(small):
 @pytest.mark.slow
 def test_engines_agree(small):
     given = [*PARTS, "participation=0.75", "rounds=3", "training.keep_optimiser=true"]
+    given += ["engine.cohort=off"]
     procs = run(small(*given, "engine.name=procs", "engine.workers=2"), "procs")
     assert measured(procs) == measured(run(small(*given, "engine.name=inline"), "inline"))
 
