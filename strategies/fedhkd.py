@@ -64,7 +64,8 @@ class FedHKD(FedAvg):
         tau: float = Field(0.5, gt=0)
         """Temperature of the soft labels, on both sides."""
         objective: ObjectiveOption = "forward_kl"
-        """d, a name of ``fedkd list objectives`` that takes probabilities and needs no labels."""
+        """d, of ``fedkd list objectives`` one that takes probabilities; one that needs labels with
+        ``labels = "argmax"``."""
         cut: str = ""
         """Block whose output is the representation; empty: the last one below the head."""
 

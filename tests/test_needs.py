@@ -10,7 +10,8 @@ from fedkd import FedkdError, registry, run
 from fedkd.codec import Codec, decode
 from fedkd.distillation.objectives import Memory, declare, forward_kl, made
 from fedkd.engine.worker import Worker
-from fedkd.sections import StudentTable, TrainingTable
+from fedkd.privacy.dpsgd import DPSGD
+from fedkd.sections import PrivateTraining, StudentTable, TrainingTable
 from fedkd.server import ServerStudents
 from fedkd.students import build
 from fedkd.training import fit
@@ -225,6 +226,13 @@ def test_dp_sgd_does_not_go_with_what_couples_private_rows(name, small, tmp_path
     line = rf"'{name}' is not allowed on private samples with training\.dp\.noise_multiplier = 1: "
     with pytest.raises(FedkdError, match=f"{line}.*groups.*allowed: .* or on = 'transfer'"):
         run(small(*private, f"strategy.objective={name}"), tmp_path / "run")
+
+
+def test_dp_sgd_does_not_go_with_it_in_the_loop_either(samples):
+    dp = DPSGD(PrivateTraining(noise_multiplier=1.0), "private", 0)
+    with pytest.raises(FedkdError, match="= 1 does not work with objective = 'coupled' on private"):
+        trained(samples, soft("coupled"), dp=dp)
+    assert trained(samples, soft("paced"), dp=dp).isfinite().all()
 
 
 def test_dp_sgd_goes_with_it_on_the_transfer_set(small, tmp_path):

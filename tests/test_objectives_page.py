@@ -17,7 +17,8 @@ from fedkd.distillation.objectives import NEEDS, made
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "objectives.md").read_text()
 (CODE,) = re.findall(r"```python\n(.*?)```", PAGE, re.S)
-TOML = [tomllib.loads(block) for block in re.findall(r"```toml\n(.*?)```", PAGE, re.S)]
+BLOCKS = re.findall(r"```toml\n(.*?)```", PAGE, re.S)
+TOML = [tomllib.loads(block) for block in BLOCKS]
 POINTS = TOML[-1]["project"]["entry-points"]["fedkd.objectives"]
 COMMANDS = [
     shlex.split(line) for line in re.findall(r"^fedkd (run .*)$", PAGE.split("## One")[1], re.M)
@@ -67,7 +68,8 @@ def test_ones_own_is_found_by_commands_and_worker_processes(tmp_path, fedkd, mon
         assert lines[1] == lines[2]
         wrong = brief(COMMANDS[1], tmp_path / "wrong", "--set", "strategy.objective.gamma=-1")
         code, _, error = fedkd(*wrong)
-    assert code and "strategy.objective.gamma = -1 is not allowed" in error
+    assert code
+    assert "strategy.objective.gamma = -1 is not allowed" in error
     sys.modules.pop("focal")
 
 
@@ -81,10 +83,7 @@ def test_ones_own_is_installed_as_the_page_says(tmp_path):
     source, target = tmp_path / "source", tmp_path / "target"
     source.mkdir()
     (source / "focal.py").write_text(CODE)
-    project = next(
-        block for block in re.findall(r"```toml\n(.*?)```", PAGE, re.S) if "[proj" in block
-    )
-    (source / "pyproject.toml").write_text(project)
+    (source / "pyproject.toml").write_text(BLOCKS[-1])
     install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation"]
     subprocess.run([*install, "--target", target, source], check=True)
     paths = [str(target), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
