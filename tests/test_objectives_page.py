@@ -11,7 +11,7 @@ from pathlib import Path
 import needy
 import pytest
 
-from fedkd import Run
+from fedkd import Run, registry
 from fedkd.distillation.objectives import NEEDS, made
 
 ROOT = Path(__file__).parent.parent
@@ -42,6 +42,12 @@ def test_each_choice_is_allowed():
 def test_each_need_is_told():
     table = PAGE.split("## Needs")[1].split("## Settings")[0]
     assert re.findall(r"^\| `(\w+)`", table, re.M) == [*NEEDS]
+
+
+def test_each_objective_has_a_line():
+    table = PAGE.split("## Which one, where")[1].split("## One of your own")[0]
+    first = "".join(line.split("|")[1] for line in table.splitlines() if line.startswith("| `"))
+    assert sorted(re.findall(r"`(\w+)`", first)) == registry.shipped("objectives")
 
 
 def test_ones_own_takes_fewer_than_15_lines():

@@ -32,6 +32,8 @@ class DHKD(Objective):
     which spares the student's own head: there, have ``main = 0`` and a cross-entropy beside it.
     """
 
+    cut: str = ""
+    """The block that the head is on; empty: the last below the classifier."""
     alpha: float = Field(1.0, ge=0)
     """Weight of the auxiliary head's part: 1 on CIFAR-100, 0.1 on ImageNet in the paper."""
     main: float = Field(1.0, ge=0)
@@ -59,6 +61,8 @@ class USKD(Objective):
     no effect.
     """
 
+    cut: str = ""
+    """The block that the head is on; empty: the last below the classifier."""
     alpha: float = Field(1.0, ge=0)
     """Weight of the true class's part."""
     beta: float = Field(0.1, ge=0)

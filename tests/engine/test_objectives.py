@@ -1,4 +1,4 @@
-"""Objectives in a cohort of clients as in each client alone; under DP-SGD, those that may be."""
+"""Objectives in a cohort of clients as in each client alone."""
 
 import pytest
 from test_needs import private
