@@ -574,6 +574,7 @@ def test_the_folder_has_all_that_a_figure_needs(small, tmp_path):
         "experiment.toml",
         "environment.json",
         "partition.json",
+        "reliability.json",
         "rounds.jsonl",
         "clients.jsonl",
         "releases.jsonl",
