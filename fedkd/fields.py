@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fedkd.compression import Delta, Encoding, LowRank, Quantised
 from fedkd.errors import FedkdError, brief
+from fedkd.mixtures import Band, Labels, Mean, Mixture, Rule, Surest
 from fedkd.options import MOST, MOST_EPOCHS
 from fedkd.work import (
     SOURCES,
@@ -214,6 +215,33 @@ FIELDS: dict[type, dict[str, Allowed]] = {
         "grid": _one_of("simplex", "range"),
     },
     Delta: {"rows": _or_none(QUANTISED), "name": NAME},
+    Labels: {"smoothing": SHARE},
+    Mean: {
+        "weights": Allowed(
+            lambda value: (
+                isinstance(value, tuple | list)
+                and all(_number(weight) and weight >= 0 for weight in value)
+                and (not value or sum(value) > 0)
+            ),
+            "a tuple of numbers from 0, not all of them 0; empty: all the same",
+        )
+    },
+    Surest: {"by": _one_of("entropy", "confidence", "label")},
+    Band: {"low": SHARE, "middle": SHARE, "top": SHARE, "by": _one_of("confidence", "label")},
+    Mixture: {
+        "parts": Allowed(
+            lambda value: (
+                isinstance(value, tuple | list)
+                and len(value) > 1
+                and all(type(part) is Labels or TARGETS_OR_STUDENT.test(part) for part in value)
+            ),
+            "a tuple of two at least: tensors of floats (K, C), names of students, Labels(...)",
+        ),
+        "rule": Allowed(
+            lambda value: type(value) in (Mean, Surest, Band),
+            "Mean(...), Surest(...) or Band(...)",
+        ),
+    },
     Head: {"cut": NAME, "parameters": PARAMETERS},
     Prior: {"form": _one_of("log", "margin"), "weight": POSITIVE},
     CrossEntropy: {
@@ -223,7 +251,10 @@ FIELDS: dict[type, dict[str, Allowed]] = {
         "prior": _or_none(Allowed(lambda value: type(value) is Prior, "Prior(...)")),
     },
     Soft: {
-        "targets": TARGETS_OR_STUDENT,
+        "targets": Allowed(
+            lambda value: type(value) is Mixture or TARGETS_OR_STUDENT.test(value),
+            f"{TARGETS.description}, the name of a student, or a Mixture(...)",
+        ),
         "objective": OBJECTIVE,
         "temperature": TEMPERATURE,
         "weight": NUMBER,
@@ -373,7 +404,19 @@ def check_minimise(**given: Any) -> None:
 
 
 def check_fields(
-    thing: Step | Peer | Term | Samples | Rows | Head | Prior | Blend | Encoding | LowRank,
+    thing: Step
+    | Peer
+    | Term
+    | Samples
+    | Rows
+    | Head
+    | Prior
+    | Blend
+    | Encoding
+    | LowRank
+    | Mixture
+    | Labels
+    | Rule,
 ) -> None:
     """Refuse a step, term or other part of one with a field that holds what it may not.
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from fedkd.errors import FedkdError, about, brief
 from fedkd.fields import COUNT, check_fields, source_name
+from fedkd.mixtures import Mixture
 from fedkd.privacy.dpsgd import is_private, sees_private
 from fedkd.shapes import Student, rows_of
 from fedkd.terms import Learner, Seen, check_fit
@@ -142,6 +143,11 @@ def check_server_fit(step: Fit, student: nn.Sequential, samples: Samples, public
     sources = {"public": public}
     for term in step.terms:
         check_fields(term)
+        if isinstance(term, Soft) and isinstance(term.targets, Mixture):
+            raise FedkdError(
+                "Soft: a Mixture is not allowed for a student on the server, where all parts are "
+                "at hand; allowed: a tensor made of them"
+            )
         if isinstance(term, Soft) and term.encoding is not None:
             raise FedkdError(
                 "Soft: encoding is not allowed for a student on the server: nothing travels to it"

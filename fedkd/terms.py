@@ -17,6 +17,7 @@ from fedkd.distillation.objectives import made, name_of, traits
 from fedkd.distillation.targets import check_probabilities
 from fedkd.errors import FedkdError, about
 from fedkd.fields import check_fields, source_name
+from fedkd.mixtures import Band, Labels, Mean, Mixture
 from fedkd.replies import bounded
 from fedkd.shapes import Student
 from fedkd.work import (
@@ -163,7 +164,9 @@ def _soft(term: Soft, on: Source, learner: Learner, seen: Seen) -> None:
         )
     classes, among = learner.classes, term.among
     rows = classes if term.per == "class" else learner.rows(on)
-    if isinstance(term.targets, str):
+    if isinstance(term.targets, Mixture):
+        _mixture(term, term.targets, on, learner, seen)
+    elif isinstance(term.targets, str):
         teacher = _teacher("Soft", term.targets, learner)
         if isinstance(on, Samples):
             with about(f"Soft: targets = {term.targets!r}"):
@@ -198,6 +201,47 @@ def _soft(term: Soft, on: Source, learner: Learner, seen: Seen) -> None:
         )
     if seen.add(among, "candidates") and (reason := _no_candidates(among, classes)):
         raise FedkdError(f"Soft: {reason}")
+
+
+def _mixture(term: Soft, mixture: Mixture, on: Source, learner: Learner, seen: Seen) -> None:
+    """Refuse parts that do not fit the samples, and rules that do not fit the parts."""
+    parts, rule, among = mixture.parts, mixture.rule, term.among
+    check_fields(mixture)
+    check_fields(rule)
+    takes = traits(made(term.objective)).targets
+    if term.per == "class" or takes != "probabilities":
+        raise FedkdError(
+            f"Soft: a Mixture is not allowed with per = {term.per!r}, objective = "
+            f"{name_of(term.objective)!r}; allowed: probabilities, a row a sample"
+        )
+    by_label = getattr(rule, "by", "") == "label" or any(isinstance(p, Labels) for p in parts)
+    if by_label and not learner.labelled(on):
+        raise FedkdError(
+            f"Mixture: it goes by labels, and the samples of {source_name(on)} have none (the "
+            "transfer set never has)"
+        )
+    for part in parts:
+        if isinstance(part, str):
+            _teacher("Mixture", part, learner)
+        elif isinstance(part, Labels):
+            check_fields(part)
+            if part.smoothing and among is not None:
+                raise FedkdError(
+                    f"Labels: smoothing = {part.smoothing:g} is not allowed with candidates, which "
+                    "are not all classes"
+                )
+        else:
+            _rows(part, learner.rows(on), on, term.per)
+            _columns(part, learner.classes if among is None else among.shape[1] + 1, among)
+            if seen.add(part, takes) and (reason := _no_targets(part, takes)):
+                raise FedkdError(f"Mixture: {reason}")
+    if isinstance(rule, Mean) and rule.weights and len(rule.weights) != len(parts):
+        raise FedkdError(f"Mean: {len(rule.weights)} weights for {len(parts)} parts; one each")
+    if isinstance(rule, Band) and not (len(parts) == 2 and rule.low <= rule.middle <= rule.top):
+        raise FedkdError(
+            f"Band: low = {rule.low:g}, middle = {rule.middle:g}, top = {rule.top:g} of "
+            f"{len(parts)} parts is not allowed; allowed: two parts, low <= middle <= top"
+        )
 
 
 def _teacher(term: str, name: str, learner: Learner) -> Student:

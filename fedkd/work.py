@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from fedkd.blends import Blend as Blend
 from fedkd.compression import Encoding, LowRank
+from fedkd.mixtures import Mixture as Mixture
 from fedkd.priors import Prior as Prior
 from fedkd.samples import SOURCES as SOURCES
 from fedkd.samples import Rows as Rows
@@ -65,10 +66,11 @@ class Soft:
     ``{"name": "dkd", "beta": 4.0}``. Targets are what it expects: probabilities, or logits for
     ``mse_logits``. The name of a student of the same client stands for what that student says, at
     ``temperature``, when the step begins; that of another student that learns in the same step, for
-    what it says of the batch at hand (see :class:`Peer`). ``temperature``, one number or ``(K,)``,
-    one a row of targets, divides the student's logits; ``tau_squared`` multiplies by its square,
-    which keeps gradients of the same size (Hinton, Vinyals & Dean 2015, section 2.1). ``reach``
-    names the blocks that the term's gradient may touch; empty means all.
+    what it says of the batch at hand (see :class:`Peer`). A :class:`fedkd.mixtures.Mixture` is made
+    of parts, of these and the labels, when the step begins. ``temperature``, one number or
+    ``(K,)``, one a row of targets, divides the student's logits; ``tau_squared`` multiplies by its
+    square, which keeps gradients of the same size (Hinton, Vinyals & Dean 2015, section 2.1).
+    ``reach`` names the blocks that the term's gradient may touch; empty means all.
 
     ``among`` ``(K, k)`` holds candidate classes, distinct in a row, -1 for none: the targets are
     then the probabilities ``(K, k + 1)`` of these and, last, of all other classes together, and
@@ -79,7 +81,7 @@ class Soft:
     teaches little (FedKD: Wu et al. 2022, equations 1 and 2).
     """
 
-    targets: torch.Tensor | str | Parameters
+    targets: torch.Tensor | str | Parameters | Mixture
     objective: str | Mapping[str, Any] = "forward_kl"
     temperature: float | torch.Tensor = 1.0
     weight: float = 1.0

@@ -35,6 +35,7 @@ from fedkd.caveats import LOCAL_TRAINING
 from fedkd.distillation.objectives import made, traits
 from fedkd.encodings import as_received
 from fedkd.headline import Headline as Headline
+from fedkd.mixtures import Mixture
 from fedkd.options import Epochs, Table
 from fedkd.privacy.average import Averaging
 from fedkd.random import generator
@@ -183,9 +184,12 @@ class KnowledgeStrategy(Rounds, base=True):
             if not isinstance(step, Fit) or origin(step.on) != "transfer":
                 continue
             for term in step.terms:
-                if isinstance(term, Soft) and isinstance(term.targets, torch.Tensor):
+                given = term.targets if isinstance(term, Soft) else None
+                if isinstance(given, Mixture):  # what of it leaves the server
+                    given = next((p for p in given.parts if isinstance(p, torch.Tensor)), None)
+                if isinstance(term, Soft) and isinstance(given, torch.Tensor):
                     logits = traits(made(term.objective)).targets == "logits"
-                    labels = as_received(term.targets, term.encoding)
+                    labels = as_received(given, term.encoding)
                     labels = labels.softmax(1) if logits else labels
                     if isinstance(step.on, Rows):
                         return on_all_items(labels, step.on.index, self.transfer)

@@ -89,6 +89,14 @@ def onto_simplex(rows: Tensor) -> Tensor:
     return (rows - surplus.gather(1, count - 1)).clamp_min(0)
 
 
+def candidate_column(labels: Tensor | None, among: Tensor) -> Tensor | None:
+    """Where the classes ``labels`` ``(B,)`` are among candidates ``(B, k)``; k for all others."""
+    if labels is None:
+        return None
+    same = among == labels[:, None]
+    return torch.where(same.any(1), same.int().argmax(1), among.shape[1])
+
+
 def entropy(labels: Tensor) -> Tensor:
     """Entropy in nats, ``(..., C)`` to ``(...)``; 0 log 0 is 0."""
     return torch.special.entr(labels).sum(-1)

@@ -22,6 +22,7 @@ from fedkd.encodings import as_received, decoded, encoded, factorised, loaded
 from fedkd.engine.clients import Clients
 from fedkd.engine.remembered import LEARNT
 from fedkd.errors import FedkdError
+from fedkd.mixtures import Mixture
 from fedkd.privacy.accounting import Release
 from fedkd.privacy.dpsgd import DPSGD, sees_private
 from fedkd.privacy.release import applies, known_of, release
@@ -35,6 +36,7 @@ from fedkd.training import (
     evaluate,
     fit_together,
     item_labels,
+    made_targets,
     nearest_prototype,
     predict,
     represent,
@@ -280,19 +282,29 @@ class Session:
     ) -> Term:
         """``term`` of a step on ``on``, its targets at hand.
 
-        They are what another student says in the place of that student's name, or decoded. Not of
-        ``peers``, which learn together: what they say comes with each batch.
+        They are what another student says in the place of that student's name, made of parts, or
+        decoded. Not of ``peers``, which learn together: what they say comes with each batch.
         """
         if isinstance(term, Contrast):
             return self._contrasted(term, samples)
         if isinstance(term, Soft) and isinstance(term.targets, dict):
             return self._decoded(term, on if term.on is None else term.on)
-        if not isinstance(term, Soft) or not isinstance(term.targets, str) or term.targets in peers:
+        if not isinstance(term, Soft) or not isinstance(term.targets, str | Mixture):
+            return term
+        if isinstance(term.targets, str) and term.targets in peers:
             return term
         source = samples if term.on is None else self.samples(term.on)
-        seed = self.seed(term, term.on, term.targets)
-        logits = predict(self.student(term.targets), source.inputs, seed, source.cut).clone()
-        return replace(term, targets=said(term, logits))
+        answer = partial(self._answer, term, source)
+        if isinstance(term.targets, Mixture):
+            targets = made_targets(term, source, self.clients.data.task.classes, answer)
+        else:
+            targets = answer(term.targets)
+        return replace(term, targets=targets)
+
+    def _answer(self, term: Soft, source: Samples, name: str) -> Tensor:
+        """What the student of this name says of the samples, in the place of targets."""
+        seed = self.seed(term, term.on, name)
+        return said(term, predict(self.student(name), source.inputs, seed, source.cut).clone())
 
     def _decoded(self, term: Soft, on: Source) -> Soft:
         """``term`` with the targets that were encoded for the way."""

@@ -22,6 +22,7 @@ from fedkd.training.items import (
 from fedkd.training.learners import Trainee
 from fedkd.training.loop import fit, fit_together
 from fedkd.training.losses import said
+from fedkd.training.made_targets import made_targets
 from fedkd.training.own_loss import OwnLoss, minimise
 from fedkd.training.student import learning_names, learning_state, requiring, student_draws
 
@@ -43,6 +44,7 @@ __all__ = [
     "learning_names",
     "learning_state",
     "local_steps",
+    "made_targets",
     "minimise",
     "nearest_prototype",
     "on_all_items",

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedkd.distillation.objectives import SMALLEST, made, name_of, traits
-from fedkd.distillation.targets import among_logs
+from fedkd.distillation.targets import among_logs, candidate_column
 from fedkd.errors import FedkdError
+from fedkd.mixtures import Mixture
 from fedkd.students import cut_index, part_names
 from fedkd.training.batches import Batch
 from fedkd.training.items import at_items, items
@@ -110,6 +111,8 @@ class Loss:
             targets = term.targets
             if isinstance(targets, dict):
                 raise FedkdError("Soft: its targets were not decoded")
+            if isinstance(targets, Mixture):
+                raise FedkdError("Soft: its targets were not made of their parts")
             if isinstance(targets, str):
                 if targets not in peers:
                     raise FedkdError(f"Soft: the student {targets!r} was not asked for its targets")
@@ -234,7 +237,7 @@ class Loss:
         targets = self.targets[rows] if peers is None else said(self._at(rows), peers)
         tau = self.tau[rows] if isinstance(self.tau, Tensor) else self.tau
         among = None if self.among is None else self.among[rows]
-        needed = {"labels": labels if among is None else _column(labels, among)}
+        needed = {"labels": labels if among is None else candidate_column(labels, among)}
         needed = {name: needed[name] for name in self.needs}
         if among is None:
             pieces = self.objective(logits, targets, tau, **needed)
@@ -357,14 +360,6 @@ def _labels(batch: Batch, term: str) -> Tensor:
     if batch.labels is None:
         raise FedkdError(f"{term}: the samples have no labels (the transfer set never has)")
     return batch.labels
-
-
-def _column(labels: Tensor | None, among: Tensor) -> Tensor | None:
-    """Where the classes ``labels`` are among candidates ``(B, k)``: k for one that is none."""
-    if labels is None:
-        return None
-    same = among == labels[:, None]
-    return torch.where(same.any(1), same.int().argmax(1), among.shape[1])
 
 
 def _present(given: Tensor | str) -> Tensor:

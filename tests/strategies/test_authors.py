@@ -14,6 +14,7 @@ from fedkd import Experiment, FedkdError, registry, run
 from fedkd.compression import LowRank, Quantised
 from fedkd.engine.inline import InlineGrid
 from fedkd.engine.worker import Worker
+from fedkd.mixtures import Band, Labels, Mean, Mixture, Surest
 from fedkd.shapes import Sizes
 from fedkd.strategies.base import Headline, KnowledgeStrategy, StrategyOptions
 from fedkd.work import (
@@ -525,6 +526,63 @@ STEPS = {
     "norms of others": (
         on_transfer(Feature(torch.zeros(80, 20), "fc1", "cosine", "sample", norms=torch.ones(10))),
         r"Feature: norms of shape \(10,\) are not allowed; one for each of 80 rows",
+    ),
+    "a mixture of one": (
+        on_transfer(Soft(Mixture(("own",)))),
+        "Mixture: parts = .* is not allowed; allowed: a tuple of two at least",
+    ),
+    "a mixture with labels that are not there": (
+        on_transfer(Soft(Mixture(("own", Labels())))),
+        "Mixture: it goes by labels, and the samples of 'transfer' have none",
+    ),
+    "the surest of labels that are not there": (
+        on_transfer(Soft(Mixture(("own", torch.full((80, 10), 0.1)), Surest("label")))),
+        "Mixture: it goes by labels",
+    ),
+    "a mixture of fewer samples": (
+        on_transfer(Soft(Mixture(("own", torch.full((8, 10), 0.1))))),
+        "Soft: 8 targets for 80 rows",
+    ),
+    "a mixture of logits": (
+        on_transfer(Soft(Mixture(("own", torch.full((80, 10), 3.0))))),
+        "Mixture: targets are not probabilities",
+    ),
+    "a mixture for logits": (
+        on_transfer(Soft(Mixture(("own", torch.full((80, 10), 0.1))), "mse_logits")),
+        "a Mixture is not allowed with per = 'sample', objective = 'mse_logits'",
+    ),
+    "a mixture with nobody": (
+        on_transfer(Soft(Mixture(("own", "twin")))),
+        "Mixture: student 'twin' is not known; known: own",
+    ),
+    "a mixture with a weight too few": (
+        on_transfer(Soft(Mixture(("own", "own"), Mean((1.0,))))),
+        "Mean: 1 weights for 2 parts; one each",
+    ),
+    "weights of nothing": (
+        on_transfer(Soft(Mixture(("own", "own"), Mean((0.0, 0.0))))),
+        "Mean: weights = .* is not allowed; allowed: a tuple of numbers from 0, not all",
+    ),
+    "a band upside down": (
+        on_transfer(Soft(Mixture(("own", "own"), Band(0.5, 0.2, by="confidence")))),
+        "Band: low = 0.5, middle = 0.2, top = 1 of 2 parts is not allowed",
+    ),
+    "smoothing with candidates": (
+        [
+            Fit(
+                terms=(
+                    Soft(
+                        Mixture(("own", Labels(0.1))),
+                        among=torch.zeros(1, 1, dtype=torch.int64),
+                    ),
+                )
+            )
+        ],
+        "Labels: smoothing = 0.1 is not allowed with candidates",
+    ),
+    "an encoded mixture": (
+        on_transfer(Soft(Mixture(("own", "own")), encoding=Quantised(4))),
+        "Soft: encoding is not allowed with a Mixture",
     ),
     # parameters
     "parameters nobody has": ([Load({"fc9.weight": torch.ones(2)})], "has no fc9.weight"),
