@@ -19,6 +19,7 @@ from fedkd.arrays import Array
 from fedkd.compression import Delta, LowRank, Quantised
 from fedkd.mixtures import Band, Labels, Mean, Mixture, Surest
 from fedkd.work import (
+    Align,
     Assignment,
     Blend,
     Contrast,
@@ -51,7 +52,7 @@ KINDS: dict[str, type] = {
         *(Samples, Rows, Quantised, Delta, LowRank, Head, Prior, CrossEntropy, Soft, Feature),
         *(Mixture, Labels, Mean, Surest, Band),
         *(Contrast, Proximal, Linear, Blend, Peer),
-        *(Fit, Predict, Represent, Select, Count, Hold, Load, Share, Evaluate, Expose),
+        *(Fit, Align, Predict, Represent, Select, Count, Hold, Load, Share, Evaluate, Expose),
     )
 }
 

@@ -103,7 +103,12 @@ class Experiment(Table):
         training that is undone after a test, there is no schedule.
         """
         on_transfer = origin(source) == "transfer"
-        changes = self.distill.model_dump(exclude_none=True) if on_transfer else {}
+        changes: dict[str, Any] = {}
+        if on_transfer:
+            given = self.distill.model_dump(exclude_none=True)
+            changes = {
+                name: given[name] for name in given.keys() & TrainingTable.model_fields.keys()
+            }
         factor = 1.0 if round is None else self.training.rate(round, self.rounds)
         if factor != 1:
             changes["lr"] = factor * changes.get("lr", self.training.lr)

@@ -18,6 +18,7 @@ from fedkd.mixtures import Band, Labels, Mean, Mixture, Rule, Surest
 from fedkd.options import MOST, MOST_EPOCHS
 from fedkd.work import (
     SOURCES,
+    Align,
     Blend,
     Contrast,
     Count,
@@ -45,7 +46,7 @@ from fedkd.work import (
     Term,
 )
 
-STEPS = (Fit, Predict, Represent, Select, Count, Hold, Load, Share, Evaluate, Expose)
+STEPS = (Fit, Align, Predict, Represent, Select, Count, Hold, Load, Share, Evaluate, Expose)
 TERMS = (CrossEntropy, Soft, Feature, Contrast, Proximal, Linear)
 DTYPES = {
     *(torch.float16, torch.float32, torch.float64, torch.bool),
@@ -226,7 +227,7 @@ FIELDS: dict[type, dict[str, Allowed]] = {
             "a tuple of numbers from 0, not all of them 0; empty: all the same",
         )
     },
-    Surest: {"by": _one_of("entropy", "confidence", "label")},
+    Surest: {"by": _one_of("entropy", "confidence", "label"), "every": FLAG},
     Band: {"low": SHARE, "middle": SHARE, "top": SHARE, "by": _one_of("confidence", "label")},
     Mixture: {
         "parts": Allowed(
@@ -332,6 +333,7 @@ FIELDS: dict[type, dict[str, Allowed]] = {
     },
     Select: {"on": SOURCE, "width": POSITIVE, "quantile": SHARE, "key": NAME},
     Count: {"on": SOURCE, "key": NAME},
+    Align: {"on": SOURCE, "part": NAMES, "student": NAME},
     Hold: {
         "student": Allowed(
             lambda value: type(value) is str and value not in ("", "own") and ":" not in value,

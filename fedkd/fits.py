@@ -66,12 +66,30 @@ def check_together(step: Fit, noise_multiplier: float, models: Mapping[str, str]
                     f"Soft: adaptive = True is not allowed with targets = {brief(term.targets)}; "
                     f"allowed: a student that learns together ({', '.join(others) or 'none here'})"
                 )
+            asked = [name for name in _asked(term) if term.per == "class"]
+            if asked and live:
+                raise FedkdError(
+                    f"Soft: targets = {term.targets!r} per class is not allowed: this student "
+                    "learns in the same step, and has no means of what it says of a batch"
+                )
+            if asked and noise_multiplier and is_private(step.on if term.on is None else term.on):
+                raise FedkdError(
+                    f"Soft: targets = {asked[0]!r} per class on private samples is not allowed "
+                    f"with training.dp.noise_multiplier = {noise_multiplier:g}: the means of what "
+                    "it says are of all of them, and no noise is on them"
+                )
             if isinstance(term.targets, str) and live and term.on not in sources[term.targets]:
                 raise FedkdError(
                     f"Soft: targets = {term.targets!r} is not allowed with on = {term.on!r}: this "
                     "student learns in the same step, and not from there; give it a term with this "
                     "on, or a step of its own"
                 )
+
+
+def _asked(term: Soft) -> list[str]:
+    """The students whose word is among the targets of ``term``."""
+    parts = term.targets.parts if isinstance(term.targets, Mixture) else (term.targets,)
+    return [part for part in parts if isinstance(part, str)]
 
 
 def _blend(

@@ -5,8 +5,8 @@ How they are made is in :mod:`fedkd.training.made_targets`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
     import torch
@@ -39,10 +39,12 @@ class Surest:
     Sure is what has the least ``entropy``, the highest probability of any class (``confidence``),
     or the highest one of the true class (``label``); a row without a label goes to the first. With
     the learning student's own name as the first part, it keeps its own word where it is the surer
-    one (Roth, Thede et al. 2024).
+    one (Roth, Thede et al. 2024). With ``every``, a row that a part lacks is no target: where
+    nobody teaches, nothing is held on to.
     """
 
     by: Literal["entropy", "confidence", "label"] = "confidence"
+    every: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,25 @@ class Mixture:
     A part is a tensor of probabilities ``(K, C)``; the name of a student of the client, for what
     that says at the term's temperature when the step begins, though it may learn in the step; or
     ``Labels(...)``. A row of a part that begins with NaN is none, and a row that all parts lack is
-    no target.
+    no target. With ``per="class"`` all are ``(C, C)``: what a student says is then its mean over
+    the samples of each class, and the label of a row is its class. Of an objective that takes
+    logits, parts are logits, without labels, and sure is what is by their softmax. A tensor among
+    the parts, if it is the only one, may travel encoded.
     """
 
-    parts: tuple[torch.Tensor | str | Labels, ...]
+    parts: tuple[torch.Tensor | str | Labels | dict[str, torch.Tensor], ...]
     rule: Rule = Mean()
+
+
+def travelling(targets: Any) -> list[Any]:
+    """What of ``targets`` travels: they themselves, or the arrays among a mixture's parts."""
+    parts = targets.parts if isinstance(targets, Mixture) else (targets,)
+    return [part for part in parts if not isinstance(part, str | Labels)]
+
+
+def with_travelling(targets: Any, arrays: Any) -> Any:
+    """``targets`` with ``arrays`` in the place of what travels of them."""
+    if not isinstance(targets, Mixture):
+        return arrays
+    parts = [part if isinstance(part, str | Labels) else arrays for part in targets.parts]
+    return replace(targets, parts=tuple(parts))

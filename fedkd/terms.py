@@ -171,11 +171,8 @@ def _soft(term: Soft, on: Source, learner: Learner, seen: Seen) -> None:
         if isinstance(on, Samples):
             with about(f"Soft: targets = {term.targets!r}"):
                 teacher.check_entry(on)
-        if term.per == "class":
-            raise FedkdError(
-                "Soft: per = 'class' is not allowed with the name of a student, which says a row a "
-                "sample"
-            )
+        if term.per == "class" and among is not None:
+            raise FedkdError(f"Soft: targets = {term.targets!r} per class {_ALONE}")
     elif isinstance(term.targets, Tensor):
         rows = _rows(term.targets, rows, on, term.per)
         _columns(term.targets, classes if among is None else among.shape[1] + 1, among)
@@ -203,17 +200,23 @@ def _soft(term: Soft, on: Source, learner: Learner, seen: Seen) -> None:
         raise FedkdError(f"Soft: {reason}")
 
 
+_ALONE = "is not allowed with candidates, which are a row a sample"
+
+
 def _mixture(term: Soft, mixture: Mixture, on: Source, learner: Learner, seen: Seen) -> None:
     """Refuse parts that do not fit the samples, and rules that do not fit the parts."""
     parts, rule, among = mixture.parts, mixture.rule, term.among
     check_fields(mixture)
     check_fields(rule)
     takes = traits(made(term.objective)).targets
-    if term.per == "class" or takes != "probabilities":
+    if takes != "probabilities" and any(isinstance(part, Labels) for part in parts):
         raise FedkdError(
-            f"Soft: a Mixture is not allowed with per = {term.per!r}, objective = "
-            f"{name_of(term.objective)!r}; allowed: probabilities, a row a sample"
+            f"Mixture: Labels are not allowed with objective = {name_of(term.objective)!r}, which "
+            "takes logits"
         )
+    if term.per == "class" and among is not None:
+        raise FedkdError(f"Soft: a Mixture per class {_ALONE}")
+    rows = learner.classes if term.per == "class" else learner.rows(on)
     by_label = getattr(rule, "by", "") == "label" or any(isinstance(p, Labels) for p in parts)
     if by_label and not learner.labelled(on):
         raise FedkdError(
@@ -231,7 +234,8 @@ def _mixture(term: Soft, mixture: Mixture, on: Source, learner: Learner, seen: S
                     "are not all classes"
                 )
         else:
-            _rows(part, learner.rows(on), on, term.per)
+            assert isinstance(part, Tensor)
+            _rows(part, rows, on, term.per)
             _columns(part, learner.classes if among is None else among.shape[1] + 1, among)
             if seen.add(part, takes) and (reason := _no_targets(part, takes)):
                 raise FedkdError(f"Mixture: {reason}")

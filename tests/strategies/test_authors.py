@@ -547,9 +547,9 @@ STEPS = {
         on_transfer(Soft(Mixture(("own", torch.full((80, 10), 3.0))))),
         "Mixture: targets are not probabilities",
     ),
-    "a mixture for logits": (
-        on_transfer(Soft(Mixture(("own", torch.full((80, 10), 0.1))), "mse_logits")),
-        "a Mixture is not allowed with per = 'sample', objective = 'mse_logits'",
+    "labels as logits": (
+        [Fit(terms=(Soft(Mixture(("own", Labels())), "mse_logits"),))],
+        "Mixture: Labels are not allowed with objective = 'mse_logits', which takes logits",
     ),
     "a mixture with nobody": (
         on_transfer(Soft(Mixture(("own", "twin")))),
