@@ -20,6 +20,7 @@ from fedkd.students import build
 from fedkd.summaries import reached, spread
 from fedkd.training import fit, predict, represent
 from fedkd.work import (
+    Align,
     Assignment,
     Contrast,
     CrossEntropy,
@@ -536,6 +537,8 @@ HEAD = Head("conv1", {"head.weight": torch.randn(3, 4), "head.count": torch.tens
         Fit(terms=(Soft(Mixture((torch.rand(3, 4), "peer", Labels(0.1)), Mean((1.0, 0.5, 0.0)))),)),
         Fit(terms=(Soft(Mixture(("own", torch.rand(3, 4)), Surest("entropy"))),)),
         Fit(terms=(Soft(Mixture(("own", Labels()), Band(0.1, 0.4))),)),
+        Fit(terms=(Soft(Mixture(("own", torch.rand(3, 3)), Surest(every=True)), per="class"),)),
+        Align("private", ("head",), "peer"),
         Fit(terms=(Soft("peer"), Soft("own", through=HEAD, reach=("conv1",)))),
         Fit(terms=(CrossEntropy(0.5, through=HEAD), CrossEntropy())),
         Fit(on=Samples(torch.randn(2, 3)), student="peer"),

@@ -45,7 +45,7 @@ def varied(on: Source, peer: Peer, training: TrainingTable) -> Fit:
     """
     variety = Soft(
         peer.student,
-        {"name": "capped_reverse_kl"},
+        "capped_reverse_kl",
         weight=-training.class_variety,
         per="class",
     )

@@ -18,6 +18,7 @@ from fedkd.mixtures import Band, Labels, Mean, Mixture, Surest
 from fedkd.shapes import Sizes
 from fedkd.strategies.base import Headline, KnowledgeStrategy, StrategyOptions
 from fedkd.work import (
+    Align,
     Blend,
     Contrast,
     CrossEntropy,
@@ -546,6 +547,29 @@ STEPS = {
     "a mixture of logits": (
         on_transfer(Soft(Mixture(("own", torch.full((80, 10), 3.0))))),
         "Mixture: targets are not probabilities",
+    ),
+    "aligning by samples without labels": (
+        [Align("transfer")],
+        "Align: the samples of 'transfer' have no labels",
+    ),
+    "aligning a student nobody has": ([Align(student="twin")], "student 'twin' is not known"),
+    "means a class with candidates": (
+        [
+            Fit(
+                terms=(Soft("own", per="class", among=torch.zeros(10, 1, dtype=torch.int64)),),
+            )
+        ],
+        "Soft: targets = 'own' per class is not allowed with candidates",
+    ),
+    "means a class of who learns in the same step": (
+        [
+            Hold("twin"),
+            Fit(
+                terms=(Soft("twin", per="class"),),
+                together=(Peer("twin", (CrossEntropy(),), "twin_loss"),),
+            ),
+        ],
+        "Soft: targets = 'twin' per class is not allowed: this student learns in the same step",
     ),
     "labels as logits": (
         [Fit(terms=(Soft(Mixture(("own", Labels())), "mse_logits"),))],
