@@ -52,9 +52,9 @@ SENDS = (Predict, Represent, Select, Count, Share)
 ALLOWED = {
     "learn": (Fit, Align, *SENDS, Hold, Load, Evaluate),
     "receive": (Fit, Align, *SENDS, Hold, Load, Evaluate),
-    "deploy": (Fit, Align, Hold, Load, Evaluate),
-    "measure": (Fit, Align, *SENDS, Hold, Load, Evaluate),
-    "score": (Fit, Align, Hold, Load, Evaluate),
+    "deploy": (Fit, Hold, Load, Evaluate),
+    "measure": (Fit, *SENDS, Hold, Load, Evaluate),
+    "score": (Fit, Hold, Load, Evaluate),
 }
 """The steps that each hook may return. What ``deploy`` and ``score`` make is undone, and nobody
 reads it."""
