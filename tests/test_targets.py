@@ -185,3 +185,14 @@ def test_under_dp_sgd_means_of_private_samples_are_refused(small):
     noisy = ("strategy.name=varied_here", "training.dp.noise_multiplier=1", "rounds=1")
     with pytest.raises(FedkdError, match="per class on private samples is not allowed"):
         run(small(*noisy), "noisy")
+
+
+@pytest.mark.parametrize(
+    "words", ["strategy.name=cfd strategy.bits_down=4", "strategy.name=scarlet"]
+)
+def test_encoded_targets_are_as_few_bytes_whichever_is_surest(small, words):
+    few = [*words.split(), "rounds=1"]
+    given = run(small(*few), "given").rounds[0]
+    surest = run(small(*few, "distill.targets=surest"), "surest").rounds[0]
+    assert surest["bytes_down"] == given["bytes_down"]
+    assert surest["own_loss_mean"] != given["own_loss_mean"]

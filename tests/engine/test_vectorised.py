@@ -220,6 +220,14 @@ TERMS = {
             Soft(Mixture(("own", per_sample(h, c)), Surest()), on="transfer"),
         ),
     ),
+    "means a class, its own and others'": lambda h, c: Fit(
+        "private",
+        (
+            CrossEntropy(),
+            Soft("own", "capped_reverse_kl", weight=-0.25, per="class"),
+            Soft(Mixture(("own", targets(h, c, 10)), Surest("label", every=True)), per="class"),
+        ),
+    ),
     "prototypes": lambda h, c: Fit(
         "private", (CrossEntropy(), Feature(targets(h, c, 10, 50), "fc2", weight=0.7))
     ),
