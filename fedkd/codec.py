@@ -17,7 +17,9 @@ from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from fedkd.arrays import Array
 from fedkd.compression import Delta, LowRank, Quantised
+from fedkd.mixtures import Band, Labels, Mean, Mixture, Surest
 from fedkd.work import (
+    Align,
     Assignment,
     Blend,
     Contrast,
@@ -48,8 +50,9 @@ KINDS: dict[str, type] = {
     kind.__name__: kind
     for kind in (
         *(Samples, Rows, Quantised, Delta, LowRank, Head, Prior, CrossEntropy, Soft, Feature),
+        *(Mixture, Labels, Mean, Surest, Band),
         *(Contrast, Proximal, Linear, Blend, Peer),
-        *(Fit, Predict, Represent, Select, Count, Hold, Load, Share, Evaluate, Expose),
+        *(Fit, Align, Predict, Represent, Select, Count, Hold, Load, Share, Evaluate, Expose),
     )
 }
 

@@ -119,6 +119,16 @@ def _nothing_kept(setting: Setting) -> str:
     return "" if kept else "training.optimiser = 'sgd', and without momentum it keeps nothing"
 
 
+def _nothing_distilled(setting: Setting) -> str:
+    """Why no client learns from fused labels on the transfer set."""
+    name = setting.experiment.strategy.name
+    options = registry.load("strategies", name).read_options(setting.experiment)
+    epochs = getattr(options, "distill_epochs", None)
+    if epochs is None:
+        return f"strategy.name = {shown(name)} does not distil on the transfer set on clients"
+    return "" if epochs else f"strategy.distill_epochs = {shown(epochs)}"
+
+
 def _nothing_on_server(setting: Setting) -> str:
     name = setting.experiment.strategy.name
     there = registry.load("strategies", name).trains_on_server()
@@ -235,6 +245,7 @@ EFFECTS: dict[str, Reason] = {
     "training.schedule_factor": only_with("training.schedule", "step"),
     "training.momentum": _no_sgd,
     "training.keep_optimiser": _nothing_kept,
+    "training.class_variety_epochs": not_with("training.class_variety", 0.0),
     "distill.optimiser": not_with("data.transfer.size", 0),
     "distill.lr": not_with("data.transfer.size", 0),
     "distill.batch_size": not_with("data.transfer.size", 0),
@@ -247,6 +258,9 @@ EFFECTS: dict[str, Reason] = {
     "distill.beta": not_with("distill.augmentation", "none"),
     "distill.copies": not_with("distill.augmentation", "none"),
     "distill.pick": only_with("distill.rows", "pick"),
+    "distill.targets": _nothing_distilled,
+    "distill.least_confidence": _nothing_distilled,
+    "distill.most_confidence": _nothing_distilled,
     "server.optimiser": _nothing_on_server,
     "server.lr": _nothing_on_server,
     "server.momentum": _of_server("optimiser", "sgd"),
@@ -311,6 +325,7 @@ ALWAYS = {
     *("training.optimiser", "training.lr", "training.weight_decay", "training.batch_size"),
     *("training.local_epochs", "training.min_steps", "training.dp.noise_multiplier"),
     *("training.schedule", "training.warmup_rounds"),
+    *("training.class_variety", "training.align_weights"),
     *("strategy.name", "release.temperature", "release.tau_max", "release.clip"),
     *("release.candidates", "release.mix", "release.mechanism", "release.scale", "canary.secrets"),
     "release.trust",

@@ -24,6 +24,7 @@ from fedkd.compression import Delta, Encoding, LowRank, Quantised
 from fedkd.distillation.objectives import made, traits
 from fedkd.errors import FedkdError
 from fedkd.fields import check_fields, source_name
+from fedkd.mixtures import Mixture, travelling
 from fedkd.work import (
     Fit,
     Load,
@@ -134,6 +135,11 @@ def check_encodings(step: Step, travels: bool) -> None:
         if isinstance(term, Soft) and term.encoding is not None:
             if isinstance(term.targets, str):
                 raise FedkdError("Soft: encoding is not allowed with the name of a student")
+            if isinstance(term.targets, Mixture) and len(travelling(term.targets)) != 1:
+                raise FedkdError(
+                    "Soft: encoding is not allowed with a Mixture of "
+                    f"{len(travelling(term.targets))} arrays; allowed: one"
+                )
             on = step.on if term.on is None else term.on
             takes = traits(made(term.objective)).targets
             _check("Soft", term.encoding, on, term.per, takes == "logits", travels)

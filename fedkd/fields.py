@@ -14,9 +14,11 @@ from torch import Tensor
 
 from fedkd.compression import Delta, Encoding, LowRank, Quantised
 from fedkd.errors import FedkdError, brief
+from fedkd.mixtures import Band, Labels, Mean, Mixture, Rule, Surest
 from fedkd.options import MOST, MOST_EPOCHS
 from fedkd.work import (
     SOURCES,
+    Align,
     Blend,
     Contrast,
     Count,
@@ -44,7 +46,7 @@ from fedkd.work import (
     Term,
 )
 
-STEPS = (Fit, Predict, Represent, Select, Count, Hold, Load, Share, Evaluate, Expose)
+STEPS = (Fit, Align, Predict, Represent, Select, Count, Hold, Load, Share, Evaluate, Expose)
 TERMS = (CrossEntropy, Soft, Feature, Contrast, Proximal, Linear)
 DTYPES = {
     *(torch.float16, torch.float32, torch.float64, torch.bool),
@@ -218,6 +220,33 @@ FIELDS: dict[type, dict[str, Allowed]] = {
         "grid": _one_of("simplex", "range"),
     },
     Delta: {"rows": _or_none(QUANTISED), "name": NAME},
+    Labels: {"smoothing": SHARE},
+    Mean: {
+        "weights": Allowed(
+            lambda value: (
+                isinstance(value, tuple | list)
+                and all(_number(weight) and weight >= 0 for weight in value)
+                and (not value or sum(value) > 0)
+            ),
+            "a tuple of numbers from 0, not all of them 0; empty: all the same",
+        )
+    },
+    Surest: {"by": _one_of("entropy", "confidence", "label"), "every": FLAG},
+    Band: {"low": SHARE, "middle": SHARE, "top": SHARE, "by": _one_of("confidence", "label")},
+    Mixture: {
+        "parts": Allowed(
+            lambda value: (
+                isinstance(value, tuple | list)
+                and len(value) > 1
+                and all(type(part) is Labels or TARGETS_OR_STUDENT.test(part) for part in value)
+            ),
+            "a tuple of two at least: tensors of floats (K, C), names of students, Labels(...)",
+        ),
+        "rule": Allowed(
+            lambda value: type(value) in (Mean, Surest, Band),
+            "Mean(...), Surest(...) or Band(...)",
+        ),
+    },
     Head: {"cut": BLOCK, "parameters": PARAMETERS_OR_STUDENT, "below": BLOCK},
     Prior: {"form": _one_of("log", "margin"), "weight": POSITIVE},
     CrossEntropy: {
@@ -227,7 +256,10 @@ FIELDS: dict[type, dict[str, Allowed]] = {
         "prior": _or_none(Allowed(lambda value: type(value) is Prior, "Prior(...)")),
     },
     Soft: {
-        "targets": TARGETS_OR_STUDENT,
+        "targets": Allowed(
+            lambda value: type(value) is Mixture or TARGETS_OR_STUDENT.test(value),
+            f"{TARGETS.description}, the name of a student, or a Mixture(...)",
+        ),
         "objective": OBJECTIVE,
         "temperature": TEMPERATURE,
         "weight": NUMBER,
@@ -305,6 +337,7 @@ FIELDS: dict[type, dict[str, Allowed]] = {
     },
     Select: {"on": SOURCE, "width": POSITIVE, "quantile": SHARE, "key": NAME},
     Count: {"on": SOURCE, "key": NAME},
+    Align: {"on": SOURCE, "part": NAMES, "student": NAME},
     Hold: {
         "student": Allowed(
             lambda value: type(value) is str and value not in ("", "own") and ":" not in value,
@@ -378,7 +411,19 @@ def check_minimise(**given: Any) -> None:
 
 
 def check_fields(
-    thing: Step | Peer | Term | Samples | Rows | Head | Prior | Blend | Encoding | LowRank,
+    thing: Step
+    | Peer
+    | Term
+    | Samples
+    | Rows
+    | Head
+    | Prior
+    | Blend
+    | Encoding
+    | LowRank
+    | Mixture
+    | Labels
+    | Rule,
 ) -> None:
     """Refuse a step, term or other part of one with a field that holds what it may not.
 

@@ -9,6 +9,7 @@ from torch import nn
 from fedkd.distillation.objectives import COUPLING, couples, made, name_of, traits
 from fedkd.errors import FedkdError, about, brief
 from fedkd.fields import COUNT, check_fields, source_name
+from fedkd.mixtures import Mixture
 from fedkd.privacy.dpsgd import is_private, sees_private
 from fedkd.shapes import Student, rows_of
 from fedkd.terms import Learner, Seen, check_fit
@@ -69,6 +70,18 @@ def check_together(step: Fit, noise_multiplier: float, models: Mapping[str, str]
                     f"Soft: adaptive = True is not allowed with targets = {brief(term.targets)}; "
                     f"allowed: a student that learns together ({', '.join(others) or 'none here'})"
                 )
+            asked = [name for name in _asked(term) if term.per == "class"]
+            if asked and live:
+                raise FedkdError(
+                    f"Soft: targets = {term.targets!r} per class is not allowed: this student "
+                    "learns in the same step, and has no means of what it says of a batch"
+                )
+            if asked and noise_multiplier and is_private(step.on if term.on is None else term.on):
+                raise FedkdError(
+                    f"Soft: targets = {asked[0]!r} per class on private samples is not allowed "
+                    f"with training.dp.noise_multiplier = {noise_multiplier:g}: the means of what "
+                    "it says are of all of them, and no noise is on them"
+                )
             if isinstance(term.targets, str) and live and term.on not in sources[term.targets]:
                 raise FedkdError(
                     f"Soft: targets = {term.targets!r} is not allowed with on = {term.on!r}: this "
@@ -88,6 +101,12 @@ def _coupled(term: Soft, noise_multiplier: float) -> None:
             "sample has no gradient of its own to clip; allowed: an objective that needs neither "
             "groups nor memory, or on = 'transfer'"
         )
+
+
+def _asked(term: Soft) -> list[str]:
+    """The students whose word is among the targets of ``term``."""
+    parts = term.targets.parts if isinstance(term.targets, Mixture) else (term.targets,)
+    return [part for part in parts if isinstance(part, str)]
 
 
 def _blend(
@@ -160,6 +179,11 @@ def check_server_fit(step: Fit, student: nn.Sequential, samples: Samples, public
     sources = {"public": public}
     for term in step.terms:
         check_fields(term)
+        if isinstance(term, Soft) and isinstance(term.targets, Mixture):
+            raise FedkdError(
+                "Soft: a Mixture is not allowed for a student on the server, where all parts are "
+                "at hand; allowed: a tensor made of them"
+            )
         if isinstance(term, Soft) and term.encoding is not None:
             raise FedkdError(
                 "Soft: encoding is not allowed for a student on the server: nothing travels to it"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
+from fedkd.errors import shown
 from fedkd.options import (
     MOST,
     MOST_COPIES,
@@ -172,7 +173,27 @@ class TrainingTable(Table):
     part: tuple[str, ...] = ()
     """Blocks that learn on clients where the method does not name others, e.g. ``["head"]`` above a
     pretrained body; also ``"body"``. Empty: all. What a student's factory froze never learns."""
+    class_variety: float = Field(0.0, ge=0, le=MOST)
+    """Before what a client's student says is sent, it trains on the private samples once more, to
+    keep what it says of one class various: cross-entropy less this times the divergence from its
+    mean over the class (MCMI: Ye et al. 2024, who take 0.25). 0: not."""
+    class_variety_epochs: Epochs = 1.0
+    """Passes over the private samples in that training."""
+    align_weights: bool = False
+    """Whether, before what a client's student says is sent, its last layer's weights of classes
+    with many samples there are made as long as those of the others (Zhao et al. 2020)."""
     dp: PrivateTraining = PrivateTraining()
+
+    @model_validator(mode="after")
+    def _private(self) -> TrainingTable:
+        for name in ("class_variety", "align_weights"):
+            if self.dp.noise_multiplier and (value := getattr(self, name)):
+                raise ValueError(
+                    f"training.{name} = {shown(value)} is not allowed with "
+                    f"training.dp.noise_multiplier = {self.dp.noise_multiplier:g}: it goes by the "
+                    "private samples of each class together, and no noise is on that"
+                )
+        return self
 
     def rate(self, round: int, rounds: int) -> float:
         """What the learning rate is multiplied by in ``round`` of ``rounds``, from 1 on."""
@@ -242,10 +263,29 @@ class DistillTable(Table):
     """How often each sample stands in the transfer set, mixed otherwise each time: what ``rows``
     then chooses from."""
 
+    targets: Literal["given", "surest"] = "given"
+    """``given``: what the server sends. ``surest``: of each row that, or what the client's own
+    student says as the step begins, whichever gives a class the higher probability; of equal ones
+    its own (Roth, Thede et al. 2024)."""
+    least_confidence: float = Field(0.0, ge=0, le=1)
+    """Rows of what the server sends with no class as probable are left out, as too hard (FerKD:
+    Shen 2023)."""
+    most_confidence: float = Field(1.0, ge=0, le=1)
+    """Rows of it with a class that is more probable are left out, as too easy."""
+
     @property
     def training(self) -> dict[str, Any]:
         """Those of its keys that stand in the place of keys of ``[training]``."""
         return self.model_dump(include={"optimiser", "lr", "batch_size"}, exclude_none=True)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> DistillTable:
+        if self.least_confidence > self.most_confidence:
+            raise ValueError(
+                f"distill.least_confidence = {self.least_confidence:g} is not allowed with "
+                f"most_confidence = {self.most_confidence:g}; allowed: at most as much"
+            )
+        return self
 
 
 class ServerTable(Table):

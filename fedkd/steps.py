@@ -26,8 +26,10 @@ from fedkd.replies import COHORT, DP
 from fedkd.shapes import Shapes, Student
 from fedkd.source_checks import SourceChecker
 from fedkd.terms import Learner, Seen, check_above, check_fit
+from fedkd.training import last_layer
 from fedkd.training.loyalty import LOYALTIES
 from fedkd.work import (
+    Align,
     Count,
     Evaluate,
     Expose,
@@ -42,14 +44,15 @@ from fedkd.work import (
     Samples,
     Select,
     Share,
+    Source,
     Step,
 )
 
 SENDS = (Predict, Represent, Select, Count, Share)
 """Steps that send arrays."""
 ALLOWED = {
-    "learn": (Fit, *SENDS, Hold, Load, Evaluate),
-    "receive": (Fit, *SENDS, Hold, Load, Evaluate),
+    "learn": (Fit, Align, *SENDS, Hold, Load, Evaluate),
+    "receive": (Fit, Align, *SENDS, Hold, Load, Evaluate),
     "deploy": (Fit, Hold, Load, Evaluate),
     "measure": (Fit, *SENDS, Hold, Load, Evaluate),
     "score": (Fit, Hold, Load, Evaluate),
@@ -213,6 +216,8 @@ class Checker:
             student().part(tuple(step.part))
         elif isinstance(step, Fit):
             self._fit(hook, step, client, models)
+        elif isinstance(step, Align):
+            self._align(step, client, student())
         elif isinstance(step, Predict | Represent | Evaluate):
             self._answer(step, client, student)
         check_encodings(step, travels=hook in ("learn", "receive"))
@@ -264,13 +269,28 @@ class Checker:
 
     def _count(self, hook: str, step: Count, client: int) -> None:
         self._sources.check("Count", step.on, client)
-        if not self.shapes.labelled(step.on):
-            raise FedkdError(
-                f"Count: the samples of {source_name(step.on)} have no labels (the transfer set "
-                "never has)"
-            )
+        self._labelled("Count", step.on)
         if hook in ("learn", "receive"):
             self._release(step)
+
+    def _align(self, step: Align, client: int, student: Student) -> None:
+        self._sources.check("Align", step.on, client)
+        self._labelled("Align", step.on)
+        student.part(tuple(step.part))
+        last_layer(student.module, step.student)
+        if noise_multiplier := self.shapes.experiment.training.dp.noise_multiplier:
+            raise FedkdError(
+                f"Align is not allowed with training.dp.noise_multiplier = {noise_multiplier:g}: "
+                "it goes by how many private samples there are of each class, and no noise is on "
+                "that"
+            )
+
+    def _labelled(self, name: str, on: Source) -> None:
+        if not self.shapes.labelled(on):
+            raise FedkdError(
+                f"{name}: the samples of {source_name(on)} have no labels (the transfer set never "
+                "has)"
+            )
 
     def _answer(
         self, step: Predict | Represent | Evaluate, client: int, student: Callable[[], Student]

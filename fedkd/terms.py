@@ -24,6 +24,7 @@ from fedkd.distillation.objectives import (
 from fedkd.distillation.targets import check_probabilities
 from fedkd.errors import FedkdError, about
 from fedkd.fields import check_fields, source_name
+from fedkd.mixtures import Band, Labels, Mean, Mixture
 from fedkd.replies import bounded
 from fedkd.shapes import Student
 from fedkd.training.auxiliary import NOT_AMONG, has_head, spot
@@ -181,7 +182,9 @@ def _soft(term: Soft, on: Source, learner: Learner, seen: Seen) -> None:
     if has_head(term):
         _beside(term, on, learner.student())
     rows = classes if term.per == "class" else learner.rows(on)
-    if isinstance(term.targets, str):
+    if isinstance(term.targets, Mixture):
+        _mixture(term, term.targets, on, learner, seen)
+    elif isinstance(term.targets, str):
         teacher = _teacher("Soft", term.targets, learner)
         if isinstance(on, Samples):
             with about(f"Soft: targets = {term.targets!r}"):
@@ -191,11 +194,8 @@ def _soft(term: Soft, on: Source, learner: Learner, seen: Seen) -> None:
                 f"Soft: targets = {term.targets!r} is not allowed with objective = {name!r}, which "
                 f"takes {columns} columns; a student says {classes}"
             )
-        if term.per == "class":
-            raise FedkdError(
-                "Soft: per = 'class' is not allowed with the name of a student, which says a row a "
-                "sample"
-            )
+        if term.per == "class" and among is not None:
+            raise FedkdError(f"Soft: targets = {term.targets!r} per class {_ALONE}")
     elif isinstance(term.targets, Tensor):
         rows = _rows(term.targets, rows, on, term.per)
         _columns(term.targets, columns if among is None else among.shape[1] + 1, among)
@@ -229,6 +229,54 @@ def _beside(term: Soft, on: Source, student: Student) -> None:
         student.representation(at.cut)
         if isinstance(on, Samples) and on.cut:
             check_above("auxiliary", at.cut, on.cut, student)
+
+
+_ALONE = "is not allowed with candidates, which are a row a sample"
+
+
+def _mixture(term: Soft, mixture: Mixture, on: Source, learner: Learner, seen: Seen) -> None:
+    """Refuse parts that do not fit the samples, and rules that do not fit the parts."""
+    parts, rule, among = mixture.parts, mixture.rule, term.among
+    check_fields(mixture)
+    check_fields(rule)
+    takes = traits(made(term.objective)).targets
+    if takes != "probabilities" and any(isinstance(part, Labels) for part in parts):
+        raise FedkdError(
+            f"Mixture: Labels are not allowed with objective = {name_of(term.objective)!r}, which "
+            "takes logits"
+        )
+    if term.per == "class" and among is not None:
+        raise FedkdError(f"Soft: a Mixture per class {_ALONE}")
+    rows = learner.classes if term.per == "class" else learner.rows(on)
+    by_label = getattr(rule, "by", "") == "label" or any(isinstance(p, Labels) for p in parts)
+    if by_label and not learner.labelled(on):
+        raise FedkdError(
+            f"Mixture: it goes by labels, and the samples of {source_name(on)} have none (the "
+            "transfer set never has)"
+        )
+    for part in parts:
+        if isinstance(part, str):
+            _teacher("Mixture", part, learner)
+        elif isinstance(part, Labels):
+            check_fields(part)
+            if part.smoothing and among is not None:
+                raise FedkdError(
+                    f"Labels: smoothing = {part.smoothing:g} is not allowed with candidates, which "
+                    "are not all classes"
+                )
+        else:
+            assert isinstance(part, Tensor)
+            _rows(part, rows, on, term.per)
+            _columns(part, learner.classes if among is None else among.shape[1] + 1, among)
+            if seen.add(part, takes) and (reason := _no_targets(part, takes)):
+                raise FedkdError(f"Mixture: {reason}")
+    if isinstance(rule, Mean) and rule.weights and len(rule.weights) != len(parts):
+        raise FedkdError(f"Mean: {len(rule.weights)} weights for {len(parts)} parts; one each")
+    if isinstance(rule, Band) and not (len(parts) == 2 and rule.low <= rule.middle <= rule.top):
+        raise FedkdError(
+            f"Band: low = {rule.low:g}, middle = {rule.middle:g}, top = {rule.top:g} of "
+            f"{len(parts)} parts is not allowed; allowed: two parts, low <= middle <= top"
+        )
 
 
 def _teacher(term: str, name: str, learner: Learner) -> Student:

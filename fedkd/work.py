@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from fedkd.blends import Blend as Blend
 from fedkd.compression import Encoding, LowRank
+from fedkd.mixtures import Mixture as Mixture
 from fedkd.priors import Prior as Prior
 from fedkd.samples import SOURCES as SOURCES
 from fedkd.samples import Rows as Rows
@@ -69,11 +70,13 @@ class Soft:
     samples are passed over. ``objective`` is a name, or a name with options, as in
     ``{"name": "dkd", "beta": 4.0}``. Targets are what it expects: probabilities, or logits for
     ``mse_logits``. The name of a student of the same client stands for what that student says, at
-    ``temperature``, when the step begins; that of another student that learns in the same step, for
-    what it says of the batch at hand (see :class:`Peer`). ``temperature``, one number or ``(K,)``,
-    one a row of targets, divides the student's logits; ``tau_squared`` multiplies by its square,
-    which keeps gradients of the same size (Hinton, Vinyals & Dean 2015, section 2.1). ``reach``
-    names the blocks that the term's gradient may touch; empty means all.
+    ``temperature``, when the step begins, per class for its mean over the samples of each class;
+    that of another student that learns in the same step, for what it says of the batch at hand (see
+    :class:`Peer`). A :class:`fedkd.mixtures.Mixture` is made of parts, of these and the labels,
+    when the step begins. ``temperature``, one number or ``(K,)``, one a row of targets, divides the
+    student's logits; ``tau_squared`` multiplies by its square, which keeps gradients of the same
+    size (Hinton, Vinyals & Dean 2015, section 2.1). ``reach`` names the blocks that the term's
+    gradient may touch; empty means all.
 
     ``among`` ``(K, k)`` holds candidate classes, distinct in a row, -1 for none: the targets are
     then the probabilities ``(K, k + 1)`` of these and, last, of all other classes together, and
@@ -84,7 +87,7 @@ class Soft:
     teaches little (FedKD: Wu et al. 2022, equations 1 and 2).
     """
 
-    targets: torch.Tensor | str | Parameters
+    targets: torch.Tensor | str | Parameters | Mixture
     objective: str | Mapping[str, Any] = "forward_kl"
     temperature: float | torch.Tensor = 1.0
     weight: float = 1.0
@@ -298,6 +301,21 @@ class Count:
 
 
 @dataclass(frozen=True)
+class Align:
+    """Make the last layer's weights of classes with many samples as long as those of the others.
+
+    Favoured are classes of which the source has more samples than of the median class: their rows
+    are multiplied by the mean norm of the others' over that of their own (Zhao et al. 2020). Where
+    ``part``, as of a :class:`Fit`, leaves the last layer as it is, or all classes have as many,
+    nothing is done. It goes by private labels, and no noise is on what it does.
+    """
+
+    on: Source = "private"
+    part: tuple[str, ...] = ()
+    student: str = "own"
+
+
+@dataclass(frozen=True)
 class Hold:
     """Have a student called ``student`` from here on; one that the client has stays as it is.
 
@@ -380,7 +398,7 @@ class Expose:
 
 Sending = Predict | Represent | Select | Count | Share
 """Steps that send arrays."""
-Step = Fit | Sending | Hold | Load | Evaluate | Expose
+Step = Fit | Align | Sending | Hold | Load | Evaluate | Expose
 
 # --- what travels ---------------------------------------------------------------------------
 

@@ -32,9 +32,11 @@ from typing import ClassVar
 import torch
 
 from fedkd.caveats import LOCAL_TRAINING
-from fedkd.distillation.objectives import made, traits
+from fedkd.distillation.objectives import made, takes_probabilities, traits
+from fedkd.distillation.targets import within
 from fedkd.encodings import as_received
 from fedkd.headline import Headline as Headline
+from fedkd.mixtures import Mixture, Surest, travelling
 from fedkd.options import Epochs, Table
 from fedkd.privacy.average import Averaging
 from fedkd.random import generator
@@ -189,10 +191,16 @@ class KnowledgeStrategy(Rounds, base=True):
             if not isinstance(step, Fit) or origin(step.on) != "transfer":
                 continue
             for term in step.terms:
-                if isinstance(term, Soft) and isinstance(term.targets, torch.Tensor):
+                given = (
+                    next(iter(travelling(term.targets)), None) if isinstance(term, Soft) else None
+                )
+                if isinstance(term, Soft) and isinstance(given, torch.Tensor):
                     logits = traits(made(term.objective)).targets == "logits"
-                    labels = as_received(term.targets, term.encoding)
+                    labels = as_received(given, term.encoding)
                     labels = labels.softmax(1) if logits else labels
+                    # What is no target is no more than the uniform law.
+                    uniform = torch.full_like(labels, 1 / labels.shape[1])
+                    labels = labels.where(~labels[:, :1].isnan(), uniform)
                     if isinstance(step.on, Rows):
                         return on_all_items(labels, step.on.index, self.transfer)
                     return labels
@@ -248,7 +256,8 @@ class KnowledgeStrategy(Rounds, base=True):
         """Training on the transfer set towards ``terms``, ``options.distill_epochs`` passes.
 
         It is on :attr:`asked`, unless ``on`` has other rows. For a method whose ``Options`` are
-        made from :class:`DistillOptions`; replies with the metric ``distill_loss``.
+        made from :class:`DistillOptions`; replies with the metric ``distill_loss``. Targets that are
+        given for its rows are chosen among, or left out, as ``[distill]`` says.
         """
         on = self.asked if on is None else on
         epochs, among = self.options.distill_epochs, self.public.among
@@ -262,9 +271,31 @@ class KnowledgeStrategy(Rounds, base=True):
                 self.warn_once(LOCAL_TRAINING, f"{said}, so it equals local training")
         terms = tuple(
             replace(term, among=among) if isinstance(term, Soft) and among is not None else term
-            for term in terms
+            for term in map(self._targets, terms)
         )
         return Fit(on, terms, epochs=epochs, min_steps=0, key="distill_loss")
+
+    def _targets(self, term: Term) -> Term:
+        """``term`` of :meth:`distil` with its targets as ``[distill]`` has them."""
+        if not isinstance(term, Soft) or not isinstance(term.targets, torch.Tensor):
+            return term
+        if term.on is not None or term.per != "sample":
+            return term
+        table, targets = self.experiment.distill, term.targets
+        if table.least_confidence > 0 or table.most_confidence < 1:
+            judged = targets if takes_probabilities(term.objective) else targets.softmax(-1)
+            if self.public.among is not None:
+                judged = judged[:, :-1]  # all other classes together are no class
+            targets = within(targets, table.least_confidence, table.most_confidence, judged)
+        if targets is not term.targets and bool(targets[:, 0].isnan().all()):
+            self.warn_once(
+                "confidence",
+                "distill.least_confidence and most_confidence leave out all that the server sends: "
+                "no client learns from it",
+            )
+        if table.targets == "given":
+            return replace(term, targets=targets)
+        return replace(term, targets=Mixture(("own", targets), Surest(every=True)))
 
     def draw_rows(self, round: int, count: int) -> torch.Tensor:
         """Numbers ``(K,)`` of ``count`` samples of the transfer set, drawn anew each round.

@@ -83,7 +83,9 @@ class DSFL(Uniform):
         below = students.blocks(student)[-2:-1]
         linear = [name for name, each in student.named_modules() if isinstance(each, nn.Linear)]
         weights = self.server.parameters("server")[f"{linear[-1]}.weight"] if linear else None
-        features = self.server.represent("server", self.asked_samples().inputs, *below) if below else None
+        features = (
+            self.server.represent("server", self.asked_samples().inputs, *below) if below else None
+        )
         if weights is None or features is None or features.shape[1] != weights.shape[1]:
             raise FedkdError(
                 f"strategy.pseudo_classes = {self.options.pseudo_classes} is not allowed: the "

@@ -25,6 +25,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedkd.distillation.targets import soften
+from fedkd.mixtures import Mixture, Surest
 from fedkd.options import OnlyWith
 from fedkd.strategies.base import KnowledgeStrategy, Replies, StrategyOptions
 from fedkd.strategies.fedproto import mean_by_class
@@ -43,6 +44,10 @@ class FedDistill(KnowledgeStrategy):
         """Approach the mean logits, or their softened probabilities."""
         tau: Annotated[float, OnlyWith("objective", "forward_kl")] = Field(1.0, gt=0)
         """Temperature of ``forward_kl``."""
+
+        targets: Literal["given", "surest"] = "given"
+        """``surest``: of a class of which the client's own mean output is the surer one, that takes
+        the place of the others' (Roth, Thede et al. 2024, for classes)."""
 
     def setup(self) -> None:
         """Last means (C, C) of each client, and the classes (C,) that it holds; none yet."""
@@ -75,8 +80,9 @@ class FedDistill(KnowledgeStrategy):
         options = self.options
         if options.objective == "forward_kl":
             target = soften(target, options.tau)
+        surest = Mixture(("own", target), Surest("label", every=True))
         return Soft(
-            target,
+            surest if options.targets == "surest" else target,
             objective=options.objective,
             temperature=options.tau,
             weight=options.gamma,

@@ -107,3 +107,18 @@ def test_what_does_not_fit_is_found_before_the_first_round(override, line, text,
     with pytest.raises(FedkdError, match=line):
         run(text(override, "data.test.own=split"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ("training.align_weights=true", "training.class_variety=0.25"),
+        ("distill.targets=surest", "distill.least_confidence=0.05"),
+        ("distill.targets=surest", "release.candidates=3", "release.clip=10"),
+    ],
+)
+def test_targets_are_chosen_and_students_prepared_on_text(text, tmp_path, keys):
+    done = run(text("strategy.name=uniform", *keys), tmp_path / "run")
+    plain = run(text("strategy.name=uniform", *keys[2:]), tmp_path / "plain")
+    assert math.isfinite(done.rounds[-1]["own_loss_mean"])
+    assert done.rounds[-1]["own_loss_mean"] != plain.rounds[-1]["own_loss_mean"]

@@ -14,11 +14,13 @@ from fedkd.codec import Codec, decode, nbytes
 from fedkd.data.dataset import Task
 from fedkd.engine.worker import Worker
 from fedkd.experiment import StudentTable, TrainingTable
+from fedkd.mixtures import Band, Labels, Mean, Mixture, Surest
 from fedkd.server import ServerStudents, blocks_above, small_head
 from fedkd.students import build
 from fedkd.summaries import reached, spread
 from fedkd.training import fit, predict, represent
 from fedkd.work import (
+    Align,
     Assignment,
     Contrast,
     CrossEntropy,
@@ -532,6 +534,11 @@ HEAD = Head("conv1", {"head.weight": torch.randn(3, 4), "head.count": torch.tens
         Predict("private", output="logits", per="class", key="means"),
         Fit(terms=(Feature(torch.randn(3, 5), "conv1", weight=0.5, on="private"),)),
         Fit("transfer", (Feature(torch.randn(3, 5), "conv1", "cosine", "sample", norms=NORMS),)),
+        Fit(terms=(Soft(Mixture((torch.rand(3, 4), "peer", Labels(0.1)), Mean((1.0, 0.5, 0.0)))),)),
+        Fit(terms=(Soft(Mixture(("own", torch.rand(3, 4)), Surest("entropy"))),)),
+        Fit(terms=(Soft(Mixture(("own", Labels()), Band(0.1, 0.4))),)),
+        Fit(terms=(Soft(Mixture(("own", torch.rand(3, 3)), Surest(every=True)), per="class"),)),
+        Align("private", ("head",), "peer"),
         Fit(terms=(Soft("peer"), Soft("own", through=HEAD, reach=("conv1",)))),
         Fit(terms=(CrossEntropy(0.5, through=HEAD), CrossEntropy())),
         Fit(on=Samples(torch.randn(2, 3)), student="peer"),

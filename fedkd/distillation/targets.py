@@ -89,6 +89,24 @@ def onto_simplex(rows: Tensor) -> Tensor:
     return (rows - surplus.gather(1, count - 1)).clamp_min(0)
 
 
+def candidate_column(labels: Tensor | None, among: Tensor) -> Tensor | None:
+    """Where the classes ``labels`` ``(B,)`` are among candidates ``(B, k)``; k for all others."""
+    if labels is None:
+        return None
+    same = among == labels[:, None]
+    return torch.where(same.any(1), same.int().argmax(1), among.shape[1])
+
+
+def within(labels: Tensor, least: float, most: float, judged: Tensor | None = None) -> Tensor:
+    """``labels`` ``(K, C)``, NaN in rows whose highest probability is not within two bounds.
+
+    FerKD (Shen 2023): too hard a sample teaches nothing true, too easy a one nothing new.
+    ``judged`` has the probabilities that are looked at, if they are not the labels.
+    """
+    sure = (labels if judged is None else judged).amax(-1, keepdim=True)
+    return labels.masked_fill((sure < least) | (sure > most), torch.nan)
+
+
 def entropy(labels: Tensor) -> Tensor:
     """Entropy in nats, ``(..., C)`` to ``(...)``; 0 log 0 is 0."""
     return torch.special.entr(labels).sum(-1)

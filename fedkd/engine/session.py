@@ -24,6 +24,7 @@ from fedkd.engine.clients import Clients
 from fedkd.engine.loyalty import Loyalties
 from fedkd.engine.remembered import LEARNT
 from fedkd.errors import FedkdError
+from fedkd.mixtures import Mixture, travelling, with_travelling
 from fedkd.privacy.accounting import Release
 from fedkd.privacy.dpsgd import DPSGD, sees_private
 from fedkd.privacy.release import applies, known_of, release
@@ -32,10 +33,15 @@ from fedkd.sections import TrainingTable
 from fedkd.training import (
     BatchOfOne,
     Trainee,
+    aligned,
     class_means,
+    class_targets,
     evaluate_in_bins,
     fit_together,
     item_labels,
+    last_layer,
+    learning_names,
+    made_targets,
     nearest_prototype,
     predict,
     represent,
@@ -46,6 +52,7 @@ from fedkd.training.loyalty import Comparison, Loyalty
 from fedkd.training.student import names_around
 from fedkd.work import (
     SOURCES,
+    Align,
     Assignment,
     Contrast,
     Count,
@@ -103,7 +110,9 @@ class Session:
             self.fit(step, phase)
             return
         student = self.student(step.student)
-        if isinstance(step, Predict):
+        if isinstance(step, Align):
+            self.align(step, student)
+        elif isinstance(step, Predict):
             seed, samples = self.seed(step, step.on, step.student), self.samples(step.on)
             self.predicted(step, predict(student, samples.inputs, seed, samples.cut).clone())
         elif isinstance(step, Represent):
@@ -290,21 +299,34 @@ class Session:
     ) -> Term:
         """``term`` of a step on ``on``, its targets at hand.
 
-        They are what another student says in the place of that student's name, or decoded. Not of
-        ``peers``, which learn together: what they say comes with each batch.
+        They are what another student says in the place of that student's name, made of parts, or
+        decoded. Not of ``peers``, which learn together: what they say comes with each batch.
         """
         if isinstance(term, CrossEntropy | Soft) and term.through is not None:
             term = replace(term, through=self._framed(term.through))
         if isinstance(term, Contrast):
             return self._contrasted(term, samples)
-        if isinstance(term, Soft) and isinstance(term.targets, dict):
-            return self._decoded(term, on if term.on is None else term.on)
-        if not isinstance(term, Soft) or not isinstance(term.targets, str) or term.targets in peers:
+        if isinstance(term, Soft) and term.encoding is not None:
+            term = self._decoded(term, on if term.on is None else term.on)
+        if not isinstance(term, Soft) or not isinstance(term.targets, str | Mixture):
+            return term
+        if isinstance(term.targets, str) and term.targets in peers:
             return term
         source = samples if term.on is None else self.samples(term.on)
-        seed = self.seed(term, term.on, term.targets)
-        logits = predict(self.student(term.targets), source.inputs, seed, source.cut).clone()
-        return replace(term, targets=said(term, logits))
+        answer = partial(self._answer, term, source)
+        if isinstance(term.targets, Mixture):
+            targets = made_targets(term, source, self.clients.data.task.classes, answer)
+        else:
+            targets = answer(term.targets)
+        return replace(term, targets=targets)
+
+    def _answer(self, term: Soft, source: Samples, name: str) -> Tensor:
+        """What the student of this name says of the samples, in the place of targets."""
+        seed = self.seed(term, term.on, name)
+        logits = predict(self.student(name), source.inputs, seed, source.cut).clone()
+        if term.per == "class":
+            return class_targets(term, logits, source)
+        return said(term, logits)
 
     def _framed(self, head: Head) -> Head:
         """A head with a student's parameters in the place of its name."""
@@ -317,7 +339,8 @@ class Session:
     def _decoded(self, term: Soft, on: Source) -> Soft:
         """``term`` with the targets that were encoded for the way."""
         client, how = self.assignment.client, term.encoding
-        assert isinstance(term.targets, dict)
+        (given,) = travelling(term.targets)
+        assert isinstance(given, dict)
         assert how is not None
         columns = columns_of(term.objective, self.clients.data.task.classes)
         columns = columns if term.among is None else term.among.shape[1] + 1
@@ -327,10 +350,10 @@ class Session:
             if how.since and known is None:
                 raise RuntimeError(f"soft labels {how.name!r} of version {how.since} are not held")
         shape = len(self.clients.label_rows(on)), columns
-        targets = decoded(term.targets, how, shape, known)
+        targets = decoded(given, how, shape, known)
         if isinstance(how, Delta):
             self.clients.hold_labels(client, "received", how, on, targets)
-        return replace(term, targets=targets, encoding=None)
+        return replace(term, targets=with_travelling(term.targets, targets), encoding=None)
 
     def encoded(self, step: Predict, labels: Tensor) -> Tensor | Parameters:
         """Soft labels ``(R, C)`` as they travel."""
@@ -474,12 +497,25 @@ class Session:
 
     def count(self, step: Count) -> None:
         """Give out how many samples there are of each class."""
+        counts = self.label_counts(step)
+        self.give(step, counts.cpu(), len(counts))
+
+    def label_counts(self, step: Count | Align) -> Tensor:
+        """How many samples ``(C,)`` the source of a step has of each class."""
         labels = item_labels(self.samples(step.on))
         if labels is None:
-            raise FedkdError("Count: the samples have no labels (the transfer set never has)")
-        classes = self.clients.data.task.classes
-        counts = labels[labels >= 0].bincount(minlength=classes)
-        self.give(step, counts.cpu(), classes)
+            name = type(step).__name__
+            raise FedkdError(f"{name}: the samples have no labels (the transfer set never has)")
+        return labels[labels >= 0].bincount(minlength=self.clients.data.task.classes)
+
+    def align(self, step: Align, student: nn.Sequential) -> None:
+        """Scale the last layer's weights, if it is among what learns."""
+        name, layer = last_layer(student, step.student)
+        part = step.part or self.clients.experiment.training.part
+        if f"{name}.weight" in learning_names(student, part):
+            with torch.no_grad():
+                layer.weight.copy_(aligned(layer.weight, self.label_counts(step)))
+            self.wrote(step.student)
 
     def load(self, step: Load, student: nn.Sequential) -> None:
         """Take in parameters."""

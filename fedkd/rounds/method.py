@@ -133,6 +133,7 @@ class Method(Strategy):
         self._latest: dict[int, dict[str, float]] = {}
         self._bins: dict[str, dict[int, Bins]] = {"local": {}, "fused": {}}
         self._changed: list[int] = []
+        self._prepares = False  # whether [training] has added to any steps
         self._held: dict[int, dict[str, str]] = {}  # architectures of students beside the own
         self._fixed = {*vars(self), "_fixed", "_keeping"} - OWN_STATE
         self._keeping = Keeping(self._fixed)

@@ -34,6 +34,7 @@ from fedkd.rounds.measuring import averages, diverged, due, named, tested, tests
 from fedkd.rounds.method import Method, OnAggregates
 from fedkd.rounds.nodes import identify
 from fedkd.rounds.outcome import Line, Outcome
+from fedkd.rounds.prepared import prepared
 from fedkd.rounds.replies import Replies
 from fedkd.shapes import architectures
 from fedkd.steps import TESTED_ON, check_keys
@@ -213,7 +214,8 @@ class Rounds(Method):
         name = self.experiment.strategy.name
         self._nodes = identify(grid, self.experiment.data.clients, timeout)
         self._privacy.world, self._on_aggregates = world, on_aggregates
-        for round in range(first_round, (num_rounds or self.experiment.rounds) + 1):
+        last = num_rounds or self.experiment.rounds
+        for round in range(first_round, last + 1):
             begin = time.perf_counter()
             self._outcome = Outcome(round)
             self.server.loyalties.clear()
@@ -235,6 +237,8 @@ class Rounds(Method):
             # Before the lines are written: what it looks at is one of them.
             with blaming(self._where, "stop", round), self._draws(round, "stop"):
                 stopping = as_decision(self.stop(round))
+            if stopping or round == last:
+                self._watch_prepared()
             if on_round is not None:
                 clients = self._outcome.client_lines()
                 on_round(self._outcome.line, {"clients": clients, **self._privacy.lines()})
@@ -325,6 +329,8 @@ class Rounds(Method):
         """
         with blaming(self._where, hook, round, client):
             steps = as_steps(getattr(self, hook)(round, client))
+            if hook in ("learn", "receive"):
+                steps = self._prepared(steps)
             if hook == "score":
                 steps = named(steps, self.experiment)
             if steps:
@@ -334,6 +340,25 @@ class Rounds(Method):
                 self._checker.check(hook, steps, client, models)
                 self._watch_tests(hook, steps)
         return steps
+
+    def _prepared(self, steps: tuple[Step, ...]) -> tuple[Step, ...]:
+        """Steps with what ``[training]`` adds before what is sent."""
+        found = prepared(steps, self.experiment.training)
+        self._prepares = self._prepares or len(found) > len(steps)
+        return found
+
+    def _watch_prepared(self) -> None:
+        """Warn, at the end, of keys that had no effect as nobody answered after training."""
+        training = self.experiment.training
+        if self._prepares:
+            return
+        for key in ("class_variety", "align_weights"):
+            if getattr(training, key):
+                self.warn_once(
+                    key,
+                    f"training.{key} had no effect: no client's student was asked for soft labels "
+                    "after it had trained on private samples",
+                )
 
     def _watch_tests(self, hook: str, steps: tuple[Step, ...]) -> None:
         """Warn of training on what students are tested on."""

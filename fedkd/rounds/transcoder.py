@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fedkd.compression import Delta, Encoding
 from fedkd.encodings import Undecodable, as_received, decoded, encoded, loaded, multiplied
+from fedkd.mixtures import travelling, with_travelling
 from fedkd.shapes import Shapes
 from fedkd.training import item_counts, item_numbers
 from fedkd.work import (
@@ -93,17 +94,19 @@ class Transcoder:
     def _target(self, client: int, version: int, step: Fit, term: Term) -> Term:
         if not isinstance(term, Soft) or term.encoding is None:
             return term
-        assert isinstance(term.targets, Tensor)
+        (given,) = travelling(term.targets)
+        assert isinstance(given, Tensor)
         how, on = term.encoding, step.on if term.on is None else term.on
         if not isinstance(how, Delta):
-            return replace(term, targets=self._once(term.targets, how, None, on))
+            arrays = self._once(given, how, None, on)
+            return replace(term, targets=with_travelling(term.targets, arrays))
         since, held = self._there.get(client, {}).get(how.name, (0, None))
-        if held is not None and held.shape[1] != term.targets.shape[1]:
+        if held is not None and held.shape[1] != given.shape[1]:
             since, held = 0, None
-        arrays = self._once(term.targets, how, held, on)
-        merged = self._merge(held, term.targets, how, on)
+        targets = with_travelling(term.targets, self._once(given, how, held, on))
+        merged = self._merge(held, given, how, on)
         self._sent.setdefault(client, {})[how.name] = version, merged
-        return replace(term, targets=arrays, encoding=_versions(how, since, version))
+        return replace(term, targets=targets, encoding=_versions(how, since, version))
 
     def _once(self, targets: Tensor, how: Encoding, held: Tensor | None, on: Source) -> Parameters:
         index = on.index if isinstance(on, Rows) else None

@@ -1,5 +1,6 @@
 """The one training loop, and prediction: what Fit, Predict and Evaluate come down to."""
 
+from fedkd.training.aligning import aligned, last_layer
 from fedkd.training.auxiliary import Auxiliary
 from fedkd.training.batches import BatchOfOne, local_steps
 from fedkd.training.course import Course, Validation, span
@@ -24,6 +25,7 @@ from fedkd.training.items import (
 from fedkd.training.learners import Trainee
 from fedkd.training.loop import fit, fit_together
 from fedkd.training.losses import said
+from fedkd.training.made_targets import class_targets, made_targets
 from fedkd.training.own_loss import OwnLoss, minimise
 from fedkd.training.student import learning_names, learning_state, requiring, student_draws
 
@@ -35,7 +37,9 @@ __all__ = [
     "OwnLoss",
     "Trainee",
     "Validation",
+    "aligned",
     "class_means",
+    "class_targets",
     "evaluate",
     "evaluate_in_bins",
     "fit",
@@ -44,9 +48,11 @@ __all__ = [
     "item_labels",
     "item_numbers",
     "items",
+    "last_layer",
     "learning_names",
     "learning_state",
     "local_steps",
+    "made_targets",
     "minimise",
     "nearest_prototype",
     "on_all_items",

@@ -19,8 +19,9 @@ from fedkd.distillation.objectives import (
     name_of,
     traits,
 )
-from fedkd.distillation.targets import among_logs
+from fedkd.distillation.targets import among_logs, candidate_column
 from fedkd.errors import FedkdError
+from fedkd.mixtures import Mixture
 from fedkd.students import cut_index, part_names
 from fedkd.training.auxiliary import NOT_AMONG, parameters_of, said_by, spot
 from fedkd.training.batches import Batch
@@ -131,6 +132,8 @@ class Loss:
             targets = term.targets
             if isinstance(targets, dict):
                 raise FedkdError("Soft: its targets were not decoded")
+            if isinstance(targets, Mixture):
+                raise FedkdError("Soft: its targets were not made of their parts")
             if isinstance(targets, str):
                 if targets not in peers:
                     raise FedkdError(f"Soft: the student {targets!r} was not asked for its targets")
@@ -275,7 +278,7 @@ class Loss:
         if self.argmax:
             labels = targets.argmax(1)
         elif among is not None:
-            labels = _column(labels, among)
+            labels = candidate_column(labels, among)
         given = {"labels": labels, "memory": self.memory, "auxiliary": auxiliary}
         needed = provided(self.needs, batch, there, given)
         if not len(rows):
@@ -405,14 +408,6 @@ def _labels(batch: Batch, term: str) -> Tensor:
     if batch.labels is None:
         raise FedkdError(f"{term}: the samples have no labels (the transfer set never has)")
     return batch.labels
-
-
-def _column(labels: Tensor | None, among: Tensor) -> Tensor | None:
-    """Where the classes ``labels`` are among candidates ``(B, k)``: k for one that is none."""
-    if labels is None:
-        return None
-    same = among == labels[:, None]
-    return torch.where(same.any(1), same.int().argmax(1), among.shape[1])
 
 
 def _present(given: Tensor | str) -> Tensor:

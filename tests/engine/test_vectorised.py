@@ -9,6 +9,7 @@ from lines import measured
 from fedkd import Experiment, run
 from fedkd.engine import rule
 from fedkd.engine.worker import Worker
+from fedkd.mixtures import Labels, Mean, Mixture, Surest
 from fedkd.work import (
     Assignment,
     Blend,
@@ -203,6 +204,28 @@ TERMS = {
                 torch.where(torch.arange(10)[:, None] == c, torch.nan, targets(h, c, 10)),
                 per="class",
             ),
+        ),
+    ),
+    "a mixture of all there is": lambda h, c: Fit(
+        "private",
+        (
+            CrossEntropy(),
+            Soft(
+                Mixture(
+                    (targets(h, c, h.rows(c, "private")), "own", Labels(0.1)),
+                    Mean((1.0, 2.0, 0.5)),
+                ),
+                temperature=2.0,
+            ),
+            Soft(Mixture(("own", per_sample(h, c)), Surest()), on="transfer"),
+        ),
+    ),
+    "means a class, its own and others'": lambda h, c: Fit(
+        "private",
+        (
+            CrossEntropy(),
+            Soft("own", "capped_reverse_kl", weight=-0.25, per="class"),
+            Soft(Mixture(("own", targets(h, c, 10)), Surest("label", every=True)), per="class"),
         ),
     ),
     "prototypes": lambda h, c: Fit(

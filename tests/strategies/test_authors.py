@@ -14,9 +14,11 @@ from fedkd import Experiment, FedkdError, registry, run
 from fedkd.compression import LowRank, Quantised
 from fedkd.engine.inline import InlineGrid
 from fedkd.engine.worker import Worker
+from fedkd.mixtures import Band, Labels, Mean, Mixture, Surest
 from fedkd.shapes import Sizes
 from fedkd.strategies.base import Headline, KnowledgeStrategy, StrategyOptions
 from fedkd.work import (
+    Align,
     Blend,
     Contrast,
     CrossEntropy,
@@ -321,7 +323,7 @@ STEPS = {
     ),
     "an objective without a name": (
         on_transfer(soft(objective={"beta": 1.0})),
-        "Soft: objective.name = None is not allowed; known: cross_entropy, dkd",
+        "Soft: objective.name = None is not allowed; known: .*cross_entropy, dkd",
     ),
     "an objective that needs labels": (
         on_transfer(soft(objective="not_true")),
@@ -460,7 +462,10 @@ STEPS = {
         [Fit(student="twin"), Hold("twin")],
         "step 1: Fit: student 'twin' is not known",
     ),
-    "a teacher per class": ([Fit(terms=(Soft("own", per="class"),))], "per = 'class' is not all"),
+    "a teacher per class without labels": (
+        on_transfer(Soft("own", per="class")),
+        "Soft: the samples of 'transfer' have no labels",
+    ),
     "an architecture nobody knows": ([Hold("twin", "cnn22")], "'cnn22' is not known"),
     "a name with a colon": ([Hold("a:b")], "a name has no colon"),
     "the own student held": ([Hold("own")], "Hold: student = 'own' is not allowed"),
@@ -525,6 +530,86 @@ STEPS = {
     "norms of others": (
         on_transfer(Feature(torch.zeros(80, 20), "fc1", "cosine", "sample", norms=torch.ones(10))),
         r"Feature: norms of shape \(10,\) are not allowed; one for each of 80 rows",
+    ),
+    "a mixture of one": (
+        on_transfer(Soft(Mixture(("own",)))),
+        "Mixture: parts = .* is not allowed; allowed: a tuple of two at least",
+    ),
+    "a mixture with labels that are not there": (
+        on_transfer(Soft(Mixture(("own", Labels())))),
+        "Mixture: it goes by labels, and the samples of 'transfer' have none",
+    ),
+    "the surest of labels that are not there": (
+        on_transfer(Soft(Mixture(("own", torch.full((80, 10), 0.1)), Surest("label")))),
+        "Mixture: it goes by labels",
+    ),
+    "a mixture of fewer samples": (
+        on_transfer(Soft(Mixture(("own", torch.full((8, 10), 0.1))))),
+        "Soft: 8 targets for 80 rows",
+    ),
+    "a mixture of logits": (
+        on_transfer(Soft(Mixture(("own", torch.full((80, 10), 3.0))))),
+        "Mixture: targets are not probabilities",
+    ),
+    "aligning by samples without labels": (
+        [Align("transfer")],
+        "Align: the samples of 'transfer' have no labels",
+    ),
+    "aligning a student nobody has": ([Align(student="twin")], "student 'twin' is not known"),
+    "means a class with candidates": (
+        [
+            Fit(
+                terms=(Soft("own", per="class", among=torch.zeros(10, 1, dtype=torch.int64)),),
+            )
+        ],
+        "Soft: targets = 'own' per class is not allowed with candidates",
+    ),
+    "means a class of who learns in the same step": (
+        [
+            Hold("twin"),
+            Fit(
+                terms=(Soft("twin", per="class"),),
+                together=(Peer("twin", (CrossEntropy(),), "twin_loss"),),
+            ),
+        ],
+        "Soft: targets = 'twin' per class is not allowed: this student learns in the same step",
+    ),
+    "labels as logits": (
+        [Fit(terms=(Soft(Mixture(("own", Labels())), "mse_logits"),))],
+        "Mixture: Labels are not allowed with objective = 'mse_logits', which takes logits",
+    ),
+    "a mixture with nobody": (
+        on_transfer(Soft(Mixture(("own", "twin")))),
+        "Mixture: student 'twin' is not known; known: own",
+    ),
+    "a mixture with a weight too few": (
+        on_transfer(Soft(Mixture(("own", "own"), Mean((1.0,))))),
+        "Mean: 1 weights for 2 parts; one each",
+    ),
+    "weights of nothing": (
+        on_transfer(Soft(Mixture(("own", "own"), Mean((0.0, 0.0))))),
+        "Mean: weights = .* is not allowed; allowed: a tuple of numbers from 0, not all",
+    ),
+    "a band upside down": (
+        on_transfer(Soft(Mixture(("own", "own"), Band(0.5, 0.2, by="confidence")))),
+        "Band: low = 0.5, middle = 0.2, top = 1 of 2 parts is not allowed",
+    ),
+    "smoothing with candidates": (
+        [
+            Fit(
+                terms=(
+                    Soft(
+                        Mixture(("own", Labels(0.1))),
+                        among=torch.zeros(1, 1, dtype=torch.int64),
+                    ),
+                )
+            )
+        ],
+        "Labels: smoothing = 0.1 is not allowed with candidates",
+    ),
+    "an encoded mixture": (
+        on_transfer(Soft(Mixture(("own", "own")), encoding=Quantised(4))),
+        "Soft: encoding is not allowed with a Mixture",
     ),
     # parameters
     "parameters nobody has": ([Load({"fc9.weight": torch.ones(2)})], "has no fc9.weight"),
