@@ -22,6 +22,7 @@ from collections.abc import Sequence
 import torch
 from pydantic import Field
 
+from fedkd.distillation.objectives import ObjectiveOption
 from fedkd.distillation.targets import sharpen
 from fedkd.options import Epochs
 from fedkd.privacy.candidates import possible
@@ -38,6 +39,9 @@ class DSFL(Uniform):
 
         era_temperature: float = Field(0.1, gt=0)
         """Temperature of the sharpening softmax; the paper's default."""
+        objective: ObjectiveOption = "cross_entropy"
+        """How clients and the server's student learn from the sharpened soft labels, of ``fedkd
+        list objectives``; with options it is ``{name = "...", ...}``."""
         server_epochs: Epochs | None = None
         """Passes over the transfer set in which the server's student learns, a round; not given: as
         the clients'; 0: it never learns."""
@@ -58,15 +62,15 @@ class DSFL(Uniform):
         self.fused = sharpen(self.fused, self.options.era_temperature)
         given = self.options.server_epochs
         epochs = self.options.distill_epochs if given is None else given
-        self.server.fit("server", round, Samples(self.transfer), [self.towards()], epochs)
+        self.server.fit("server", round, Samples(self.transfer), [self.sharpened()], epochs)
 
-    def towards(self) -> Soft:
-        """Cross-entropy to the sharpened soft labels, on both sides."""
-        return Soft(self.fused, objective="cross_entropy", among=self.public.among)
+    def sharpened(self) -> Soft:
+        """The term of the sharpened soft labels, on both sides."""
+        return self.soft(self.fused, among=self.public.among)
 
     def receive(self, round: int, client: int) -> Sequence[Step]:
         """Learn from the sharpened soft labels."""
-        return [self.distil(self.towards())]
+        return [self.distil(self.sharpened())]
 
     def score(self, round: int, client: int) -> Sequence[Step]:
         """The server's student, as the paper predicts."""

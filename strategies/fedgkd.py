@@ -15,9 +15,10 @@ from collections.abc import Sequence
 import torch
 from pydantic import Field
 
-from fedkd.strategies.base import Replies
+from fedkd.distillation.objectives import ObjectiveOption
+from fedkd.strategies.base import Knowledge, Replies
 from fedkd.strategies.fedavg import AverageOptions, FedAvg, average
-from fedkd.work import CrossEntropy, Fit, Hold, Load, Parameters, Share, Soft, Step
+from fedkd.work import CrossEntropy, Fit, Hold, Load, Parameters, Share, Step
 
 
 class FedGKD(FedAvg):
@@ -36,6 +37,10 @@ class FedGKD(FedAvg):
         """Weight of the teacher, halved as in the paper; 0 is FedAvg."""
         buffer: int = Field(5, ge=1, le=1_000)
         """Global students that the teacher is the mean of: M in the paper; 1 is the last alone."""
+        objective: ObjectiveOption = "forward_kl"
+        """How clients learn from the teacher, of ``fedkd list objectives``."""
+
+    knowledge = Knowledge("logits", labelled=True)
 
     def setup(self) -> None:
         """The global student, which is its own first teacher."""
@@ -52,7 +57,7 @@ class FedGKD(FedAvg):
             Load(self.parameters),
             Hold("teacher"),
             Load(teacher, student="teacher"),
-            Fit(terms=(CrossEntropy(), Soft("teacher", weight=self.options.gamma / 2))),
+            Fit(terms=(CrossEntropy(), self.soft("teacher", weight=self.options.gamma / 2))),
             Share(),
         ]
 
