@@ -62,7 +62,7 @@ class SelfDistill(KnowledgeStrategy):
         learn = Fit(terms=(CrossEntropy(), soft))
         if not options.restart:
             return [learn]
-        kept = [Hold("before"), Load("own", student="before")]
+        kept: list[Step] = [Hold("before"), Load("own", student="before")]
         return [*kept, Hold("first"), Load("first"), learn]
 
     def fuse(self, round: int, replies: Replies) -> None:
