@@ -61,10 +61,10 @@ def draw(
     if len(cells) > MOST:
         raise FedkdError(f"{len(cells)} methods and kinds of data do not fit; allowed: {MOST}")
     most = max(len(found) for _, found, _ in cells)
-    figure, axes = grid(len(cells), 0.5 + LINE * most, sharey="none")
+    figure, axes = grid(len(cells), 0.8 + LINE * most, sharey="none")
     for panel, (_, found, _) in zip(axes, cells):
         _panel(panel, found)
-    outer(axes, f"Difference to {reference} (points)", "Objective")
+    outer(axes, "Difference (points)", "Objective")
     seeds = {it.n for _, found, _ in cells for it in found.values()}
     said = f"95 % intervals of a panel at once, over {_span(seeds)} seeds"
     titles(
