@@ -10,14 +10,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from fedkd import registry
-from fedkd.distillation.objectives import name_of
 from fedkd.errors import nearest
 from fedkd.plots.gather import MOST, check, final, noted, panels, said_of_stage
 from fedkd.plots.style import COLOURS, GREY, grid, legend, outer, styled, titles
 from fedkd.results import FedkdError, Run
 from fedkd.statistics import Interval, at_once
 
+DEFAULT = "default"
 LINE = 0.17
 """Inches that an objective takes of a panel's height."""
 TOLD = {"better": COLOURS[0], "worse": COLOURS[1], "not told": GREY}
@@ -33,8 +32,7 @@ def draw(
 
     A panel a method and kind of data, a line an objective, the best on top: the mean difference
     over the seeds that both have, with intervals by Student's t that hold at once for all of a
-    panel (Bonferroni). Methods without an objective, and panels without the reference, are left
-    out.
+    panel (Bonferroni). Panels without the reference are left out.
 
     Raises
     ------
@@ -56,7 +54,7 @@ def draw(
     if not cells:
         raise FedkdError(
             f"--reference {reference!r} has nothing beside it{nearest(reference, sorted(known))}; "
-            f"objectives of these runs: {', '.join(sorted(known)) or 'none'}"
+            f"objectives of these runs: {', '.join(sorted(known))}"
         )
     if len(cells) > MOST:
         raise FedkdError(f"{len(cells)} methods and kinds of data do not fit; allowed: {MOST}")
@@ -102,27 +100,22 @@ def differences(
 
 
 def objective_of(run: Run) -> str:
-    """The objective of a run, with its options; empty where its method has none.
+    """The objective that a run names, with its options; ``default`` where it names none.
 
     Whose classes count as true ones is no name's part.
     """
-    options: Any = registry.load("strategies", run.experiment.strategy.name).read_options(
-        run.experiment
-    )
-    chosen = getattr(options, "objective", None)
-    if chosen is None:
-        return ""
-    more = {} if isinstance(chosen, str) else {**chosen}
-    said = [f"{key} {value}" for key, value in more.items() if key not in ("name", "labels")]
-    return ", ".join([name_of(chosen), *said])
+    chosen: Any = run.experiment.strategy.options.get("objective", DEFAULT)
+    if isinstance(chosen, str):
+        return chosen
+    said = [f"{key} {value}" for key, value in chosen.items() if key not in ("name", "labels")]
+    return ", ".join([str(chosen["name"]), *said])
 
 
 def _methods(runs: Sequence[Run]) -> dict[str, dict[str, dict[int, Run]]]:
     """Runs by method, objective and seed."""
     found: dict[str, dict[str, dict[int, Run]]] = {}
     for run in runs:
-        if not (objective := objective_of(run)):
-            continue
+        objective = objective_of(run)
         method, seed = run.experiment.strategy.name, run.experiment.seed
         seeds = found.setdefault(method, {}).setdefault(objective, {})
         if seed in seeds:

@@ -63,18 +63,16 @@ def test_the_reference_may_be_another_and_turns_the_sign(tmp_path):
 
 
 def test_options_are_in_the_name_and_where_labels_come_from_is_not(tmp_path):
-    plain = fake_run(tmp_path / "a", "strategy.name=knfu")
-    assert objective_of(plain) == "forward_kl"
     options = 'strategy.objective={name="dkd", beta=2.0}'
     assert (
         objective_of(fake_run(tmp_path / "b", "strategy.name=fedntd", options)) == "dkd, beta 2.0"
     )
-    assert objective_of(fake_run(tmp_path / "c", "strategy.name=local")) == ""
+    assert objective_of(fake_run(tmp_path / "c", "strategy.name=local")) == "default"
 
 
 def test_what_cannot_be_compared_is_said_in_a_line(tmp_path):
     runs = study(tmp_path, methods=("knfu",))
     with pytest.raises(FedkdError, match=r"'forward_k' has nothing beside it .*did you mean 'forw"):
         draw(runs, "forward_k")
-    with pytest.raises(FedkdError, match="objectives of these runs: none"):
+    with pytest.raises(FedkdError, match="objectives of these runs: default"):
         draw([fake_run(tmp_path / "local", "strategy.name=local")])
