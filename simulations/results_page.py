@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedkd.errors import FedkdError
 from fedkd.escaping import code, markdown
+from fedkd.headline import ACCURACY
 from fedkd.plots.style import styled
 from fedkd.results import Run
 from fedkd.simulations import leakage, table_formats, tables
@@ -30,7 +31,7 @@ from fedkd.simulations.answers import Answer, answers, listed, run_missing, sect
 from fedkd.simulations.captions import direction
 from fedkd.simulations.cells import ARM, SEED, Cell, Label, Suite, panels, where
 from fedkd.simulations.claim import MEASURES, claims
-from fedkd.simulations.results_sections import SECTIONS, Picture, Section
+from fedkd.simulations.results_sections import RANKED, SECTIONS, Picture, Section
 from fedkd.simulations.rules import Judgement
 from fedkd.simulations.suite import frame, read, suites
 from fedkd.simulations.table_formats import notes_markdown
@@ -212,7 +213,7 @@ def _tables(suite: Suite, shown: Section) -> Iterator[str]:
         for axis, label in labels.items():
             here = here[here[axis] == label]
         for value in shown.values:
-            if value == EVERY or (value in here and here[value].notna().any()):
+            if value in (EVERY, RANKED) or (value in here and here[value].notna().any()):
                 yield _table(suite, here, shown, value, labels)
 
 
@@ -237,14 +238,23 @@ def _table(
     suite: Suite, here: DataFrame, shown: Section, value: str, labels: Mapping[str, Any]
 ) -> str:
     columns = [shown.columns] if shown.columns else []
+    ranked = value == RANKED
     if value == EVERY:
         made = accuracies(here, shown.rows)
+    elif ranked:
+        value, held = ACCURACY, shown.reference
+        made = tables.table(
+            here, shown.rows, columns, value, best="max", differences=held, ranked=True
+        )
     else:
         made = tables.table(here, shown.rows, columns, value, best=direction(value))
     words = ["fedkd", "table", suite.name, "--scale", suite.scale, "--value", value]
     words += ["--rows", shown.rows, *(word for axis in columns for word in ("--columns", axis))]
     words += [word for axis, label in labels.items() for word in ("--where", f"{axis}={label}")]
-    title = _title(MEASURES.get(value, value.replace("_", " ")), labels)
+    if ranked:
+        words += ["--differences", shown.reference, "--ranked"]
+    what = MEASURES.get(value, value.replace("_", " "))
+    title = _title(f"{what}, against {shown.reference}" if ranked else what, labels)
     return f"#### {title}\n\n{code(shlex.join(words))}\n\n{table_formats.markdown(made)}"
 
 

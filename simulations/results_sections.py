@@ -17,6 +17,8 @@ LEAKAGE = (
     *("audited_epsilon", "exposure_teacher", "exposure_student"),
 )
 
+RANKED = "ranked"
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -38,13 +40,15 @@ class Section:
     """What the page shows of a suite: tables of ``values``, and figures.
 
     Without ``columns`` a table is of one value, or, of ``accuracies``, of all of these side by
-    side. Where rows are ways of release, also a table of what each leaks.
+    side; ``ranked`` is what rows differ by from the row ``reference`` where papers score accuracy,
+    the best first. Where rows are ways of release, also a table of what each leaks.
     """
 
     rows: str
     columns: str
     values: tuple[str, ...]
     pictures: tuple[Picture, ...]
+    reference: str = ""
 
 
 SECTIONS = {
@@ -54,6 +58,15 @@ SECTIONS = {
         (EVERY, *COST),
         (Picture("pareto", {"metric": "headline_accuracy"}, each=("data",)),),
     ),
+    "objectives": Section(
+        "objective",
+        "setting",
+        (RANKED, "headline_accuracy", "own_ece_mean"),
+        (Picture("objectives"),),
+        reference="forward_kl",
+    ),
+    "policies": Section("policy", "data.alpha", ACCURACIES, ()),
+    "swing-objectives": Section("objective", "data", (*UTILITY, "exposure_student"), ()),
     "knfu-heterogeneity": Section(
         "method",
         "data.alpha",

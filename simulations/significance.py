@@ -7,12 +7,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fedkd.escaping import plain
 from fedkd.simulations.captions import Best
 from fedkd.simulations.table_runs import Key, Runs
-from fedkd.statistics import LEVEL, Paired, Test, fewest_to_tell, holm, paired, smallest_told
+from fedkd.statistics import (
+    LEVEL,
+    Paired,
+    Test,
+    at_once,
+    fewest_to_tell,
+    holm,
+    paired,
+    smallest_told,
+)
 
 WORSE = "↓"
 THE_BEST = "the best of the column"
@@ -44,16 +53,29 @@ def best_key(there: Mapping[Key, Runs], best: Best | None) -> Key | None:
 
 
 def compared_with(
-    there: Mapping[Key, Runs], reference: Key, best: Best | None, test: Test
+    there: Mapping[Key, Runs],
+    reference: Key,
+    best: Best | None,
+    test: Test,
+    *,
+    together: bool = False,
 ) -> dict[Key, Comparison]:
-    """A column's entries against one, in the seeds that both have; not tested if none is best."""
+    """A column's entries against one, in the seeds that both have; not tested if none is best.
+
+    With ``together`` the intervals of their differences hold for all of them at once.
+    """
     pairs: dict[Key, Paired] = {}
     smallest: dict[Key, float] = {}
+    apart: dict[Key, list[float]] = {}
     for key, its in there.items():
         seeds = [seed for seed in its.numbers if seed in there[reference].numbers]
         if key != reference and seeds:
             a, b = ([there[one].numbers[seed] for seed in seeds] for one in (key, reference))
             pairs[key], smallest[key] = paired(a, b, test=test), smallest_told(a, b)
+            apart[key] = [x - y for x, y in zip(a, b, strict=True)]
+    if together:
+        held = dict(zip(apart, at_once(list(apart.values())), strict=True))
+        pairs = {key: replace(pair, difference=held[key]) for key, pair in pairs.items()}
     tested = [key for key, pair in pairs.items() if pair.n > 1 and best is not None]
     adjusted = dict(zip(tested, holm([pairs[key].p for key in tested]), strict=True))
     sign = 1 if best == "min" else -1

@@ -35,6 +35,7 @@ def of_suite(
     best: Best | None = "max",
     test: Test = "t",
     differences: bool | str = False,
+    ranked: bool = False,
 ) -> Table:
     """The table of a suite's finished runs, or of all that lie below a folder.
 
@@ -77,14 +78,24 @@ def of_suite(
     if not of_runs:
         _one_label(frame, opened.axes, (*rows, *columns, SEED))
     if value == EVERY:
+        if ranked:
+            raise FedkdError(f"--ranked is of one value, not of --value {EVERY}")
         if columns:
             raise FedkdError(f"--value {EVERY} has columns of its own: leave --columns out")
         return accuracies(frame, rows, spread=spread, best=best, test=test, differences=differences)
     made = partial(
-        table, frame, rows, columns, spread=spread, best=best, test=test, differences=differences
+        table,
+        frame,
+        rows,
+        columns,
+        spread=spread,
+        best=best,
+        test=test,
+        differences=differences,
+        ranked=ranked,
     )
     value = value or (ACCURACY if _measured(frame, ACCURACY) else "own_accuracy_mean")
-    if value == ACCURACY and _measured(frame, OTHER):
+    if value == ACCURACY and not ranked and _measured(frame, OTHER):
         return beside(made(ACCURACY), made(OTHER), headlines(frame))
     return made(value)
 

@@ -78,6 +78,7 @@ def table(
     test: Test = "t",
     paired_by: str = "seed",
     differences: bool | str = False,
+    ranked: bool = False,
 ) -> Table:
     """Gather runs into a table: an entry for all runs of one row and column, over their seeds.
 
@@ -105,6 +106,9 @@ def table(
     differences : bool or str
         Instead of means, differences to the best of the column, or to the row with this heading,
         with their paired 95 % intervals by Student's t.
+    ranked : bool
+        Of differences: those of a column have intervals that hold for all of them at once
+        (Bonferroni), and rows come in the order of their mean over columns, the best first.
 
     Raises
     ------
@@ -121,6 +125,8 @@ def table(
     named = _row(differences, left, heads) if isinstance(differences, str) else None
     if differences is True and best is None:
         raise FedkdError(f"differences in {value} are to the best, or to a row: say which")
+    if ranked and not differences:
+        raise FedkdError("a ranking is of differences: say to which row they are")
     bests, references = set[Key](), set[Key]()
     compared: dict[Key, Comparison] = {}
     for column in top:
@@ -130,7 +136,7 @@ def table(
         reference = first if named is None else (named, column)
         if reference in there:
             references.add(reference)
-            compared |= compared_with(there, reference, best, test)
+            compared |= compared_with(there, reference, best, test, together=ranked)
     _, unit, digits = shown(value)
     notes, marked = _noted(runs, (*down, *across))
     entries = {}
@@ -145,18 +151,20 @@ def table(
     seeds = sorted({entry.seeds for entry in entries.values()} - {0})
     if len(seeds) > 1:
         entries = {key: _with_seeds(entry) for key, entry in entries.items()}
+    if ranked:
+        left = sorted(left, key=lambda row: _standing(entries, row, best))
     reference_name = differences if isinstance(differences, str) else THE_BEST * differences
     unit = "points" if differences and unit == "%" else unit
     caption = [
         subject(frame, value, unit, across, seeds),
-        _of_entries(spread, max(seeds), reference_name),
+        _of_entries(spread, max(seeds), reference_name, ranked),
         f"Best of a column: the {'largest' if best == 'max' else 'smallest'} mean." * bool(bests),
         of_tests(list(compared.values()), reference_name, test, unit, digits) if best else "",
     ]
     return Table(
         corner=", ".join(down),
         columns=tuple(head or value for head in headings(top)),
-        rows=tuple(heads),
+        rows=tuple(headings(left)),
         cells=tuple(tuple(entries.get((row, column)) for column in top) for row in left),
         value=value,
         unit=unit,
@@ -195,6 +203,13 @@ def _row(heading: str, left: Sequence[Labels], heads: Sequence[str]) -> Labels:
         f"--differences {heading!r} is not a row{nearest(heading, list(heads))}; rows: "
         f"{', '.join(heads)}"
     )
+
+
+def _standing(entries: Mapping[Key, Entry], row: Labels, best: Best | None) -> float:
+    """Where a row is in a ranking: the mean of its differences, the better the smaller."""
+    there = [it.mean for key, it in entries.items() if key[0] == row and math.isfinite(it.mean)]
+    sign = 1 if best == "min" else -1
+    return sign * sum(there) / len(there) if there else math.inf
 
 
 # --- entries --------------------------------------------------------------------------------------
@@ -262,11 +277,13 @@ def _noted(
     return lines, found
 
 
-def _of_entries(spread: Spread, seeds: int, reference: str) -> str:
+def _of_entries(spread: Spread, seeds: int, reference: str, ranked: bool) -> str:
     """What an entry's numbers are."""
     if reference:
-        interval = " with its 95 % interval by Student's t, each by itself" if seeds > 1 else ""
-        return f"Difference to {plain(reference)}, paired over seeds{interval}."
+        held = "those of a column at once (Bonferroni)" if ranked else "each by itself"
+        interval = f" with its 95 % interval by Student's t, {held}" if seeds > 1 else ""
+        order = " Rows by their mean over columns, the best first." if ranked else ""
+        return f"Difference to {plain(reference)}, paired over seeds{interval}.{order}"
     if seeds < 2:
         return ""
     spreads = {"std": "± standard deviation", "bootstrap": "[95 % bootstrap interval]"}

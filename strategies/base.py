@@ -27,14 +27,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
 from fedkd.caveats import LOCAL_TRAINING
-from fedkd.distillation.objectives import made, takes_probabilities, traits
+from fedkd.distillation.knowledge import Knowledge as Knowledge
+from fedkd.distillation.objectives import ObjectiveOption, made, takes_probabilities, traits
 from fedkd.distillation.targets import within
 from fedkd.encodings import as_received
+from fedkd.errors import FedkdError
+from fedkd.experiment import Experiment
 from fedkd.headline import Headline as Headline
 from fedkd.mixtures import Mixture, Surest, travelling
 from fedkd.options import Epochs, Table
@@ -57,6 +60,10 @@ class DistillOptions(StrategyOptions):
 
     distill_epochs: Epochs = 1.0
     """Passes over the transfer set in which a client learns from the fused knowledge, a round."""
+    objective: ObjectiveOption = "forward_kl"
+    """How it learns: a name of ``fedkd list objectives``, or with options ``{name = "...", ...}``.
+    The transfer set has no labels: ``labels = "argmax"`` in that table takes the likeliest class
+    of the fused soft label in their place."""
 
 
 class KnowledgeStrategy(Rounds, base=True):
@@ -65,8 +72,9 @@ class KnowledgeStrategy(Rounds, base=True):
     Hooks may read ``self.experiment``, ``self.options`` (an ``Options``), ``self.task`` (the shape
     of an input, the C classes), ``self.transfer`` (inputs of the transfer set, ``(M, ...)``) and
     ``self.public`` (what else is known to all); train students on ``self.server``; and call
-    :meth:`distil`, :meth:`draw_rows`, :meth:`rows`, :meth:`label_rows`, :meth:`over_classes`,
-    :meth:`initial_student`, :meth:`initial_parameters` and :meth:`warn_once`. Which samples of the
+    :meth:`soft`, :meth:`distil`, :meth:`draw_rows`, :meth:`rows`, :meth:`label_rows`,
+    :meth:`over_classes`, :meth:`initial_student`, :meth:`initial_parameters` and
+    :meth:`warn_once`. Which samples of the
     transfer set a round is about is :attr:`asked`, their numbers :attr:`asked_index`, and what
     students on the server learn them from :meth:`asked_samples`; :meth:`of_asked` and
     :meth:`over_transfer` go from rows of all samples to those, and back.
@@ -89,9 +97,19 @@ class KnowledgeStrategy(Rounds, base=True):
     headline: ClassVar[Headline] = Headline()
     """Where the method's paper scores it, which tables show: the stage, and the evaluation of
     :meth:`score`, if it is not the client's own student."""
+    knowledge: ClassVar[Knowledge | None] = None
+    """What it distils by its option ``objective``, with :meth:`soft`; None: it has no such option,
+    or looks after it itself."""
     server_training: ClassVar[ServerTable] = ServerTable()
     """How its students on the server are trained, as in its paper, where ``[server]`` says nothing;
     what is not given here is as in ``[training]``."""
+
+    @classmethod
+    def check(cls, experiment: Experiment) -> None:
+        """Also refuse an objective that the method's knowledge is not enough for."""
+        super().check(experiment)
+        if cls.knowledge and (why := cls.knowledge.unfit(cls.read_options(experiment).objective)):
+            raise FedkdError(f"{why}, with strategy.name = {experiment.strategy.name!r}")
 
     # --- before the rounds ------------------------------------------------------------------
 
@@ -252,12 +270,26 @@ class KnowledgeStrategy(Rounds, base=True):
 
     # --- what methods call ------------------------------------------------------------------
 
+    def soft(
+        self, given: torch.Tensor | str, temperature: float | torch.Tensor = 1.0, **fields: Any
+    ) -> Soft:
+        """The term that learns from what is known by ``options.objective``.
+
+        ``given`` is of the kind that :attr:`knowledge` says, ``(K, C)``: logits, or probabilities
+        that were softened at ``temperature``; or the name of a student. What the objective takes
+        is made of it. ``fields`` are further ones of ``Soft``.
+        """
+        chosen = self.options.objective
+        if isinstance(given, torch.Tensor) and self.knowledge is not None:
+            given = self.knowledge.targets(chosen, given, temperature)
+        return Soft(given, chosen, temperature=temperature, **fields)
+
     def distil(self, *terms: Term, on: str | Rows | None = None) -> Fit:
         """Training on the transfer set towards ``terms``, ``options.distill_epochs`` passes.
 
         It is on :attr:`asked`, unless ``on`` has other rows. For a method whose ``Options`` are
-        made from :class:`DistillOptions`; replies with the metric ``distill_loss``. Targets that are
-        given for its rows are chosen among, or left out, as ``[distill]`` says.
+        made from :class:`DistillOptions`; replies with the metric ``distill_loss``. Targets that
+        are given for its rows are chosen among, or left out, as ``[distill]`` says.
         """
         on = self.asked if on is None else on
         epochs, among = self.options.distill_epochs, self.public.among

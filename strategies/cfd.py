@@ -33,7 +33,6 @@ from fedkd.work import (
     Fit,
     Predict,
     Samples,
-    Soft,
     Step,
 )
 
@@ -90,7 +89,7 @@ class CFD(Uniform):
         """The student learns from the mean; ``taught`` (M, C) is what it says then."""
         super().fuse(round, replies)
         options, among = self.options, self.public.among
-        target, samples = Soft(self.fused, among=among), Samples(self.transfer)
+        target, samples = self.soft(self.fused, among=among), Samples(self.transfer)
         self.server.fit("server", round, samples, [target], options.server_epochs)
         taught = self.server.predict("server", self.transfer).softmax(1)
         self.taught = taught if among is None else over_candidates(taught, among)
@@ -98,7 +97,7 @@ class CFD(Uniform):
     def receive(self, round: int, client: int) -> Sequence[Step]:
         """Learn from what the server's student says, quantised."""
         encoding = self.encoding(self.options.bits_down)
-        return [self.distil(Soft(self.taught, encoding=encoding))]
+        return [self.distil(self.soft(self.taught, encoding=encoding))]
 
     def score(self, round: int, client: int) -> Sequence[Step]:
         """The server's student, as the paper predicts."""

@@ -19,9 +19,10 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
+from fedkd.distillation.objectives import ObjectiveOption
 from fedkd.distillation.targets import mix
-from fedkd.strategies.base import KnowledgeStrategy, Replies, StrategyOptions
-from fedkd.work import CrossEntropy, Fit, Predict, Soft, Step, Term
+from fedkd.strategies.base import Knowledge, KnowledgeStrategy, Replies, StrategyOptions
+from fedkd.work import CrossEntropy, Fit, Predict, Step, Term
 
 MOST_ITERATIONS = 100
 """Of k-means, which ends long before that."""
@@ -44,9 +45,12 @@ class Comet(KnowledgeStrategy):
         """Centroids, K; as many as clients take part at most. 1 is the mean of all."""
         weight: float = Field(1.0, ge=0)
         """Of the distance to the centroid, beside cross-entropy; lambda in the paper."""
+        objective: ObjectiveOption = "forward_kl"
+        """How clients approach the centroid, of ``fedkd list objectives``."""
 
     needs_transfer_set = True
     sends_soft_labels = True
+    knowledge = Knowledge()
 
     def setup(self) -> None:
         """Nobody has sent anything yet."""
@@ -59,7 +63,7 @@ class Comet(KnowledgeStrategy):
         terms: tuple[Term, ...] = (CrossEntropy(),)
         if self.options.weight and client in self.nearest:
             target, among = self.target(client), self.public.among
-            terms += (Soft(target, weight=self.options.weight, on="transfer", among=among),)
+            terms += (self.soft(target, weight=self.options.weight, on="transfer", among=among),)
         return [Fit(terms=terms), Predict()]
 
     def target(self, client: int) -> Tensor:

@@ -36,10 +36,12 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedkd.distillation.objectives import ObjectiveOption
 from fedkd.errors import FedkdError
 from fedkd.options import MOST, MOST_UNITS
 from fedkd.strategies.base import (
     Headline,
+    Knowledge,
     KnowledgeStrategy,
     Line,
     Replies,
@@ -47,7 +49,7 @@ from fedkd.strategies.base import (
     StrategyOptions,
 )
 from fedkd.strategies.dsfl import server_tested
-from fedkd.work import Fit, Samples, Share, Soft, Step
+from fedkd.work import Fit, Samples, Share, Step
 
 
 class DENSE(KnowledgeStrategy):
@@ -74,8 +76,12 @@ class DENSE(KnowledgeStrategy):
         """Weight of the statistics of batch normalisation; lambda_1 in the paper."""
         adversarial: float = Field(0.5, ge=0)
         """Weight of the divergence from the server's student; lambda_2 in the paper."""
+        objective: ObjectiveOption = "forward_kl"
+        """How the server's student learns from the ensemble, of ``fedkd list objectives``; what is
+        generated has no labels."""
 
     headline = Headline(evaluation="server")
+    knowledge = Knowledge("logits")
     server_training = ServerTable(batch_size=128)
 
     def setup(self) -> None:
@@ -117,18 +123,18 @@ class DENSE(KnowledgeStrategy):
         names = [f"client {self.experiment.architecture(client)}" for client in replies.clients]
         sent = zip(names, replies.parameters(), strict=True)
         ensemble = Ensemble([self.server.frozen(name, parameters) for name, parameters in sent])
-        images, labels = torch.empty(0), torch.empty(0)
+        images, logits = torch.empty(0), torch.empty(0)
         self.server_line = {}
         for _ in range(options.server_epochs):
             made = self.generate(round, ensemble)
             with torch.no_grad():
-                said = ensemble(made).softmax(1)
-            images, labels = torch.cat([images, made.cpu()]), torch.cat([labels, said.cpu()])
+                said = ensemble(made)
+            images, logits = torch.cat([images, made.cpu()]), torch.cat([logits, said.cpu()])
             self.server_line["server_loss"] = self.server.fit(
                 "server",
                 round,
                 Samples(images),
-                [Soft(labels)],
+                [self.soft(logits)],
                 1.0,
             )
 

@@ -28,6 +28,7 @@ from pydantic import Field
 from torch import nn
 
 from fedkd import students
+from fedkd.distillation.objectives import ObjectiveOption
 from fedkd.distillation.pseudo_classes import pseudo_classes
 from fedkd.distillation.targets import sharpen
 from fedkd.errors import FedkdError
@@ -46,6 +47,9 @@ class DSFL(Uniform):
 
         era_temperature: float = Field(0.1, gt=0)
         """Temperature of the sharpening softmax; the paper's default."""
+        objective: ObjectiveOption = "cross_entropy"
+        """How clients and the server's student learn from the sharpened soft labels, of ``fedkd
+        list objectives``; with options it is ``{name = "...", ...}``."""
         server_epochs: Epochs | None = None
         """Passes over the transfer set in which the server's student learns, a round; not given: as
         the clients'; 0: it never learns."""
@@ -69,13 +73,13 @@ class DSFL(Uniform):
         self.fused = sharpen(self.fused, self.options.era_temperature)
         given = self.options.server_epochs
         epochs = self.options.distill_epochs if given is None else given
-        self.server.fit("server", round, self.asked_samples(), [self.towards()], epochs)
+        self.server.fit("server", round, self.asked_samples(), [self.sharpened()], epochs)
         if self.options.pseudo_classes > 1:
             self.parts = self.split()
 
-    def towards(self) -> Soft:
-        """Cross-entropy to the sharpened soft labels, on both sides."""
-        return Soft(self.fused, objective="cross_entropy", among=self.asked_candidates)
+    def sharpened(self) -> Soft:
+        """The term of the sharpened soft labels, on both sides."""
+        return self.soft(self.fused, among=self.asked_candidates)
 
     def split(self) -> torch.Tensor:
         """The sharpened soft labels in pseudo-classes, by the server's student: (M, C S)."""
@@ -104,7 +108,7 @@ class DSFL(Uniform):
         parts = self.options.pseudo_classes
         if parts > 1:
             return [self.distil(Soft(self.parts, {"name": "pseudo_classes", "parts": parts}))]
-        return [self.distil(self.towards())]
+        return [self.distil(self.sharpened())]
 
     def score(self, round: int, client: int) -> Sequence[Step]:
         """The server's student, as the paper predicts."""

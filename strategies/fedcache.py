@@ -21,12 +21,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from fedkd import registry
+from fedkd.distillation.objectives import ObjectiveOption
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
 from fedkd.options import MOST
-from fedkd.strategies.base import KnowledgeStrategy, Replies, StrategyOptions
+from fedkd.strategies.base import Knowledge, KnowledgeStrategy, Replies, StrategyOptions
 from fedkd.strategies.fedproto import cut_of
-from fedkd.work import CrossEntropy, Fit, Hold, Predict, Represent, Soft, Step, Term
+from fedkd.work import CrossEntropy, Fit, Hold, Predict, Represent, Step, Term
 
 
 class FedCache(KnowledgeStrategy):
@@ -47,9 +48,13 @@ class FedCache(KnowledgeStrategy):
         """Samples that teach one sample at most; R in the paper."""
         weight: float = Field(1.5, ge=0)
         """Of what is fetched from the cache, beside cross-entropy; beta in the paper."""
+        objective: ObjectiveOption = "forward_kl"
+        """How clients learn from it, of ``fedkd list objectives``."""
         encoder: str = ""
         """Architecture that makes the hashes, a name of ``fedkd list students``; empty: the first
         of the clients' own."""
+
+    knowledge = Knowledge("logits", labelled=True)
 
     @classmethod
     def check(cls, experiment: Experiment) -> None:
@@ -75,7 +80,7 @@ class FedCache(KnowledgeStrategy):
         """Train with what the cache has on like samples, then send logits, and once the hashes."""
         terms: tuple[Term, ...] = (CrossEntropy(),)
         if self.options.weight and client in self.targets:
-            terms += (Soft(self.targets[client], weight=self.options.weight),)
+            terms += (self.soft(self.targets[client], weight=self.options.weight),)
         steps: list[Step] = [Fit(terms=terms), Predict("private", output="logits", key="logits")]
         if client in self.hashes:
             return steps
@@ -98,7 +103,7 @@ class FedCache(KnowledgeStrategy):
             )
             self.related = nearest(hashes, labels, self.options.neighbours)
         fetched = mean_of(torch.cat([self.logits[client] for client in clients]), self.related)
-        parts = fetched.softmax(1).split(rows)
+        parts = fetched.split(rows)
         self.targets = {n: part.clone() for n, part in zip(clients, parts, strict=True)}
 
     @staticmethod

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
@@ -28,11 +29,17 @@ from torch import Tensor
 
 from fedkd import students
 from fedkd.caveats import LOCAL_TRAINING
-from fedkd.distillation.objectives import forward_kl
+from fedkd.distillation.objectives import ObjectiveOption, forward_kl
 from fedkd.errors import FedkdError
 from fedkd.options import MOST_UNITS, Epochs, OnlyWith
 from fedkd.server import blocks_above, small_head
-from fedkd.strategies.base import KnowledgeStrategy, Replies, ServerTable, StrategyOptions
+from fedkd.strategies.base import (
+    Knowledge,
+    KnowledgeStrategy,
+    Replies,
+    ServerTable,
+    StrategyOptions,
+)
 from fedkd.work import (
     CrossEntropy,
     Fit,
@@ -40,7 +47,6 @@ from fedkd.work import (
     Parameters,
     Represent,
     Samples,
-    Soft,
     Step,
     Term,
 )
@@ -71,6 +77,8 @@ class FedD2S(KnowledgeStrategy):
         """Temperature T."""
         lam: float = Field(1.0, ge=0)
         """Weight of distillation, on the clients and on the server."""
+        objective: ObjectiveOption = "forward_kl"
+        """How both learn from soft labels, of ``fedkd list objectives``."""
         kd_epochs: Epochs = 1.0
         """Passes of the second phase over private data."""
         server_epochs: Annotated[Epochs, OnlyWith("teacher", "server")] = 3.0
@@ -88,6 +96,7 @@ class FedD2S(KnowledgeStrategy):
         """Average feature maps over their places before they are sent (a departure)."""
 
     server_training = ServerTable(batch_size=64)
+    knowledge = Knowledge(labelled=True)
 
     def setup(self) -> None:
         """Look the cuts up in every architecture: a wrong one is found before round 1."""
@@ -142,7 +151,7 @@ class FedD2S(KnowledgeStrategy):
         options, model = self.options, self.experiment.architecture(client)
         terms: list[Term] = [CrossEntropy()]
         if options.teacher == "self":
-            terms.append(Soft("own", temperature=options.tau, weight=options.lam))
+            terms.append(self.soft("own", options.tau, weight=options.lam))
         cuts = [cut for cut in self.fused[client] if self.seen[f"{model}:{cut}"] > options.warm_up]
         if options.teacher == "server" and not cuts:
             if options.warm_up >= self.experiment.rounds:
@@ -237,7 +246,7 @@ class FedD2S(KnowledgeStrategy):
             Samples(taught["inputs"], taught["labels"]),
             [
                 CrossEntropy(),
-                Soft(taught["soft_labels"], temperature=options.tau, weight=options.lam),
+                self.soft(taught["soft_labels"], options.tau, weight=options.lam),
             ],
             options.server_epochs,
         )
@@ -259,15 +268,15 @@ class FedD2S(KnowledgeStrategy):
     def _terms(self, model: str, cut: str, targets: Tensor, lam: float) -> list[Term]:
         """The terms by which a client learns from one head."""
         options = self.options
-        soft = {"temperature": options.tau, "weight": lam}
+        soft = partial(self.soft, targets, options.tau, weight=lam)
         if options.student == "full":
-            return [Soft(targets, **soft)]
+            return [soft()]
         if options.student == "base":
             blocks = self.blocks[model]
-            return [Soft(targets, reach=blocks[: blocks.index(cut) + 1], **soft)]
+            return [soft(reach=blocks[: blocks.index(cut) + 1])]
         head = Head(cut, self.server.parameters(f"{model}:{cut}"))
         # Its KL begins at zero, as g is what this very head says: labels give it a direction.
-        return [Soft(targets, through=head, **soft), CrossEntropy(lam, through=head)]
+        return [soft(through=head), CrossEntropy(lam, through=head)]
 
 
 def cut_at(round: int, cuts: int, rounds_per_drop: int | None) -> int:

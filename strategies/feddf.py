@@ -27,13 +27,20 @@ from typing import Annotated
 import torch
 from pydantic import Field
 
+from fedkd.distillation.objectives import ObjectiveOption
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
 from fedkd.options import MOST, Epochs, OnlyWith
-from fedkd.strategies.base import KnowledgeStrategy, Replies, ServerTable, StrategyOptions
+from fedkd.strategies.base import (
+    Knowledge,
+    KnowledgeStrategy,
+    Replies,
+    ServerTable,
+    StrategyOptions,
+)
 from fedkd.strategies.fedavg import average_of
 from fedkd.training import Validation
-from fedkd.work import Fit, Load, Parameters, Samples, Share, Soft, Step
+from fedkd.work import Fit, Load, Parameters, Samples, Share, Step
 
 
 class FedDF(KnowledgeStrategy):
@@ -44,6 +51,8 @@ class FedDF(KnowledgeStrategy):
 
         server_epochs: Epochs = 5.0
         """Passes over the transfer set in which the server distils, a round; 0 is FedAvg."""
+        objective: ObjectiveOption = "forward_kl"
+        """How it learns from the ensemble, of ``fedkd list objectives``."""
         annealing: bool = False
         """Whether the rate falls to 0 along a cosine in each distillation, as in the paper."""
         early_stopping: bool = False
@@ -55,6 +64,7 @@ class FedDF(KnowledgeStrategy):
         """Steps without a better accuracy after which a distillation ends."""
 
     needs_transfer_set = True
+    knowledge = Knowledge("logits")
     server_training = ServerTable(optimiser="adam", lr=1e-3, batch_size=128)
 
     @classmethod
@@ -92,7 +102,7 @@ class FedDF(KnowledgeStrategy):
 
     def fuse(self, round: int, replies: Replies) -> None:
         """Average, then distil the ensemble of what was uploaded."""
-        options, ensemble, validation = self.options, Soft(self.ensemble(replies)), None
+        options, ensemble, validation = self.options, self.soft(self.ensemble(replies)), None
         if options.early_stopping and self.public.validation is not None:
             watched = self.public.validation
             validation = Validation(watched, options.check_every, options.patience)
@@ -118,13 +128,13 @@ class FedDF(KnowledgeStrategy):
             self.parameters[model] = self.server.parameters(place)
 
     def ensemble(self, replies: Replies) -> torch.Tensor:
-        """``softmax(mean_n f_n)`` on the transfer set, (M, C)."""
+        """``mean_n f_n`` on the transfer set, (M, C) logits."""
         total = torch.zeros(1, self.task.classes)
         for client, parameters in zip(replies.clients, replies.parameters(), strict=True):
             place = self.place(self.experiment.architecture(client))
             self.server.load(place, parameters)
             total = total + self.server.predict(place, self.transfer)
-        return (total / len(replies)).softmax(1)
+        return total / len(replies)
 
     def deploy(self, round: int, client: int) -> Sequence[Step]:
         """Every client is tested with the global student of its architecture."""

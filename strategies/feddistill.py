@@ -9,7 +9,7 @@ classes::
 
 Departures: outputs are averaged as logits, by the trained student, instead of as softmax outputs
 while it trains; they are approached by mean squared error, or by KL(softmax(G_n / tau) || student)
-with ``objective = "forward_kl"``; gamma is not known from the paper.
+with ``objective = "forward_kl"``, or otherwise; gamma is not known from the paper.
 
 The server keeps the last means of every client, so those who do not take part still teach. A class
 that no other client holds has no target (a row of NaN).
@@ -18,18 +18,19 @@ that no other client holds has no target (a row of NaN).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from dataclasses import replace
+from typing import Annotated
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedkd.distillation.targets import soften
+from fedkd.distillation.objectives import ObjectiveOption, takes_probabilities
 from fedkd.mixtures import Mixture, Surest
 from fedkd.options import OnlyWith
-from fedkd.strategies.base import KnowledgeStrategy, Replies, StrategyOptions
+from fedkd.strategies.base import Knowledge, KnowledgeStrategy, Replies, StrategyOptions
 from fedkd.strategies.fedproto import mean_by_class
-from fedkd.work import CrossEntropy, Fit, Predict, Soft, Step, Term
+from fedkd.work import CrossEntropy, Fit, Predict, Step, Term
 
 
 class FedDistill(KnowledgeStrategy):
@@ -40,14 +41,17 @@ class FedDistill(KnowledgeStrategy):
 
         gamma: float = Field(1.0, ge=0)
         """Weight of distillation."""
-        objective: Literal["mse_logits", "forward_kl"] = "mse_logits"
-        """Approach the mean logits, or their softened probabilities."""
-        tau: Annotated[float, OnlyWith("objective", "forward_kl")] = Field(1.0, gt=0)
-        """Temperature of ``forward_kl``."""
+        objective: ObjectiveOption = "mse_logits"
+        """How the mean logits are approached, of ``fedkd list objectives``; one that takes
+        probabilities gets them softened."""
+        tau: Annotated[float, OnlyWith("objective", takes_probabilities)] = Field(1.0, gt=0)
+        """Temperature of objectives that take probabilities."""
 
-        targets: Literal["given", "surest"] = "given"
+        targets: Literal[given, surest] = "given"
         """``surest``: of a class of which the client's own mean output is the surer one, that takes
         the place of the others' (Roth, Thede et al. 2024, for classes)."""
+
+    knowledge = Knowledge("logits", labelled=True)
 
     def setup(self) -> None:
         """Last means (C, C) of each client, and the classes (C,) that it holds; none yet."""
@@ -58,7 +62,12 @@ class FedDistill(KnowledgeStrategy):
         """Train towards the others' means, then send one's own."""
         terms: tuple[Term, ...] = (CrossEntropy(),)
         if self.options.gamma and self.means.keys() - {client}:
-            terms += (self.towards(self.target(client)),)
+            target, options = self.target(client), self.options
+            term = self.soft(target, options.tau, weight=options.gamma, per="class")
+            if options.targets == "surest":
+                surest = Mixture(("own", term.targets), Surest("label", every=True))
+                term = replace(term, targets=surest)
+            terms += (term,)
         own = Predict("private", output="logits", per="class", key="class_logits")
         return [Fit(terms=terms), own]
 
@@ -73,18 +82,4 @@ class FedDistill(KnowledgeStrategy):
         return mean_by_class(
             torch.stack([self.means[other] for other in others]),
             torch.stack([self.holds[other] for other in others]),
-        )
-
-    def towards(self, target: Tensor) -> Soft:
-        """The distillation term."""
-        options = self.options
-        if options.objective == "forward_kl":
-            target = soften(target, options.tau)
-        surest = Mixture(("own", target), Surest("label", every=True))
-        return Soft(
-            surest if options.targets == "surest" else target,
-            objective=options.objective,
-            temperature=options.tau,
-            weight=options.gamma,
-            per="class",
         )

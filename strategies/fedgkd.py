@@ -19,8 +19,9 @@ import torch
 from pydantic import Field
 
 from fedkd import students
+from fedkd.distillation.objectives import ObjectiveOption
 from fedkd.errors import FedkdError
-from fedkd.strategies.base import Replies
+from fedkd.strategies.base import Knowledge, Replies
 from fedkd.strategies.fedavg import AverageOptions, FedAvg, average
 from fedkd.work import CrossEntropy, Fit, Head, Hold, Load, Parameters, Share, Soft, Step
 
@@ -44,6 +45,10 @@ class FedGKD(FedAvg):
         module: str = ""
         """The one block that learns from the teacher, in the place of the teacher's own block of
         this name; empty: all of the student, as in the paper."""
+        objective: ObjectiveOption = "forward_kl"
+        """How clients learn from the teacher, of ``fedkd list objectives``."""
+
+    knowledge = Knowledge("logits", labelled=True)
 
     def setup(self) -> None:
         """The global student, which is its own first teacher."""
@@ -71,13 +76,13 @@ class FedGKD(FedAvg):
         ]
 
     def towards(self) -> Soft:
-        """KL to the teacher: of the student, or of the teacher with one block of the student's."""
+        """What the student learns from the teacher, or one of its blocks within the teacher."""
         weight, module, blocks = self.options.gamma / 2, self.options.module, self.blocks
         if not module:
-            return Soft("teacher", weight=weight)
+            return self.soft("teacher", weight=weight)
         below = ("", *blocks)[blocks.index(module)]
         cut = "" if module == blocks[-1] else module
-        return Soft("teacher", weight=weight, through=Head(cut, "teacher", below))
+        return self.soft("teacher", weight=weight, through=Head(cut, "teacher", below))
 
     def fuse(self, round: int, replies: Replies) -> None:
         """Average, and have the average be one of the M that teach."""

@@ -37,6 +37,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from fedkd.distillation.objectives import ObjectiveOption
 from fedkd.distillation.targets import soften
 from fedkd.errors import FedkdError
 from fedkd.options import MOST_UNITS, Epochs, OnlyWith
@@ -44,6 +45,7 @@ from fedkd.random import key
 from fedkd.server import blocks_above, small_head
 from fedkd.strategies.base import (
     Headline,
+    Knowledge,
     KnowledgeStrategy,
     Line,
     Replies,
@@ -79,10 +81,13 @@ class FedGKT(KnowledgeStrategy):
         three quarters, then 2."""
         tau: float = Field(3.0, gt=0)
         """Temperature of both sides' soft labels."""
+        objective: ObjectiveOption = "forward_kl"
+        """How either side learns from the other's soft labels, of ``fedkd list objectives``."""
         weight: float = Field(1.0, ge=0)
         """Of the distillation terms, beside cross-entropy; alpha in the paper."""
 
     headline = Headline(evaluation="server")
+    knowledge = Knowledge(labelled=True)
     server_training = ServerTable(keep_optimiser=True, schedule="plateau")
 
     def setup(self) -> None:
@@ -122,7 +127,7 @@ class FedGKT(KnowledgeStrategy):
 
     def towards(self, labels: Tensor) -> Soft:
         """The distillation term, the same on both sides."""
-        return Soft(labels, temperature=self.options.tau, weight=self.options.weight)
+        return self.soft(labels, self.options.tau, weight=self.options.weight)
 
     def fuse(self, round: int, replies: Replies) -> None:
         """Train each head on its clients' uploads, and label these."""

@@ -24,9 +24,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedkd.distillation.objectives import ObjectiveOption
+from fedkd.distillation.objectives import ObjectiveOption, made, traits
 from fedkd.errors import FedkdError
-from fedkd.strategies.base import KnowledgeStrategy, Replies, StrategyOptions
+from fedkd.strategies.base import Knowledge, KnowledgeStrategy, Replies, StrategyOptions
 from fedkd.strategies.fedavg import FedAvg
 from fedkd.strategies.fedproto import cut_of, mean_by_class
 from fedkd.work import (
@@ -38,7 +38,6 @@ from fedkd.work import (
     Represent,
     Samples,
     Share,
-    Soft,
     Step,
     Term,
 )
@@ -68,6 +67,8 @@ class FedHKD(FedAvg):
         ``labels = "argmax"``."""
         cut: str = ""
         """Block whose output is the representation; empty: the last one below the head."""
+
+    knowledge = Knowledge(labelled=True)
 
     def setup(self) -> None:
         """The global student and the cut; no class is known: rows of NaN, (C, d) and (C, C)."""
@@ -103,13 +104,14 @@ class FedHKD(FedAvg):
             features = self.features if there.all() else self.features[there]
             flat = features.shape[1:] == self.shape
             entering = features if flat else features.unflatten(1, self.shape)
-            head = Soft(
+            asked = "labels" in traits(made(options.objective)).needs
+            classes = there.nonzero()[:, 0] if asked else None
+            head = self.soft(
                 self.labels[there],
-                options.objective,
-                temperature=options.tau,
+                options.tau,
                 weight=options.weight,
                 tau_squared=False,
-                on=Samples(entering, cut=self.cut),
+                on=Samples(entering, classes, cut=self.cut),
             )
             found.append(head)
         if options.gamma:

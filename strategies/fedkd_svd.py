@@ -32,7 +32,7 @@ from fedkd.compression import LowRank
 from fedkd.experiment import Experiment
 from fedkd.strategies.fedavg import refuse_noise
 from fedkd.strategies.fml import FML, SharedStudentOptions
-from fedkd.work import CrossEntropy, Share, Soft, Step, Term
+from fedkd.work import CrossEntropy, Share, Step, Term
 
 
 class FedKD(FML):
@@ -57,8 +57,8 @@ class FedKD(FML):
     def terms(self) -> tuple[tuple[Term, ...], tuple[Term, ...]]:
         """Both by the labels, and by each other as far as both know the batch."""
         return (
-            (CrossEntropy(), Soft(self.shared, adaptive=True)),
-            (CrossEntropy(), Soft("own", adaptive=True)),
+            (CrossEntropy(), self.soft(self.shared, adaptive=True)),
+            (CrossEntropy(), self.soft("own", adaptive=True)),
         )
 
     def learn(self, round: int, client: int) -> Sequence[Step]:

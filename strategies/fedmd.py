@@ -14,18 +14,18 @@ it; digest is by squared error, where the authors' code has the absolute one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 from pydantic import Field
 
-from fedkd.distillation.targets import soften
+from fedkd.distillation.objectives import ObjectiveOption, takes_probabilities
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
 from fedkd.options import MOST, OnlyWith
-from fedkd.strategies.base import DistillOptions, Headline, Replies
+from fedkd.strategies.base import DistillOptions, Headline, Knowledge, Replies
 from fedkd.strategies.uniform import Uniform
-from fedkd.work import Fit, Predict, Soft, Step
+from fedkd.work import Fit, Predict, Step
 
 
 class FedMD(Uniform):
@@ -34,16 +34,18 @@ class FedMD(Uniform):
     class Options(DistillOptions):
         """Keys of ``[strategy]``."""
 
-        objective: Literal["mse_logits", "mae_logits", "forward_kl"] = "mse_logits"
-        """Digest by matching the mean logits, by squared or absolute error (as the authors' code
-        does), or their softened probabilities."""
-        tau: Annotated[float, OnlyWith("objective", "forward_kl")] = Field(1.0, gt=0)
-        """Temperature of ``forward_kl``."""
+        objective: ObjectiveOption = "mse_logits"
+        """Digest by matching the mean logits, by squared or absolute error (``mae_logits``, as the
+        authors' code does), or in another way of ``fedkd list objectives``; one that takes
+        probabilities gets them softened."""
+        tau: Annotated[float, OnlyWith("objective", takes_probabilities)] = Field(1.0, gt=0)
+        """Temperature of objectives that take probabilities."""
         subset: int = Field(0, ge=0, le=MOST)
         """Samples of the transfer set that are drawn anew each round, 5,000 in the paper; 0: as
         ``distill.rows`` says."""
 
     headline = Headline("local")
+    knowledge = Knowledge("logits")
 
     @classmethod
     def check(cls, experiment: Experiment) -> None:
@@ -75,8 +77,5 @@ class FedMD(Uniform):
 
     def receive(self, round: int, client: int) -> Sequence[Step]:
         """Digest: approach the consensus."""
-        objective, on = self.options.objective, self.rows(self.drawn)
-        if objective != "forward_kl":
-            return [self.distil(Soft(self.fused, objective=objective), on=on)]
-        targets = soften(self.fused, self.options.tau)
-        return [self.distil(Soft(targets, temperature=self.options.tau), on=on)]
+        consensus = self.soft(self.fused, self.options.tau)
+        return [self.distil(consensus, on=self.rows(self.drawn))]

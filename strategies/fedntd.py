@@ -21,8 +21,9 @@ from pydantic import Field
 
 from fedkd.distillation.objectives import ObjectiveOption, takes_probabilities
 from fedkd.options import OnlyWith
+from fedkd.strategies.base import Knowledge
 from fedkd.strategies.fedavg import AverageOptions, FedAvg
-from fedkd.work import CrossEntropy, Fit, Soft
+from fedkd.work import CrossEntropy, Fit
 
 
 class FedNTD(FedAvg):
@@ -39,10 +40,12 @@ class FedNTD(FedAvg):
         """Of ``fedkd list objectives``; another one distils the global student in another way, as
         ``{name = "dkd", beta = 2.0}`` does."""
 
+    knowledge = Knowledge("logits", labelled=True)
+
     def local_fit(self) -> Fit:
         """``CE + beta * NTD``; the student has just been loaded, so it is its own teacher."""
         options = self.options
         if not options.beta:
             return Fit()
-        teacher = Soft("own", options.objective, temperature=options.tau, weight=options.beta)
+        teacher = self.soft("own", options.tau, weight=options.beta)
         return Fit(terms=(CrossEntropy(), teacher))

@@ -23,11 +23,12 @@ from typing import ClassVar
 from pydantic import Field
 
 from fedkd import registry
+from fedkd.distillation.objectives import ObjectiveOption
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
-from fedkd.strategies.base import KnowledgeStrategy, Replies, StrategyOptions
+from fedkd.strategies.base import Knowledge, KnowledgeStrategy, Replies, StrategyOptions
 from fedkd.strategies.fedavg import average
-from fedkd.work import CrossEntropy, Evaluate, Fit, Hold, Load, Peer, Share, Soft, Step, Term
+from fedkd.work import CrossEntropy, Evaluate, Fit, Hold, Load, Peer, Share, Step, Term
 
 
 class SharedStudentOptions(StrategyOptions):
@@ -36,6 +37,8 @@ class SharedStudentOptions(StrategyOptions):
     shared_model: str = ""
     """The shared student's architecture, a name of ``fedkd list students``; empty: the clients'
     own."""
+    objective: ObjectiveOption = "forward_kl"
+    """How both learn from each other, of ``fedkd list objectives``."""
 
 
 class FML(KnowledgeStrategy):
@@ -51,6 +54,7 @@ class FML(KnowledgeStrategy):
 
     shared: ClassVar[str] = "meme"
     """What the shared student is called."""
+    knowledge = Knowledge("logits", labelled=True)
 
     def setup(self) -> None:
         """The shared student, freshly initialised; the same weights that clients hold at first."""
@@ -79,8 +83,8 @@ class FML(KnowledgeStrategy):
         """What the private student learns by, and what the shared one does."""
         alpha, beta = self.options.alpha, self.options.beta
         return (
-            (CrossEntropy(alpha), Soft(self.shared, weight=1 - alpha)),
-            (CrossEntropy(beta), Soft("own", weight=1 - beta)),
+            (CrossEntropy(alpha), self.soft(self.shared, weight=1 - alpha)),
+            (CrossEntropy(beta), self.soft("own", weight=1 - beta)),
         )
 
     def fuse(self, round: int, replies: Replies) -> None:

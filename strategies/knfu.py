@@ -26,13 +26,10 @@ from torch import Tensor
 
 from fedkd.caveats import LOCAL_TRAINING, UNIFORM_FUSION
 from fedkd.distillation.divergences import DIVERGENCES
-from fedkd.distillation.objectives import ObjectiveOption, made, name_of, traits
 from fedkd.distillation.targets import mix, retemper
-from fedkd.errors import FedkdError
-from fedkd.experiment import Experiment
 from fedkd.options import OnlyWith
-from fedkd.strategies.base import DistillOptions, KnowledgeStrategy, Replies
-from fedkd.work import CrossEntropy, Fit, Predict, Soft, Step
+from fedkd.strategies.base import DistillOptions, Knowledge, KnowledgeStrategy, Replies
+from fedkd.work import CrossEntropy, Fit, Predict, Step
 
 WATCHED_ROUNDS = 3
 """Rounds that fusion must have been uniform, or the identity, from the first on to be warned of."""
@@ -64,15 +61,13 @@ class KnFu(KnowledgeStrategy):
         """Whether a client's own soft labels count in its target."""
         tau: float = Field(1.0, gt=0)
         """Temperature of the soft labels and of the fine-tuning."""
-        objective: ObjectiveOption = "forward_kl"
-        """(d): of ``fedkd list objectives``, one that takes probabilities; with options it is
-        ``{name = "...", ...}``."""
         private_weight: float = Field(0.0, ge=0)
         """(d): weight of cross-entropy on private mini-batches during fine-tuning."""
 
     needs_transfer_set = True
     sends_soft_labels = True
     asks_rows = True
+    knowledge = Knowledge()
 
     def setup(self) -> None:
         """Targets, beliefs and weights, none yet."""
@@ -80,18 +75,6 @@ class KnFu(KnowledgeStrategy):
         self.epds: dict[int, Tensor] = {}
         self.weights = torch.zeros(0, 0)
         self.always = {"alone": True, "uniform": True, "identity": True}
-
-    @classmethod
-    def check(cls, experiment: Experiment) -> None:
-        """Also refuse an objective that does not take probabilities alone."""
-        super().check(experiment)
-        chosen = cls.read_options(experiment).objective
-        expects = traits(made(chosen))
-        if expects.targets != "probabilities":
-            raise FedkdError(
-                f"strategy.objective = {name_of(chosen)!r} is not allowed: KnFu fuses "
-                "probabilities and this objective takes logits"
-            )
 
     def learn(self, round: int, client: int) -> Sequence[Step]:
         """Train on private data, then send soft labels on the transfer set."""
@@ -120,7 +103,7 @@ class KnFu(KnowledgeStrategy):
     def receive(self, round: int, client: int) -> Sequence[Step]:
         """(d): fine-tune on the client's own fused target."""
         options = self.options
-        soft = Soft(self.fused[client], objective=options.objective, temperature=options.tau)
+        soft = self.soft(self.fused[client], options.tau)
         private = CrossEntropy(options.private_weight, on="private")
         terms = (soft, private) if options.private_weight else (soft,)
         return [self.distil(*terms)]

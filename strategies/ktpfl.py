@@ -25,8 +25,8 @@ from torch import Tensor
 from fedkd.distillation.objectives import SMALLEST
 from fedkd.distillation.targets import mix, onto_simplex
 from fedkd.options import MOST, OnlyWith
-from fedkd.strategies.base import DistillOptions, Headline, KnowledgeStrategy, Replies
-from fedkd.work import Fit, Predict, Soft, Step
+from fedkd.strategies.base import DistillOptions, Headline, Knowledge, KnowledgeStrategy, Replies
+from fedkd.work import Fit, Predict, Step
 
 
 class KTpFL(KnowledgeStrategy):
@@ -64,6 +64,7 @@ class KTpFL(KnowledgeStrategy):
     sends_soft_labels = True
     asks_rows = True
     headline = Headline("local")
+    knowledge = Knowledge()
 
     def setup(self) -> None:
         """Uniform coefficients (N, N) between all clients, and no targets yet."""
@@ -98,7 +99,7 @@ class KTpFL(KnowledgeStrategy):
 
     def receive(self, round: int, client: int) -> Sequence[Step]:
         """Distil the client's own target."""
-        return [self.distil(Soft(self.fused[client], temperature=self.options.tau))]
+        return [self.distil(self.soft(self.fused[client], self.options.tau))]
 
     def record(self, round: int, replies: Replies, label_counts: Tensor) -> dict[str, Any]:
         """Coefficients (N, N) over those who took part, and what they amount to."""

@@ -31,7 +31,6 @@ from fedkd.strategies.uniform import Uniform
 from fedkd.work import (
     Fit,
     Predict,
-    Soft,
     Step,
 )
 
@@ -93,7 +92,7 @@ class SCARLET(Uniform):
     def receive(self, round: int, client: int) -> Sequence[Step]:
         """Learn from the labels of P, of which those travel that the client does not hold."""
         encoding = Delta() if self.options.duration else None
-        return [self.distil(Soft(self.fused, encoding=encoding), on=self.rows(self.drawn))]
+        return [self.distil(self.soft(self.fused, encoding=encoding), on=self.rows(self.drawn))]
 
     def fused_labels(self, client: int, steps: Sequence[Step]) -> Tensor:
         """All labels that were made; the uniform law stands for the others."""

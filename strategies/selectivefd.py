@@ -30,7 +30,7 @@ from fedkd.experiment import Experiment
 from fedkd.options import OnlyWith
 from fedkd.strategies.base import DistillOptions, Replies
 from fedkd.strategies.uniform import Uniform
-from fedkd.work import Select, Soft, Step
+from fedkd.work import Select, Step
 
 
 class SelectiveFD(Uniform):
@@ -102,7 +102,7 @@ class SelectiveFD(Uniform):
         if not self.kept.any():
             return []
         targets = self.fused.masked_fill(~self.kept[:, None], torch.nan)
-        return [self.distil(Soft(targets))]
+        return [self.distil(self.soft(targets))]
 
     def fused_labels(self, client: int, steps: Sequence[Step]) -> Tensor:
         """What clients get; the uniform law stands for rows that the server keeps to itself."""

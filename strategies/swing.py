@@ -27,12 +27,13 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
+from fedkd.distillation.objectives import ObjectiveOption
 from fedkd.distillation.targets import mix
 from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
 from fedkd.options import Epochs
 from fedkd.privacy.release import temperatures
-from fedkd.strategies.base import KnowledgeStrategy, Replies, StrategyOptions
+from fedkd.strategies.base import Knowledge, KnowledgeStrategy, Replies, StrategyOptions
 from fedkd.work import CrossEntropy, Fit, Load, Predict, Soft, Step
 
 
@@ -55,11 +56,14 @@ class Swing(KnowledgeStrategy):
         """Where the student starts: fresh weights, or the model of the public corpus."""
         server_epochs: Epochs = 5.0
         """Passes of the student over the transfer set, a round."""
+        objective: ObjectiveOption = "forward_kl"
+        """How the student learns from the mean, of ``fedkd list objectives``."""
 
     one_architecture = True
     needs_transfer_set = True
     sends_soft_labels = True
     asks_rows = True
+    knowledge = Knowledge()
 
     @classmethod
     def check(cls, experiment: Experiment) -> None:
@@ -89,13 +93,13 @@ class Swing(KnowledgeStrategy):
         options, clients = self.options, len(replies)
         self.fused = mix(torch.full((1, clients), 1 / clients), replies.stack())[0]
         samples = self.asked_samples()
-        terms: list[Any] = [self.soft(self.fused)]
+        terms: list[Any] = [self.fused_term()]
         if options.clean_weight:
             terms.append(CrossEntropy(options.clean_weight, on="public"))
         self.loss = self.server.fit("student", round, samples, terms, options.server_epochs)
 
-    def soft(self, targets: torch.Tensor) -> Soft:
-        """Distillation towards ``targets``, at the temperatures and weights of the options."""
+    def fused_term(self) -> Soft:
+        """Distillation of the fused labels, at the temperatures and weights of the options."""
         options, release = self.options, self.experiment.release
         scores = self.of_asked(self.public.scores)
         items = temperatures(release, scores, options.tau)
@@ -104,9 +108,9 @@ class Swing(KnowledgeStrategy):
         same = options.student_temperature == "same"
         if options.tau_squared == "base":
             weight *= base**2
-        return Soft(
-            targets,
-            temperature=items if same else base,
+        return self.soft(
+            self.fused,
+            items if same else base,
             weight=weight,
             tau_squared=False,
             among=self.asked_candidates,

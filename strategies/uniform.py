@@ -16,8 +16,8 @@ from collections.abc import Sequence
 import torch
 
 from fedkd.distillation.targets import mix
-from fedkd.strategies.base import DistillOptions, KnowledgeStrategy, Replies
-from fedkd.work import Fit, Predict, Soft, Step
+from fedkd.strategies.base import DistillOptions, Knowledge, KnowledgeStrategy, Replies
+from fedkd.work import Fit, Predict, Step
 
 
 class Uniform(KnowledgeStrategy):
@@ -27,6 +27,7 @@ class Uniform(KnowledgeStrategy):
     needs_transfer_set = True
     sends_soft_labels = True
     asks_rows = True
+    knowledge = Knowledge()
 
     def learn(self, round: int, client: int) -> Sequence[Step]:
         """Train on private data, then send soft labels on the transfer set."""
@@ -39,4 +40,4 @@ class Uniform(KnowledgeStrategy):
 
     def receive(self, round: int, client: int) -> Sequence[Step]:
         """Fine-tune on the fused soft labels."""
-        return [self.distil(Soft(self.fused))]
+        return [self.distil(self.soft(self.fused))]

@@ -11,7 +11,7 @@ CHUNK = 1 << 17
 """Elements that :func:`mix` works on at a time, so that they stay in a core's cache."""
 
 
-def soften(logits: Tensor, temperature: float) -> Tensor:
+def soften(logits: Tensor, temperature: float | Tensor) -> Tensor:
     """``softmax(logits / temperature)`` (Hinton, Vinyals & Dean 2015, equation 1)."""
     return torch.softmax(logits / temperature, -1)
 

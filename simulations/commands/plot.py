@@ -150,6 +150,27 @@ def pareto(
     _draw("pareto", runs, out, metric.value, stage.value)
 
 
+@plot.command(
+    epilog=examples(
+        "fedkd plot objectives runs/objectives-quick",
+        "fedkd plot objectives runs/objectives-quick/knfu-* --reference reverse_kl",
+    )
+)
+def objectives(
+    runs: Runs,
+    out: Stem = None,
+    reference: Annotated[
+        str, typer.Option(help="The objective that others are held against.")
+    ] = "forward_kl",
+    metric: MetricOption = Metric.headline_accuracy,
+) -> None:
+    """What each objective adds to accuracy against another one: a panel a method, the best on top.
+
+    Differences are paired over seeds; the intervals of a panel hold for all of it at once.
+    """
+    _draw("objectives", runs, out, reference, metric.value)
+
+
 @plot.command(epilog=examples("fedkd plot calibration runs/*"))
 def calibration(runs: Runs, out: Stem = None) -> None:
     """Calibration error against accuracy, before and after fusion: two points per method."""

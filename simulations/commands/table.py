@@ -30,6 +30,7 @@ EXAMPLES = examples(
     "fedkd table runs/mine --rows method --columns data,data.alpha --format latex",
     "fedkd table fedd2s-baselines --where data=digits --value own_accuracy_worst10",
     "fedkd table knfu-heterogeneity --columns data,data.alpha --differences local",
+    "fedkd table objectives --columns setting --differences forward_kl --ranked",
 )
 
 
@@ -65,6 +66,13 @@ def table(
             help="Differences to the best of the column, or to ROW, with 95 % intervals.",
         ),
     ] = None,
+    ranked: Annotated[
+        bool,
+        typer.Option(
+            "--ranked",
+            help="Of differences: the best row first, intervals that hold for a column at once.",
+        ),
+    ] = False,
     where: Annotated[
         list[str] | None,
         typer.Option(metavar="AXIS=LABEL[,LABEL]", help="Take these cells alone; repeatable."),
@@ -102,6 +110,7 @@ def table(
         best=None if best == "none" else best or direction(value or ACCURACY),  # type: ignore[arg-type]
         test=test,  # type: ignore[arg-type]
         differences=differences or differences is not None,
+        ranked=ranked,
     )
     print(getattr(table_formats, form)(found))
 

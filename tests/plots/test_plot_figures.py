@@ -9,6 +9,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 from test_plot_auditing import gradient_audit
+from test_plot_objectives import study
 
 import fedkd.plots
 from fedkd.experiment import Experiment
@@ -32,6 +33,7 @@ FIGURES = {
     "weights of one run": ("weights", "knfu/100-60-0", ()),
     "pareto": ("pareto", ONE_SETTING, ()),
     "pareto in panels": ("pareto", "*", ("common_accuracy",)),
+    "objectives": ("objectives", None, ()),
     "calibration": ("calibration", ONE_SETTING, ()),
     "calibration in panels": ("calibration", "*", ()),
     "loyalty": ("loyalty", "*/*-60-*", ()),
@@ -77,11 +79,19 @@ def gradient_audits(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def drawn(runs, cut_run, canary_runs, private_runs, audited, gradient_audits):
+def objective_runs(tmp_path_factory):
+    """Runs of two methods with three objectives each."""
+    root = tmp_path_factory.mktemp("objectives")
+    study(root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def drawn(runs, cut_run, canary_runs, private_runs, audited, gradient_audits, objective_runs):
     """Every figure, drawn when it is first asked for."""
     others = {"cuts": cut_run, "exposure": canary_runs, "tradeoff": canary_runs}
     others |= {"profile": private_runs, "reconstruction": audited, "auditing": gradient_audits}
-    others |= {"budget": private_runs}
+    others |= {"budget": private_runs, "objectives": objective_runs}
     figures = {}
 
     def draw(title):

@@ -17,6 +17,7 @@ from fedkd.simulations import table_formats
 from fedkd.simulations.captions import direction
 from fedkd.simulations.suite import read, run_suite
 from fedkd.simulations.tables import Entry, Table, table
+from fedkd.statistics import interval
 
 VALUE = "own_accuracy_mean"
 SEEDS = range(5)
@@ -636,3 +637,29 @@ def test_a_run_that_is_not_of_the_suite_any_more_is_not_in_the_table(runs, fedkd
     run = Run.at(other, tmp_path / "runs/made-quick/other").begin(other)
     run.write_summary({"own_accuracy_mean": 1.0})
     assert "100.0" not in fedkd("table", runs, "--columns", "data.alpha")[1]
+
+
+# --- rankings -------------------------------------------------------------------------------------
+
+
+def test_a_rankings_intervals_hold_at_once_and_the_best_row_comes_first():
+    data = frame({"b": 0.5, "a": 0.6, "c": 0.7}, own=0.01)
+    found = table(data, "method", (), VALUE, differences="b", ranked=True)
+    assert found.rows == ("c", "a", "b")
+    by = {name: data[data.method == name][VALUE].to_numpy() for name in "abc"}
+    for name, (entry,) in zip("ca", found.cells, strict=False):
+        expected = interval(100 * (by[name] - by["b"]), 1 - 0.05 / 2)
+        assert (entry.low, entry.high) == pytest.approx((expected.low, expected.high))
+    assert "at once (Bonferroni)" in found.caption
+    assert "the best first" in found.caption
+
+
+def test_where_less_is_better_the_smallest_comes_first():
+    data = frame({"b": 0.5, "a": 0.6, "c": 0.4}, own=0.01)
+    found = table(data, "method", (), VALUE, differences="b", ranked=True, best="min")
+    assert found.rows == ("c", "b", "a")
+
+
+def test_a_ranking_is_of_differences():
+    with pytest.raises(FedkdError, match="a ranking is of differences"):
+        table(frame({"b": 0.5, "a": 0.6}), "method", (), VALUE, ranked=True)
