@@ -18,6 +18,7 @@ from fedkd import students
 from fedkd.data.dataset import Task
 from fedkd.errors import FedkdError, brief
 from fedkd.experiment import Experiment
+from fedkd.students.pair import table_of
 from fedkd.training import item_counts, items, learning_names, represent
 from fedkd.work import SOURCES, Assignment, Hold, Rows, Samples, Source, origin
 
@@ -231,7 +232,7 @@ class Shapes:
         if architecture not in self._students:
             task = self.task
             module = students.build(
-                *(architecture, task.shape, task.classes, self.experiment.student, 0),
+                *(architecture, task.shape, task.classes, table_of(self.experiment), 0),
                 tokens=task.tokens,
             )
             self._students[architecture] = Student(module, self._inputs)

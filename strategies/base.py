@@ -34,6 +34,7 @@ import torch
 from fedkd.caveats import LOCAL_TRAINING
 from fedkd.distillation.objectives import made, traits
 from fedkd.encodings import as_received
+from fedkd.experiment import Experiment
 from fedkd.headline import Headline as Headline
 from fedkd.options import Epochs, Table
 from fedkd.privacy.average import Averaging
@@ -42,6 +43,7 @@ from fedkd.rounds.outcome import Line as Line
 from fedkd.rounds.phases import Rounds
 from fedkd.rounds.replies import Replies as Replies
 from fedkd.sections import ServerTable as ServerTable
+from fedkd.sections import StudentTable
 from fedkd.training import on_all_items
 from fedkd.work import Fit, Rows, Soft, Step, Term, origin
 
@@ -86,6 +88,14 @@ class KnowledgeStrategy(Rounds, base=True):
     what is not given here is as in ``[training]``."""
 
     # --- before the rounds ------------------------------------------------------------------
+
+    @classmethod
+    def student_table(cls, experiment: Experiment) -> StudentTable:
+        """How the clients' students are built: a table of its own, such as a ``PairTable``.
+
+        Called wherever one is built, on clients too.
+        """
+        return experiment.student
 
     def setup_server(self) -> None:
         """Add the students that the server trains (``self.server.add``).

@@ -24,6 +24,7 @@ from fedkd.privacy.release import charge
 from fedkd.random import key
 from fedkd.records import HELD
 from fedkd.students.outline import check_size
+from fedkd.students.pair import table_of
 from fedkd.students.probe import Probe, exactly, layers, made_up, probe, unkept
 from fedkd.work import (
     Assignment,
@@ -259,7 +260,7 @@ class Clients:
         return made_up(task.shape, task.classes, task.tokens, self.device)
 
     def _build(self, architecture: str, whose: int | str) -> nn.Sequential:
-        table, seed, task = self.experiment.student, self.experiment.seed, self.data.task
+        table, seed, task = table_of(self.experiment), self.experiment.seed, self.data.task
         student = students.build(
             architecture,
             task.shape,
