@@ -134,6 +134,7 @@ FLAG = Allowed(lambda value: type(value) is bool, "True or False")
 NAME = Allowed(lambda value: type(value) is str and value != "", "a name")
 BLOCK = Allowed(lambda value: type(value) is str, "the name of a block, or ''")
 NAMES = Allowed(_names, "a tuple of names of blocks")
+EXIT = Allowed(lambda value: type(value) is str, "the name of a block, or none")
 SOURCE = Allowed(
     lambda value: type(value) in (str, Samples, Rows),
     f"{', '.join(map(repr, SOURCES))}, Rows(...) of one of them, or Samples(...)",
@@ -221,6 +222,7 @@ FIELDS: dict[type, dict[str, Allowed]] = {
         "on": _or_none(SOURCE),
         "through": HEAD,
         "prior": _or_none(Allowed(lambda value: type(value) is Prior, "Prior(...)")),
+        "exit": EXIT,
     },
     Soft: {
         "targets": TARGETS_OR_STUDENT,

@@ -15,6 +15,7 @@ from fedkd.training import Validation, predict
 from fedkd.work import (
     Blend,
     Contrast,
+    CrossEntropy,
     Feature,
     Fit,
     Peer,
@@ -92,7 +93,8 @@ def _blend(
             f"{noise_multiplier:g}: a sample acts through the other student too"
         )
     for term in peer.terms:
-        if isinstance(term, Feature | Contrast) or getattr(term, "through", None) is not None:
+        at_cut = isinstance(term, Feature | Contrast) or getattr(term, "through", None) is not None
+        if at_cut or (isinstance(term, CrossEntropy) and term.exit):
             raise FedkdError(
                 f"{type(term).__name__} at a cut is not allowed for a student that is built on "
                 "another one"

@@ -93,6 +93,8 @@ def check_fit(
             _through(term.through, learner.student())
         if isinstance(term, CrossEntropy) and term.prior is not None:
             check_fields(term.prior)
+        if isinstance(term, CrossEntropy) and term.exit:
+            _exit(term, learner)
         if isinstance(term, Contrast):
             _contrast(term, source, learner, seen)
             continue
@@ -135,7 +137,7 @@ def _entering(
     name, student = type(term).__name__, learner.student()
     with about(name):
         student.check_entry(samples)
-    at = getattr(term, "cut", "")
+    at = getattr(term, "cut", "") or getattr(term, "exit", "")
     if isinstance(term, CrossEntropy | Soft) and term.through is not None:
         at = term.through.cut
     if at:
@@ -294,6 +296,17 @@ def _feature(term: Feature, on: Source, learner: Learner, seen: Seen) -> None:
         raise FedkdError(
             f"Feature: norms of shape {tuple(term.norms.shape)} are not allowed; one for each of "
             f"{rows} rows of targets is needed"
+        )
+
+
+def _exit(term: CrossEntropy, learner: Learner) -> None:
+    shape = learner.student().representation(term.exit)
+    if term.through is not None or len(shape) != 1 or shape[0] < learner.classes:
+        with_head = " with another head" if term.through is not None else ""
+        raise FedkdError(
+            f"CrossEntropy: exit = {term.exit!r} is not allowed{with_head}: the block gives "
+            f"{tuple(shape)} for a sample; allowed: without a head, a block that ends in "
+            f"{learner.classes} logits"
         )
 
 

@@ -46,13 +46,15 @@ class CrossEntropy:
     """Cross-entropy with hard labels.
 
     ``on`` draws the term's mini-batches from another source than the step's own; ``through`` puts
-    a frozen head in the place of the student's own; ``prior`` shifts the logits.
+    a frozen head in the place of the student's own; ``prior`` shifts the logits. ``exit`` names a
+    block whose last C numbers are logits too, of an early exit: the term is of these.
     """
 
     weight: float = 1.0
     on: Source | None = None
     through: Head | None = None
     prior: Prior | None = None
+    exit: str = ""
 
 
 @dataclass(frozen=True)
