@@ -55,7 +55,7 @@ PLACES = (
     "fedkd-svd",
     *("scaffold", "feddyn", "moon", "fedntd"),
     *("fedlc", "fedrod", "apfl"),
-    *("fedtgp", "", "fedgen", "fedhkd", "dense"),  # the empty place is an arm's look
+    *("fedtgp", "", "fedgen", "fedhkd", "dense", "fedmrl"),  # the empty place is an arm's look
 )
 """Only ever add at the end: a name's place is its look in all figures."""
 
