@@ -43,8 +43,9 @@ class FedMRL(KnowledgeStrategy):
         """Keys of ``[strategy]``."""
 
         nested: int = Field(100, ge=1, le=MOST_UNITS)
-        """Numbers k of the representation that the shared head reads; at most as many as the
-        narrowest own student has below its head. The paper has 100 to 500 of 500."""
+        """Numbers k of the representation that the shared head reads, times ``student.width``; at
+        most as many as the narrowest own student has below its head. The paper has 100 to 500 of
+        500."""
         weight: float = Field(1.0, ge=0)
         """Weight of the shared head's loss; with 0 the shared body learns by the own heads alone,
         and the shared head stays as it began."""
@@ -67,7 +68,8 @@ class FedMRL(KnowledgeStrategy):
         """Each student is paired with the shared one."""
         options, table = cls.read_options(experiment), experiment.student
         shared = options.shared_model or table.models[0]
-        return PairTable(**table.model_dump(), shared=shared, nested=options.nested)
+        nested = max(1, round(options.nested * table.width))
+        return PairTable(**table.model_dump(), shared=shared, nested=nested)
 
     def setup(self) -> None:
         """The shared student that all clients start from."""

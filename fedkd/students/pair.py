@@ -140,7 +140,7 @@ def paired(
         raise FedkdError(
             f"student.models = {name!r} is not allowed here: its representation has {width} "
             f"numbers, and the shared student's, which is a part of it, {nested}; allowed: at most "
-            f"{width} of these, or a wider student.width"
+            f"{width} of these"
         )
     blocks: dict[str, nn.Module] = {
         "shared": Below(shared[:-1], tokens),
