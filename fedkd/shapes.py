@@ -219,7 +219,8 @@ class Shapes:
         """Whether the samples of a source have labels."""
         if isinstance(on, Samples):
             return on.labels is not None
-        return origin(on) != "transfer" or self.task.tokens
+        known = self.task.tokens or self.experiment.data.transfer.labels
+        return origin(on) != "transfer" or known
 
     def student(self, architecture: str) -> Student:
         """The shapes of students of this architecture.
