@@ -31,6 +31,7 @@ from fedkd.work import (
     Hold,
     Linear,
     Load,
+    Network,
     Peer,
     Predict,
     Prior,
@@ -48,7 +49,7 @@ KINDS: dict[str, type] = {
     kind.__name__: kind
     for kind in (
         *(Samples, Rows, Quantised, Delta, LowRank, Head, Prior, CrossEntropy, Soft, Feature),
-        *(Contrast, Proximal, Linear, Blend, Peer),
+        *(Network, Contrast, Proximal, Linear, Blend, Peer),
         *(Fit, Predict, Represent, Select, Count, Hold, Load, Share, Evaluate, Expose),
     )
 }

@@ -29,6 +29,7 @@ from fedkd.work import (
     Hold,
     Linear,
     Load,
+    Network,
     Peer,
     Predict,
     Prior,
@@ -337,7 +338,9 @@ FIELDS: dict[type, dict[str, Allowed]] = {
         "student": NAME,
         "prototypes": _or_none(TARGETS),
         "cut": BLOCK,
+        "above": _or_none(Allowed(lambda value: type(value) is Network, "Network(...)")),
     },
+    Network: {"cut": NAME, "model": NAME, "parameters": PARAMETERS},
     Expose: {"key": NAME, "student": NAME},
 }
 """What each kind of step and term may hold, field by field."""
@@ -375,7 +378,17 @@ def check_minimise(**given: Any) -> None:
 
 
 def check_fields(
-    thing: Step | Peer | Term | Samples | Rows | Head | Prior | Blend | Encoding | LowRank,
+    thing: Step
+    | Peer
+    | Term
+    | Samples
+    | Rows
+    | Head
+    | Network
+    | Prior
+    | Blend
+    | Encoding
+    | LowRank,
 ) -> None:
     """Refuse a step, term or other part of one with a field that holds what it may not.
 

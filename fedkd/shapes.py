@@ -182,6 +182,7 @@ class Shapes:
         self.classes, self.secrets = task.classes, secrets
         self.released = task.classes if released is None else released
         self._students: dict[str, Student] = {}
+        self._networks: dict[tuple[str, torch.Size], Student] = {}
         self._rows: dict[int, tuple[int | None, ...]] = {}
 
     def samples(self, client: int) -> int | None:
@@ -238,6 +239,20 @@ class Shapes:
             )
             self._students[architecture] = Student(module, self._inputs)
         return self._students[architecture]
+
+    def network(self, architecture: str, shape: torch.Size) -> Student:
+        """The shapes of an architecture that takes representations of ``shape``.
+
+        Raises
+        ------
+        FedkdError
+            There is no such architecture, or it does not fit them.
+        """
+        if (architecture, shape) not in self._networks:
+            table, classes = self.experiment.student, self.task.classes
+            module = students.build(architecture, tuple(shape), classes, table, 0)
+            self._networks[architecture, shape] = Student(module)
+        return self._networks[architecture, shape]
 
     @cached_property
     def _inputs(self) -> Tensor:

@@ -18,10 +18,11 @@ from fedkd.distillation.targets import check_probabilities
 from fedkd.errors import FedkdError, about
 from fedkd.fields import check_fields, source_name
 from fedkd.replies import bounded
-from fedkd.shapes import Student
+from fedkd.shapes import Shapes, Student
 from fedkd.work import (
     Contrast,
     CrossEntropy,
+    Evaluate,
     Feature,
     Head,
     Linear,
@@ -323,6 +324,31 @@ def _through(head: Head, student: Student) -> None:
             raise FedkdError(
                 f"Head: {name} of shape {tuple(head.parameters[name].shape)} is not allowed; the "
                 f"student's is {tuple(shape)}"
+            )
+
+
+def check_network(step: Evaluate, student: Student, shapes: Shapes) -> None:
+    """Refuse a network that cannot take the place of the student's blocks above its cut.
+
+    Raises
+    ------
+    FedkdError
+        One line naming what is wrong with it.
+    """
+    if (above := step.above) is None:
+        return
+    check_fields(above)
+    if step.prototypes is not None or shapes.task.tokens:
+        what = "data.dataset of text" if shapes.task.tokens else "prototypes"
+        raise FedkdError(f"Evaluate: above is not allowed with {what}")
+    with about(f"Evaluate: above {above.cut!r}"):
+        wanted = shapes.network(above.model, student.representation(above.cut)).state
+    given = {name: value.shape for name, value in above.parameters.items()}
+    for name in (*wanted, *given):
+        if name not in wanted or given.get(name) != wanted[name][0]:
+            raise FedkdError(
+                f"Evaluate: above: {name} of its parameters is not that of {above.model!r}; all of "
+                "these are needed, and no others"
             )
 
 

@@ -42,6 +42,19 @@ class Head:
 
 
 @dataclass(frozen=True)
+class Network:
+    """Another network in the place of a student's blocks above ``cut``.
+
+    ``model`` is its architecture, made for the representation there as for an input; it has all of
+    its ``parameters`` and buffers.
+    """
+
+    cut: str
+    model: str
+    parameters: Parameters
+
+
+@dataclass(frozen=True)
 class CrossEntropy:
     """Cross-entropy with hard labels.
 
@@ -346,6 +359,8 @@ class Evaluate:
     With ``prototypes`` ``(C, d)`` a sample is of the class whose row is nearest to its flattened
     representation at ``cut``, by squared distance; a row that begins with NaN is no class's. There
     are no probabilities then, and the reply has ``{key}_accuracy`` alone.
+
+    With ``above`` another network takes the place of the student's upper blocks. Not of text.
     """
 
     on: Source = "own"
@@ -353,6 +368,7 @@ class Evaluate:
     student: str = "own"
     prototypes: torch.Tensor | None = None
     cut: str = ""
+    above: Network | None = None
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from fedkd.students.probe import Probe, exactly, layers, made_up, probe, unkept
 from fedkd.work import (
     Assignment,
     Hold,
+    Network,
     Parameters,
     Rows,
     Samples,
@@ -285,6 +286,18 @@ class Clients:
                 "time that it is called, and all of one name must have the same layers"
             )
         return student
+
+    def evaluated_below(
+        self, above: Network, student: nn.Sequential, samples: Samples, seed: int
+    ) -> dict[str, float]:
+        """How good ``student`` is on ``samples`` with another network ``above`` a cut."""
+        held, _ = training.represent(student, samples.inputs, above.cut, seed, samples.cut)
+        network = students.build(
+            *(above.model, tuple(held.shape[1:]), self.data.task.classes),
+            *(self.experiment.student, 0),
+        ).to(self.device)
+        network.load_state_dict(above.parameters)
+        return training.evaluate(network, Samples(held, samples.labels), seed)
 
     def held(self, client: int, way: str, encoding: Delta, on: Source) -> Tensor | None:
         """What ``client`` holds of rows of the transfer set, ``(R, C)``, that a delta is to.
