@@ -33,6 +33,7 @@ from fedkd.work import (
     Hold,
     Linear,
     Load,
+    Network,
     Peer,
     Predict,
     Prior,
@@ -51,7 +52,7 @@ KINDS: dict[str, type] = {
     for kind in (
         *(Samples, Rows, Quantised, Delta, LowRank, Head, Prior, CrossEntropy, Soft, Feature),
         *(Mixture, Labels, Mean, Surest, Band),
-        *(Contrast, Proximal, Linear, Blend, Peer),
+        *(Network, Contrast, Proximal, Linear, Blend, Peer),
         *(Fit, Align, Predict, Represent, Select, Count, Hold, Load, Share, Evaluate, Expose),
     )
 }

@@ -233,6 +233,7 @@ EFFECTS: dict[str, Reason] = {
     "data.augment": only_of("images"),
     "data.test.own": not_with("data.test.fraction", 0.0),
     "data.transfer.source": not_with("data.transfer.size", 0),
+    "data.transfer.labels": not_with("data.transfer.size", 0),
     "data.text.tokens": only_of("text"),
     "data.text.vocabulary": only_of("text"),
     "data.text.context": only_of("text"),

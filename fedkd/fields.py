@@ -31,6 +31,7 @@ from fedkd.work import (
     Hold,
     Linear,
     Load,
+    Network,
     Peer,
     Predict,
     Prior,
@@ -136,6 +137,7 @@ FLAG = Allowed(lambda value: type(value) is bool, "True or False")
 NAME = Allowed(lambda value: type(value) is str and value != "", "a name")
 BLOCK = Allowed(lambda value: type(value) is str, "the name of a block, or ''")
 NAMES = Allowed(_names, "a tuple of names of blocks")
+EXIT = Allowed(lambda value: type(value) is str, "the name of a block, or none")
 SOURCE = Allowed(
     lambda value: type(value) in (str, Samples, Rows),
     f"{', '.join(map(repr, SOURCES))}, Rows(...) of one of them, or Samples(...)",
@@ -254,6 +256,7 @@ FIELDS: dict[type, dict[str, Allowed]] = {
         "on": _or_none(SOURCE),
         "through": HEAD,
         "prior": _or_none(Allowed(lambda value: type(value) is Prior, "Prior(...)")),
+        "exit": EXIT,
     },
     Soft: {
         "targets": Allowed(
@@ -373,7 +376,9 @@ FIELDS: dict[type, dict[str, Allowed]] = {
         "prototypes": _or_none(TARGETS),
         "cut": BLOCK,
         "bins": FLAG,
+        "above": _or_none(Allowed(lambda value: type(value) is Network, "Network(...)")),
     },
+    Network: {"cut": NAME, "model": NAME, "parameters": PARAMETERS},
     Expose: {"key": NAME, "student": NAME},
 }
 """What each kind of step and term may hold, field by field."""
@@ -417,6 +422,7 @@ def check_fields(
     | Samples
     | Rows
     | Head
+    | Network
     | Prior
     | Blend
     | Encoding

@@ -18,6 +18,7 @@ from fedkd.training.auxiliary import has_head
 from fedkd.work import (
     Blend,
     Contrast,
+    CrossEntropy,
     Feature,
     Fit,
     Peer,
@@ -129,6 +130,7 @@ def _blend(
         )
     for term in peer.terms:
         through = getattr(term, "through", None) is not None
+        through = through or (isinstance(term, CrossEntropy) and bool(term.exit))
         if isinstance(term, Feature | Contrast) or through or has_head(term):
             raise FedkdError(
                 f"{type(term).__name__} at a cut is not allowed for a student that is built on "

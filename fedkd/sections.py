@@ -37,12 +37,16 @@ class TestSets(Table):
 
 
 class TransferSet(Table):
-    """``[data.transfer]``: the unlabelled samples known to everybody."""
+    """``[data.transfer]``: the samples known to everybody."""
 
     size: int = Field(400, ge=0)
     """Number of samples M; 0 for none."""
     source: str = "train"
     """``train``: taken out of the training part before it is partitioned; or another data set."""
+    labels: bool = False
+    """Whether its labels are known to everybody too, for methods that learn from them, as ``fedmd``
+    with ``pretrain_epochs``. Otherwise they are dropped. Next tokens of text are known in any case.
+    Not with canaries, whose labels are attacked through it."""
 
 
 class TextTable(Table):

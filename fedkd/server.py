@@ -24,6 +24,7 @@ from fedkd.hooks import trace
 from fedkd.privacy.public import Public
 from fedkd.random import generator, key
 from fedkd.sections import ServerTable, TrainingTable
+from fedkd.students.pair import table_of
 from fedkd.training import (
     Auxiliary,
     BatchOfOne,
@@ -421,7 +422,7 @@ def blocks_above(experiment: Experiment, task: Task, model: str, cut: str) -> nn
     """A fresh head with the shape of ``model``'s blocks above ``cut``, named as they are there."""
     seed = key(experiment.seed, "head", model, cut)
     student = students.build(
-        model, task.shape, task.classes, experiment.student, seed, tokens=task.tokens
+        model, task.shape, task.classes, table_of(experiment), seed, tokens=task.tokens
     )
     return student[students.cut_index(student, cut) :]
 

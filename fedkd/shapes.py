@@ -18,6 +18,7 @@ from fedkd import students
 from fedkd.data.dataset import Task
 from fedkd.errors import FedkdError, brief
 from fedkd.experiment import Experiment
+from fedkd.students.pair import table_of
 from fedkd.training import item_counts, items, learning_names, represent
 from fedkd.training.student import names_around
 from fedkd.work import SOURCES, Assignment, Hold, Rows, Samples, Source, origin
@@ -181,6 +182,7 @@ class Shapes:
         self.classes, self.secrets = task.classes, secrets
         self.released = task.classes if released is None else released
         self._students: dict[str, Student] = {}
+        self._networks: dict[tuple[str, torch.Size], Student] = {}
         self._rows: dict[int, tuple[int | None, ...]] = {}
 
     def samples(self, client: int) -> int | None:
@@ -218,7 +220,8 @@ class Shapes:
         """Whether the samples of a source have labels."""
         if isinstance(on, Samples):
             return on.labels is not None
-        return origin(on) != "transfer" or self.task.tokens
+        known = self.task.tokens or self.experiment.data.transfer.labels
+        return origin(on) != "transfer" or known
 
     def student(self, architecture: str) -> Student:
         """The shapes of students of this architecture.
@@ -231,11 +234,25 @@ class Shapes:
         if architecture not in self._students:
             task = self.task
             module = students.build(
-                *(architecture, task.shape, task.classes, self.experiment.student, 0),
+                *(architecture, task.shape, task.classes, table_of(self.experiment), 0),
                 tokens=task.tokens,
             )
             self._students[architecture] = Student(module, self._inputs)
         return self._students[architecture]
+
+    def network(self, architecture: str, shape: torch.Size) -> Student:
+        """The shapes of an architecture that takes representations of ``shape``.
+
+        Raises
+        ------
+        FedkdError
+            There is no such architecture, or it does not fit them.
+        """
+        if (architecture, shape) not in self._networks:
+            table, classes = self.experiment.student, self.task.classes
+            module = students.build(architecture, tuple(shape), classes, table, 0)
+            self._networks[architecture, shape] = Student(module)
+        return self._networks[architecture, shape]
 
     @cached_property
     def _inputs(self) -> Tensor:

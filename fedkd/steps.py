@@ -25,7 +25,7 @@ from fedkd.privacy.release import applies
 from fedkd.replies import COHORT, DP
 from fedkd.shapes import Shapes, Student
 from fedkd.source_checks import SourceChecker
-from fedkd.terms import Learner, Seen, check_above, check_fit
+from fedkd.terms import Learner, Seen, check_above, check_fit, check_network
 from fedkd.training import last_layer
 from fedkd.training.loyalty import LOYALTIES
 from fedkd.work import (
@@ -308,6 +308,8 @@ class Checker:
                 )
         if isinstance(step, Evaluate):
             self._prototypes(step, student)
+            if step.above is not None:
+                check_network(step, student(), self.shapes)
         if isinstance(step.on, Samples) and step.on.cut:
             student().check_entry(step.on)
             if cut := getattr(step, "cut", ""):

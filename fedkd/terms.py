@@ -26,12 +26,13 @@ from fedkd.errors import FedkdError, about
 from fedkd.fields import check_fields, source_name
 from fedkd.mixtures import Band, Labels, Mean, Mixture
 from fedkd.replies import bounded
-from fedkd.shapes import Student
+from fedkd.shapes import Shapes, Student
 from fedkd.training.auxiliary import NOT_AMONG, has_head, spot
 from fedkd.training.losses import up_to
 from fedkd.work import (
     Contrast,
     CrossEntropy,
+    Evaluate,
     Feature,
     Head,
     Linear,
@@ -103,6 +104,8 @@ def check_fit(
             _through(term.through, learner)
         if isinstance(term, CrossEntropy) and term.prior is not None:
             check_fields(term.prior)
+        if isinstance(term, CrossEntropy) and term.exit:
+            _exit(term, learner)
         if isinstance(term, Contrast):
             _contrast(term, source, learner, seen)
             continue
@@ -145,7 +148,7 @@ def _entering(
     name, student = type(term).__name__, learner.student()
     with about(name):
         student.check_entry(samples)
-    at = getattr(term, "cut", "")
+    at = getattr(term, "cut", "") or getattr(term, "exit", "")
     if isinstance(term, CrossEntropy | Soft) and term.through is not None:
         at = term.through.cut
         if term.through.below or not at:
@@ -376,6 +379,17 @@ def _feature(term: Feature, on: Source, learner: Learner, seen: Seen) -> None:
         )
 
 
+def _exit(term: CrossEntropy, learner: Learner) -> None:
+    shape = learner.student().representation(term.exit)
+    if term.through is not None or len(shape) != 1 or shape[0] < learner.classes:
+        with_head = " with another head" if term.through is not None else ""
+        raise FedkdError(
+            f"CrossEntropy: exit = {term.exit!r} is not allowed{with_head}: the block gives "
+            f"{tuple(shape)} for a sample; allowed: without a head, a block that ends in "
+            f"{learner.classes} logits"
+        )
+
+
 def _through(head: Head, learner: Learner) -> None:
     check_fields(head)
     student = learner.student()
@@ -400,6 +414,31 @@ def _through(head: Head, learner: Learner) -> None:
             raise FedkdError(
                 f"Head: {name} of shape {tuple(head.parameters[name].shape)} is not allowed; the "
                 f"student's is {tuple(shape)}"
+            )
+
+
+def check_network(step: Evaluate, student: Student, shapes: Shapes) -> None:
+    """Refuse a network that cannot take the place of the student's blocks above its cut.
+
+    Raises
+    ------
+    FedkdError
+        One line naming what is wrong with it.
+    """
+    if (above := step.above) is None:
+        return
+    check_fields(above)
+    if step.prototypes is not None or shapes.task.tokens:
+        what = "data.dataset of text" if shapes.task.tokens else "prototypes"
+        raise FedkdError(f"Evaluate: above is not allowed with {what}")
+    with about(f"Evaluate: above {above.cut!r}"):
+        wanted = shapes.network(above.model, student.representation(above.cut)).state
+    given = {name: value.shape for name, value in above.parameters.items()}
+    for name in (*wanted, *given):
+        if name not in wanted or given.get(name) != wanted[name][0]:
+            raise FedkdError(
+                f"Evaluate: above: {name} of its parameters is not that of {above.model!r}; all of "
+                "these are needed, and no others"
             )
 
 

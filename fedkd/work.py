@@ -48,17 +48,32 @@ class Head:
 
 
 @dataclass(frozen=True)
+class Network:
+    """Another network in the place of a student's blocks above ``cut``.
+
+    ``model`` is its architecture, made for the representation there as for an input; it has all of
+    its ``parameters`` and buffers.
+    """
+
+    cut: str
+    model: str
+    parameters: Parameters
+
+
+@dataclass(frozen=True)
 class CrossEntropy:
     """Cross-entropy with hard labels.
 
     ``on`` draws the term's mini-batches from another source than the step's own; ``through`` puts
-    frozen blocks in the place of the student's own; ``prior`` shifts the logits.
+    frozen blocks in the place of the student's own; ``prior`` shifts the logits. ``exit`` names a
+    block whose last C numbers are logits too, of an early exit: the term is of these.
     """
 
     weight: float = 1.0
     on: Source | None = None
     through: Head | None = None
     prior: Prior | None = None
+    exit: str = ""
 
 
 @dataclass(frozen=True)
@@ -368,6 +383,7 @@ class Evaluate:
     representation at ``cut``, by squared distance; a row that begins with NaN is no class's. There
     are no probabilities then, and the reply has ``{key}_accuracy`` alone.
 
+    With ``above`` another network takes the place of the student's upper blocks. Not of text.
     ``bins`` is the simulator's own: the reply then has the array ``measure_{key}_bins`` too, as of
     :func:`fedkd.distillation.calibration.reliability_bins`.
     """
@@ -377,6 +393,7 @@ class Evaluate:
     student: str = "own"
     prototypes: torch.Tensor | None = None
     cut: str = ""
+    above: Network | None = None
     bins: bool = False
 
     @property

@@ -55,9 +55,9 @@ PLACES = (
     "fedkd-svd",
     *("scaffold", "feddyn", "moon", "fedntd"),
     *("fedlc", "fedrod", "apfl"),
-    *("fedtgp", "", "fedgen", "fedhkd", "dense", "selfdistill"),  # the empty one is an arm's look
+    *("fedtgp", "", "fedgen", "fedhkd", "dense", "fedmrl", "", "selfdistill"),
 )
-"""Only ever add at the end: a name's place is its look in all figures."""
+"""Only ever add at the end: an empty name leaves a look to an arm, and a name's place is its look in all figures."""
 
 ARMS = {
     "fkd": (5, 0),

@@ -47,6 +47,7 @@ from fedkd.rounds.outcome import Line as Line
 from fedkd.rounds.phases import Rounds
 from fedkd.rounds.replies import Replies as Replies
 from fedkd.sections import ServerTable as ServerTable
+from fedkd.sections import StudentTable
 from fedkd.training import on_all_items
 from fedkd.work import Fit, Rows, Soft, Step, Term, origin
 
@@ -112,6 +113,14 @@ class KnowledgeStrategy(Rounds, base=True):
             raise FedkdError(f"{why}, with strategy.name = {experiment.strategy.name!r}")
 
     # --- before the rounds ------------------------------------------------------------------
+
+    @classmethod
+    def student_table(cls, experiment: Experiment) -> StudentTable:
+        """How the clients' students are built: a table of its own, such as a ``PairTable``.
+
+        Called wherever one is built, on clients too.
+        """
+        return experiment.student
 
     def setup_server(self) -> None:
         """Add the students that the server trains (``self.server.add``).

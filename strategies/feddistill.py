@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -47,7 +47,7 @@ class FedDistill(KnowledgeStrategy):
         tau: Annotated[float, OnlyWith("objective", takes_probabilities)] = Field(1.0, gt=0)
         """Temperature of objectives that take probabilities."""
 
-        targets: Literal[given, surest] = "given"
+        targets: Literal["given", "surest"] = "given"
         """``surest``: of a class of which the client's own mean output is the surer one, that takes
         the place of the others' (Roth, Thede et al. 2024, for classes)."""
 

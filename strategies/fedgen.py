@@ -30,7 +30,7 @@ from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment
 from fedkd.options import MOST, MOST_UNITS
 from fedkd.strategies.base import Line, Replies, ServerTable, StrategyOptions
-from fedkd.strategies.fedhkd import refuse_text
+from fedkd.strategies.fedhkd import refuse_part_below, refuse_text
 from fedkd.strategies.fedproto import cut_of
 from fedkd.strategies.lg_fedavg import LGFedAvg
 from fedkd.work import Count, CrossEntropy, Fit, Load, Parameters, Samples, Share, Step
@@ -102,6 +102,8 @@ class FedGen(LGFedAvg):
         if not self.options.weight:
             return
         refuse_text(self)
+        for model in models:
+            refuse_part_below(self, model, self.cuts[model])
         shapes = {model: tuple(shape) for model, (_, shape) in found.items()}
         shape = shapes[models[0]]
         if len({*shapes.values()}) > 1:

@@ -19,7 +19,7 @@ quarter of the rounds teaches the clients too. Clients' optimisers start afresh,
 ``training.keep_optimiser``.
 
 Scored as the paper does, with H on top of the client's base (``server``), beside the client's own
-student; not where H has another shape than the blocks that it stands in for. Uploads hold a row a
+student; not where H is ``mlp``. Uploads hold a row a
 private sample: no public data is needed, which is not to say that nothing leaves the client.
 
 Only who takes part in a round teaches the server in it. A client that was away finds the soft
@@ -54,7 +54,18 @@ from fedkd.strategies.base import (
 )
 from fedkd.strategies.fedproto import cut_of
 from fedkd.students.build import build
-from fedkd.work import CrossEntropy, Evaluate, Fit, Load, Represent, Samples, Soft, Step, Term
+from fedkd.work import (
+    CrossEntropy,
+    Evaluate,
+    Fit,
+    Load,
+    Network,
+    Represent,
+    Samples,
+    Soft,
+    Step,
+    Term,
+)
 
 PASSES = ((0.1, 20.0), (0.15, 15.0), (0.2, 10.0), (0.5, 5.0), (0.75, 3.0), (1.0, 2.0))
 """The server's, up to each share of all rounds; the authors' code has them for 200 rounds."""
@@ -161,12 +172,13 @@ class FedGKT(KnowledgeStrategy):
     def score(self, round: int, client: int) -> Sequence[Step]:
         """The server's head on the client's base, as the paper predicts.
 
-        One that is shaped otherwise than the client's blocks above the cut cannot be tested there.
+        A head of one hidden layer is no student by name, and is not tested there.
         """
-        if self.options.server_model or self.options.head != "same":
-            return []
-        head = self.server.parameters(self.experiment.architecture(client))
-        return [Load(head), Evaluate(key="server")]
+        model, larger = self.experiment.architecture(client), self.options.server_model
+        head = self.server.parameters(model)
+        if larger:
+            return [Evaluate(key="server", above=Network(self.cuts[model], larger, head))]
+        return [Load(head), Evaluate(key="server")] if self.options.head == "same" else []
 
     def record(self, round: int, replies: Replies, label_counts: Tensor) -> Line:
         """The server's loss, and the accuracy of its heads on the uploads, by architecture."""

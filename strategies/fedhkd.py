@@ -24,11 +24,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from fedkd import students
 from fedkd.distillation.objectives import ObjectiveOption, made, traits
 from fedkd.errors import FedkdError
 from fedkd.strategies.base import Knowledge, KnowledgeStrategy, Replies, StrategyOptions
 from fedkd.strategies.fedavg import FedAvg
 from fedkd.strategies.fedproto import cut_of, mean_by_class
+from fedkd.training import learning_names
 from fedkd.work import (
     CrossEntropy,
     Feature,
@@ -77,6 +79,7 @@ class FedHKD(FedAvg):
         self.shape = tuple(shape)
         if self.options.weight:
             refuse_text(self)
+            refuse_part_below(self, self.experiment.student.models[0], self.cut)
         classes = self.task.classes
         self.features = torch.full((classes, shape.numel()), torch.nan)
         self.labels = torch.full((classes, classes), torch.nan)
@@ -147,4 +150,23 @@ def refuse_text(strategy: KnowledgeStrategy) -> None:
             f"strategy.name = {experiment.strategy.name!r} is not allowed with data.dataset = "
             f"{experiment.data.dataset!r}: representations of classes enter the student above a "
             "cut, and the blocks there take those of a whole text"
+        )
+
+
+def refuse_part_below(strategy: KnowledgeStrategy, model: str, cut: str) -> None:
+    """Refuse a ``training.part`` of which nothing is above a cut where representations enter.
+
+    Raises
+    ------
+    FedkdError
+        Nothing that learns of ``model`` is above ``cut``.
+    """
+    part, student = strategy.experiment.training.part, strategy.initial_student(model)
+    above = students.blocks(student)[students.cut_index(student, cut) :]
+    if not {*learning_names(student, part)} & {*students.part_names(student, above)}:
+        raise FedkdError(
+            f"training.part = {list(part)} is not allowed with strategy.name = "
+            f"{strategy.experiment.strategy.name!r}: representations of classes enter {model!r} "
+            f"above {cut!r}, and nothing there would learn; allowed: a part with one of "
+            f"{', '.join(above)}"
         )

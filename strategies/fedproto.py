@@ -28,6 +28,7 @@ from torch import Tensor
 from fedkd import students
 from fedkd.errors import FedkdError
 from fedkd.strategies.base import Headline, KnowledgeStrategy, Replies, StrategyOptions
+from fedkd.students.pair import table_of
 from fedkd.training import represent
 from fedkd.work import CrossEntropy, Evaluate, Feature, Fit, Represent, Step, Term
 
@@ -115,7 +116,7 @@ def cut_of(strategy: KnowledgeStrategy, model: str, cut: str, last: int) -> tupl
     """
     task = strategy.task
     student = students.build(
-        model, task.shape, task.classes, strategy.experiment.student, 0, tokens=task.tokens
+        model, task.shape, task.classes, table_of(strategy.experiment), 0, tokens=task.tokens
     )
     cuts = students.blocks(student)[:-1]
     cut = cut or cuts[-min(last, len(cuts))]

@@ -26,7 +26,7 @@ def do(worker, *steps, client=0):
 
 
 @pytest.mark.parametrize(
-    "name", ["uniform", "knfu", "fedavg", "feddf", "fml", "fedproto", "fedntd", "moon"]
+    "name", ["uniform", "knfu", "fedavg", "feddf", "fml", "fedproto", "fedntd", "moon", "fedmrl"]
 )
 def test_methods_run_on_text_as_they_are(name, text, tmp_path):
     done = run(text(f"strategy.name={name}"), tmp_path / "run")

@@ -73,8 +73,8 @@ class FederatedData:
     common : Rows
         The common test set.
     transfer : Tensor
-        ``(M, H, W, C)``, ``(M, d)`` or ``(M, T + 1)``; labels of images are kept nowhere. Here and
-        in the stores, uint8 images are normalised when they are asked for, all else has been.
+        ``(M, H, W, C)``, ``(M, d)`` or ``(M, T + 1)``. Here and in the stores, uint8 images are
+        normalised when they are asked for, all else has been.
     public : Tensor, optional
         The transfer set as it was before canaries came into it.
     tokeniser : Tokeniser, optional
@@ -87,6 +87,8 @@ class FederatedData:
         A digest of float samples as they were before they were normalised.
     server : Rows, optional
         What the server may validate on.
+    transfer_labels : Tensor, optional
+        Labels ``(M,)`` of the transfer set, where they are public; otherwise they are kept nowhere.
     """
 
     def __init__(
@@ -104,6 +106,7 @@ class FederatedData:
         warnings: tuple[str, ...] = (),
         decoded: str = "",
         server: Rows | None = None,
+        transfer_labels: Tensor | None = None,
     ) -> None:
         self.task, self.tokeniser, self.canaries = task, tokeniser, canaries
         self.statistics, self.warnings = statistics, warnings
@@ -115,6 +118,7 @@ class FederatedData:
         self._common_rows, self._common = common, None
         self._server = server
         self._transfer_images, self._transfer = transfer, None
+        self._transfer_labels = transfer_labels
         self._public_images = transfer if public is None else public
 
     _common: Samples | None
@@ -144,9 +148,14 @@ class FederatedData:
         return self._common
 
     def transfer(self) -> Samples:
-        """The public transfer set: M samples without labels, or with the next tokens of a text."""
+        """The public transfer set: M samples without labels, or with the next tokens of a text.
+
+        With labels where ``data.transfer.labels`` says that these are public.
+        """
         if self._transfer is None:
-            self._transfer = self._unlabelled(self._transfer_images)
+            found = self._unlabelled(self._transfer_images)
+            labels = self._transfer_labels
+            self._transfer = found if labels is None else Samples(found.inputs, labels)
         return self._transfer
 
     def server_validation(self) -> Samples | None:
@@ -180,6 +189,8 @@ class FederatedData:
         other._common_rows, other._common = there(self._common_rows), None
         other._server = None if self._server is None else there(self._server)
         other._transfer_images, other._transfer = self._transfer_images.to(device), None
+        if self._transfer_labels is not None:
+            other._transfer_labels = self._transfer_labels.to(device)
         other._public_images = self._public_images.to(device)
         return other
 
@@ -271,6 +282,8 @@ class FederatedData:
                 digest.update(f"{checksums[id(store)]} {checksum(place.rows)}\n".encode())
             for images in (self._transfer_images, self._public_images):
                 digest.update(_kept(images).encode())
+            if self._transfer_labels is not None:
+                digest.update(checksum(self._transfer_labels).encode())
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
 
@@ -302,6 +315,12 @@ def load(experiment: Experiment) -> FederatedData:
         If the data is not there, or there is too little of it; the line names keys and values.
     """
     table, seed = experiment.data, experiment.seed
+    if table.transfer.labels and experiment.canary.secrets:
+        raise FedkdError(
+            "data.transfer.labels = true is not allowed with canary.secrets = "
+            f"{experiment.canary.secrets}: labels of canaries are attacked through a transfer set "
+            "that has none"
+        )
     found = load_dataset(table.dataset, experiment.data_dir(), table.download)
     tokeniser = None
     if isinstance(found, Corpus):
@@ -313,13 +332,16 @@ def load(experiment: Experiment) -> FederatedData:
     warnings = list(dataset.warnings)
 
     if table.transfer.size and not is_train(table, experiment.data_dir()):
-        transfer, more = foreign_transfer(experiment, dataset, task, tokeniser)
+        transfer, named, more = foreign_transfer(experiment, dataset, task, tokeniser)
         warnings += more
         rest = np.arange(len(labels))
         withheld = rest[:0]
     else:
         withheld, rest = own_transfer(labels, dataset.name, table, seed)
-        transfer = dataset.train.images[torch.from_numpy(withheld)]
+        transfer, named = (
+            each[torch.from_numpy(withheld)]
+            for each in (dataset.train.images, dataset.train.labels)
+        )
     statistics = normalisation.OF_TEXT
     if not task.tokens:
         statistics, more = normalisation.choose(table, dataset, transfer)
@@ -386,6 +408,7 @@ def load(experiment: Experiment) -> FederatedData:
         tuple(dict.fromkeys(warnings)),
         " ".join(ready.decoded),
         Rows(ready.part(train), torch.from_numpy(watched)) if len(watched) else None,
+        named if table.transfer.labels and not task.tokens else None,
     )
 
 

@@ -56,8 +56,11 @@ def own_transfer(
 
 def foreign_transfer(
     experiment: Experiment, dataset: Dataset, task: Task, tokeniser: Tokeniser | None
-) -> tuple[Tensor, list[str]]:
-    """Images ``(M, H, W, C)``, features or rows of another data set that fit the task; warnings."""
+) -> tuple[Tensor, Tensor, list[str]]:
+    """Images ``(M, H, W, C)``, features or rows of another data set that fit the task.
+
+    With their labels ``(M,)``, all -1 unless asked for, and warnings.
+    """
     table, source = experiment.data, experiment.data.transfer.source
     known = registry.names("datasets")
     if source not in known and ":" not in source:
@@ -65,7 +68,9 @@ def foreign_transfer(
             f"data.transfer.source = {source!r} is not known{nearest(source, ['train', *known])}; "
             f"known: train, {', '.join(known)}, npz:FILE, folder:FOLDER, text:PATH, jsonl:FILE"
         )
-    foreign = load_dataset(source, experiment.data_dir(), table.download, labelled=False)
+    foreign = load_dataset(
+        source, experiment.data_dir(), table.download, labelled=table.transfer.labels
+    )
     pair = f"data.transfer.source = {source!r} with data.dataset = {table.dataset!r} is not allowed"
     if isinstance(foreign, Corpus) != task.tokens:
         raise FedkdError(
@@ -81,6 +86,12 @@ def foreign_transfer(
             "features of one width on one scale, or images (float ones with others that are not "
             "need x_range, black and white, in their npz file)"
         )
+    if table.transfer.labels and not task.tokens and foreign.class_names != dataset.class_names:
+        raise FedkdError(
+            f"data.transfer.labels = true is not allowed with data.transfer.source = {source!r}: "
+            f"its {len(foreign.class_names)} classes are not the {len(dataset.class_names)} of "
+            f"data.dataset = {table.dataset!r}"
+        )
     images = foreign.train.images
     if table.transfer.size > len(images):
         raise FedkdError(
@@ -90,7 +101,7 @@ def foreign_transfer(
     rows = split_generator(experiment.seed, "transfer").permutation(len(images))[
         : table.transfer.size
     ]
-    chosen = images[torch.from_numpy(rows)]
+    chosen, labels = (each[torch.from_numpy(rows)] for each in (images, foreign.train.labels))
     warnings = list(foreign.warnings)
     if {source, table.dataset} == SHARED_IMAGES:
         warnings.append(
@@ -99,7 +110,7 @@ def foreign_transfer(
         )
     if len(task.shape) == 3:
         chosen = _fitted(chosen, task.shape, pair)
-    return chosen, warnings
+    return chosen, labels, warnings
 
 
 def _fitted(images: Tensor, shape: tuple[int, ...], pair: str) -> Tensor:

@@ -25,10 +25,12 @@ from fedkd.random import key
 from fedkd.records import HELD
 from fedkd.students.choice import with_chosen_students
 from fedkd.students.outline import check_size
+from fedkd.students.pair import table_of
 from fedkd.students.probe import Probe, exactly, layers, made_up, probe, unkept
 from fedkd.work import (
     Assignment,
     Hold,
+    Network,
     Parameters,
     Rows,
     Samples,
@@ -265,7 +267,7 @@ class Clients:
         return made_up(task.shape, task.classes, task.tokens, self.device)
 
     def _build(self, architecture: str, whose: int | str) -> nn.Sequential:
-        table, seed, task = self.experiment.student, self.experiment.seed, self.data.task
+        table, seed, task = table_of(self.experiment), self.experiment.seed, self.data.task
         student = students.build(
             architecture,
             task.shape,
@@ -290,6 +292,18 @@ class Clients:
                 "time that it is called, and all of one name must have the same layers"
             )
         return student
+
+    def evaluated_below(
+        self, above: Network, student: nn.Sequential, samples: Samples, seed: int
+    ) -> dict[str, float]:
+        """How good ``student`` is on ``samples`` with another network ``above`` a cut."""
+        held, _ = training.represent(student, samples.inputs, above.cut, seed, samples.cut)
+        network = students.build(
+            *(above.model, tuple(held.shape[1:]), self.data.task.classes),
+            *(self.experiment.student, 0),
+        ).to(self.device)
+        network.load_state_dict(above.parameters)
+        return training.evaluate(network, Samples(held, samples.labels), seed)
 
     def held(self, client: int, way: str, encoding: Delta, on: Source) -> Tensor | None:
         """What ``client`` holds of rows of the transfer set, ``(R, C)``, that a delta is to.

@@ -126,7 +126,7 @@ def cohort(facts: Facts, assignment: Assignment, step: Step) -> bool:
         return False
     if not isinstance(step, Fit | Predict | Represent | Evaluate):
         return False
-    if isinstance(step, Evaluate) and step.prototypes is not None:
+    if isinstance(step, Evaluate) and not (step.prototypes is None and step.above is None):
         return False
     if isinstance(step, Fit):
         plain = all(term == CrossEntropy(term.weight) for term in step.terms)

@@ -128,7 +128,10 @@ class Session:
         elif isinstance(step, Evaluate):
             seed = self.seed(step, step.on, step.student)
             samples = self.samples(step.on)
-            if step.prototypes is None:
+            if step.above is not None:
+                found = self.clients.evaluated_below(step.above, student, samples, seed)
+                self.evaluated(step, found)
+            elif step.prototypes is None:
                 self.evaluated(step, *evaluate_in_bins(student, samples, seed))
             else:
                 rows = step.prototypes.to(samples.inputs.device)

@@ -12,6 +12,7 @@ from fedkd.privacy.candidates import over_classes
 from fedkd.privacy.release import known_of
 from fedkd.random import generator, key
 from fedkd.students import build
+from fedkd.students.pair import table_of
 from fedkd.training import fit, item_labels, predict
 from fedkd.work import Parameters, Samples, Soft, Source
 
@@ -43,7 +44,7 @@ def fresh(worker: Worker, model: str) -> nn.Sequential:
     """A student of this architecture, its weights those of nobody."""
     experiment, task = worker.experiment, worker.data.task
     seed = key(experiment.seed, "proxy", model)
-    table = experiment.student
+    table = table_of(experiment)
     return build(model, task.shape, task.classes, table, seed, tokens=task.tokens)
 
 

@@ -36,6 +36,7 @@ from fedkd.sections import ServerTable
 from fedkd.server import ServerStudents
 from fedkd.shapes import Shapes, Sizes
 from fedkd.steps import Checker
+from fedkd.students.pair import table_of
 from fedkd.training import item_counts, item_numbers, on_all_items
 from fedkd.training.items import take
 from fedkd.work import Assignment, Parameters, Rows, Samples, Step
@@ -306,7 +307,7 @@ class Method(Strategy):
         seed = key(self.experiment.seed, "student", model, "all")
         shape, classes = self.task.shape, self.task.classes
         return students.build(
-            model, shape, classes, self.experiment.student, seed, tokens=self.task.tokens
+            model, shape, classes, table_of(self.experiment), seed, tokens=self.task.tokens
         )
 
     def initial_parameters(self, model: str = "") -> Parameters:

@@ -17,6 +17,7 @@ from fedkd.errors import FedkdError, nearest, summary_of
 from fedkd.random import global_draws
 from fedkd.registry import load, names
 from fedkd.sections import StudentTable
+from fedkd.students.pair import PairTable, paired
 from fedkd.students.representation import with_representation
 
 Architecture = TypeVar("Architecture", bound=Callable[..., nn.Module])
@@ -66,7 +67,8 @@ def build(
     classes : int
         Number of classes C; of text, the size of the vocabulary.
     table : StudentTable
-        ``norm``, ``width`` and ``representation``.
+        ``norm``, ``width`` and ``representation``; a :class:`fedkd.students.pair.PairTable` makes a
+        pair.
     seed_key : int
         Key of the initialisation (see :func:`fedkd.random.key`).
     tokens : bool
@@ -78,6 +80,22 @@ def build(
         If the name is unknown, the architecture does not fit the input or the table, or what it
         makes is not a sequence of blocks that ends in ``(B, C)`` logits, of text ``(B, T, C)``.
     """
+    with float32_by_default(), global_draws(seed_key):
+        student = _made(name, shape, classes, table, tokens)
+        if isinstance(table, PairTable):
+            small = table.model_copy(update={"representation": table.nested})
+            shared = _made(table.shared, shape, classes, small, tokens)
+            student = paired(name, student, shared, tuple(shape), tokens)
+            _check_logits(name, student, shape, classes, tokens)
+    _check_new(name, student)
+    vars(student)[TORCH_ONLY] = torch_only(student)
+    return student.to(memory_format=torch.channels_last)
+
+
+def _made(
+    name: str, shape: tuple[int, ...], classes: int, table: StudentTable, tokens: bool
+) -> nn.Sequential:
+    """What an architecture makes, checked, with the representation that ``table`` asks for."""
     architecture = load("students", name)
     if _takes_tokens(name) != tokens:
         fitting = [known for known in names("students") if _takes_tokens(known) == tokens]
@@ -86,33 +104,30 @@ def build(
             f"student.models = {name!r} takes {kinds[not tokens]}, and the data set is "
             f"{kinds[tokens]}; allowed: {', '.join(fitting)}"
         )
-    with float32_by_default(), global_draws(seed_key):
-        try:
-            with float32_by_default():  # whatever the factory sets
-                student = architecture(tuple(shape), classes, table.norm, table.width)
-        except FedkdError:
-            raise
-        except Exception as error:
-            raise FedkdError(
-                f"student.models = {name!r} cannot be made: {summary_of(error)}"
-            ) from error
-        if not isinstance(student, nn.Sequential) or len(student) < 2:
-            raise FedkdError(
-                f"student.models = {name!r} must give a torch.nn.Sequential of at least two named "
-                f"blocks, not {type(student).__name__}"
-            )
-        student.float()
+    try:
+        with float32_by_default():  # whatever the factory sets
+            student = architecture(tuple(shape), classes, table.norm, table.width)
+    except FedkdError:
+        raise
+    except Exception as error:
+        raise FedkdError(
+            f"student.models = {name!r} cannot be made: {summary_of(error)}"
+        ) from error
+    if not isinstance(student, nn.Sequential) or len(student) < 2:
+        raise FedkdError(
+            f"student.models = {name!r} must give a torch.nn.Sequential of at least two named "
+            f"blocks, not {type(student).__name__}"
+        )
+    student.float()
+    _check_logits(name, student, shape, classes, tokens)
+    if problem := unfit(student):
+        raise FedkdError(f"student.models = {name!r} is not allowed: {problem}")
+    if type(student) is not nn.Sequential:
+        student = nn.Sequential(OrderedDict(named_blocks(student)))
+    if table.representation is not None:
+        student = with_representation(name, student, table.representation)
         _check_logits(name, student, shape, classes, tokens)
-        if problem := unfit(student):
-            raise FedkdError(f"student.models = {name!r} is not allowed: {problem}")
-        if type(student) is not nn.Sequential:
-            student = nn.Sequential(OrderedDict(named_blocks(student)))
-        if table.representation is not None:
-            student = with_representation(name, student, table.representation)
-            _check_logits(name, student, shape, classes, tokens)
-    _check_new(name, student)
-    vars(student)[TORCH_ONLY] = torch_only(student)
-    return student.to(memory_format=torch.channels_last)
+    return student
 
 
 @contextmanager

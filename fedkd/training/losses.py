@@ -104,6 +104,8 @@ class Loss:
         self.cut = term.cut if isinstance(term, Feature | Contrast) else None
         self.spot = spot(student, term)
         self.auxiliary = auxiliary or {}
+        if isinstance(term, CrossEntropy) and term.exit:
+            self.cut = term.exit
         device = samples.inputs.device
         if isinstance(term, CrossEntropy | Soft) and term.through is not None:
             # What comes in at the lowest frozen block; at "" that is the batch itself.
@@ -219,6 +221,9 @@ class Loss:
             logits = self._through(batch.held[cast(str, self.cut)])
             logits = at_items(logits, batch.chosen).float()
         if isinstance(term, CrossEntropy):
+            if term.exit:
+                given = at_items(batch.held[term.exit], batch.chosen).float()
+                logits = given[:, -logits.shape[1] :]
             if term.prior is not None:
                 logits = logits + self._shift(term.prior, batch, logits.shape[1])
             return term.weight * _cross_entropy(batch, logits, "CrossEntropy")

@@ -572,7 +572,7 @@ def test_how_clients_are_put_together_changes_no_more_than_last_digits(monkeypat
 # --- whole runs ---------------------------------------------------------------------------------
 
 METHODS = ["knfu", "fedavg", "fedd2s", "fml", "fedproto", "ditto", "feddyn", "moon"]
-METHODS += ["apfl", "fedgen", "fedhkd", "fedrod"]
+METHODS += ["apfl", "fedgen", "fedhkd", "fedmrl", "fedrod"]
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -49,7 +49,8 @@ ATTACKED = {
         ("Share parameters", WHOLE, "parameters"),
     ),
     **dict.fromkeys(
-        ("fedbabu", "fedper", "fedrep", "lg-fedavg"), ("Share parameters", HEADLESS, None)
+        ("fedbabu", "fedmrl", "fedper", "fedrep", "lg-fedavg"),
+        ("Share parameters", HEADLESS, None),
     ),
     **dict.fromkeys(
         ("uniform", "dsfl", "knfu", "ktpfl", "comet", "scarlet", "selectivefd", "swing"),

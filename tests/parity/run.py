@@ -55,6 +55,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "fedtgp": {"weight": 1.0},
     "fedgen": {},
     "fedkd-svd": {},
+    "fedmrl": {"nested": 128},
 }
 """Methods, and their options at HtFLlib's settings."""
 ROUNDS = 15

@@ -9,9 +9,10 @@ import texts
 import torch
 from lines import Killed, KilledAfter, measured, sampled
 
-from fedkd import FedkdError, registry, run
+from fedkd import FedkdError, check, registry, run
 from fedkd.codec import nbytes
 from fedkd.compression import Delta, Quantised
+from fedkd.data.federated import load
 from fedkd.distillation.targets import entropy, power, retemper
 from fedkd.encodings import as_received
 from fedkd.engine.worker import Worker
@@ -267,6 +268,43 @@ def test_fedmd_may_digest_by_absolute_error(made):
     strategy.fused = torch.zeros(5, 10)
     (step,) = strategy.receive(1, 0)
     assert (step.terms[0].objective, step.on) == ("mae_logits", "transfer")
+
+
+PRETRAINED = ("strategy.name=fedmd", "strategy.pretrain_epochs=2", "data.transfer.labels=true")
+
+
+def test_fedmd_trains_each_client_once_on_the_labelled_transfer_set_before_its_own(
+    small, tmp_path, monkeypatch
+):
+    passed = listening(monkeypatch)
+    half = ("participation=0.5", "rounds=4", "engine.cohort=off")
+    done = run(small(*PRETRAINED, *half), tmp_path / "run")
+    seen = set()
+    for assignment, _ in passed:
+        kinds = [step.on for step in assignment.steps if isinstance(step, Fit)]
+        if "private" not in kinds:  # digest, or a test
+            continue
+        first = assignment.client not in seen
+        assert kinds == (["transfer", "private"] if first else ["private"])
+        seen.add(assignment.client)
+    losses = [c["pretrain_loss"] for c in done.clients if "pretrain_loss" in c]
+    assert len(losses) == len(seen)
+    assert max(losses) < math.log(10)
+
+
+def test_labels_of_the_transfer_set_are_there_where_they_are_public_alone(small):
+    plain, open_ = load(small()), load(small("data.transfer.labels=true"))
+    assert plain.transfer().labels is None
+    assert torch.equal(plain.transfer().inputs, open_.transfer().inputs)
+    assert open_.transfer().labels.bincount().sum() == 80
+    assert plain.fingerprint() != open_.fingerprint()
+
+
+def test_training_on_labels_that_nobody_has_and_public_labels_of_canaries_are_one_line(small):
+    with pytest.raises(FedkdError, match=r"needs data\.transfer\.labels = true"):
+        check(small(*PRETRAINED[:2]))
+    with pytest.raises(FedkdError, match=r"data\.transfer\.labels = true is not allowed with can"):
+        load(small(*PRETRAINED, "canary.secrets=2"))
 
 
 # --- text, candidates -----------------------------------------------------------------------

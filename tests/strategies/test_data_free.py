@@ -1,18 +1,30 @@
 """Known answers of the methods that need no transfer set: FedGKT, FedProto, FD."""
 
+import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from lines import Killed, KilledAfter, measured
 
-from fedkd import FedkdError, run
+from fedkd import FedkdError, registry, run
 from fedkd.distillation.targets import soften
 from fedkd.engine.worker import Worker
 from fedkd.strategies.base import Replies
 from fedkd.strategies.fedgkt import passes
 from fedkd.strategies.fedproto import mean_by_class
-from fedkd.work import Assignment, CrossEntropy, Feature, Predict, Reply, Represent, Soft
+from fedkd.work import (
+    Assignment,
+    CrossEntropy,
+    Evaluate,
+    Feature,
+    Network,
+    Predict,
+    Reply,
+    Represent,
+    Soft,
+)
 
 ALL = ["feddistill", "fedgkt", "fedproto"]
 OFF = {
@@ -251,12 +263,41 @@ def test_a_larger_network_takes_the_place_of_the_head(made, small, tmp_path):
     head = strategy.server.parameters("cnn2")
     same = made("fedgkt", *image).server.parameters("cnn2")
     assert head.keys() != same.keys()
-    assert strategy.score(1, 0) == []
+    assert strategy.score(1, 0)[0].above.parameters is head
     done = run(
         small("strategy.name=fedgkt", "strategy.server_model=mlp", "student.width=0.2", "rounds=1"),
         tmp_path / "run",
     )
     assert done.rounds[0]["strategy"]["server_accuracy"]["mlp"] > 0
+    assert done.summary["headline_accuracy"] == done.rounds[0]["own_server_accuracy_mean"]
+
+
+def test_a_network_that_is_what_it_stands_in_for_tests_as_the_student_does(small):
+    @registry.register("students", "top")
+    def top(shape, classes, norm, width):
+        return copy.deepcopy(above)
+
+    worker = Worker(small("strategy.name=local", "student.models=['cnn2']", "student.width=0.2"))
+    above = worker.template("cnn2")[2:]
+    own = worker.state(0)["own"]
+    parameters = {name: own[name] for name in above.state_dict()}
+    same = Evaluate(key="same", above=Network("conv2", "top", parameters))
+    found = worker.perform(Assignment(0, 1, "learn", (Evaluate(), same))).metrics
+    for name in ("accuracy", "loss", "ece"):
+        assert found[f"same_{name}"] == pytest.approx(found[f"own_{name}"], rel=1e-6)
+
+
+def test_a_network_with_other_parameters_ends_the_run_in_one_line(small, tmp_path):
+    @registry.register("strategies", "misshapen")
+    class Misshapen(registry.load("strategies", "fedgkt")):
+        def score(self, round, client):
+            (step,) = super().score(round, client)
+            wrong = {**step.above.parameters, "head.bias": torch.zeros(3)}
+            return [replace(step, above=replace(step.above, parameters=wrong))]
+
+    keys = ("strategy.server_model=mlp", "student.width=0.2")
+    with pytest.raises(FedkdError, match=r"head\.bias of its parameters is not that of 'mlp'"):
+        run(small("strategy.name=misshapen", *keys), tmp_path / "run")
 
 
 def test_a_larger_network_that_does_not_fit_is_one_line_before_round_1(small, tmp_path):

@@ -113,3 +113,10 @@ def test_every_option_changes_the_numbers(each_changes_the_numbers):
 def test_text_is_refused_in_one_line(tmp_path):
     with pytest.raises(FedkdError, match=r"'fedhkd' is not allowed with data\.dataset = "):
         run(texts.small(tmp_path / "texts", "strategy.name=fedhkd"), tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["fedhkd", "fedgen"])
+def test_a_part_below_the_cut_is_refused_before_the_first_round(name, made):
+    with pytest.raises(FedkdError, match=r"training\.part = \['fc1'\] is not allowed"):
+        made(name, "training.part=['fc1']")
+    made(name, "training.part=['head']")
