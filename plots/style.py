@@ -57,7 +57,7 @@ PLACES = (
     *("fedlc", "fedrod", "apfl"),
     *("fedtgp", "", "fedgen", "fedhkd", "dense", "fedmrl", "", "selfdistill"),
 )
-"""Only ever add at the end: an empty name leaves a look to an arm, and a name's place is its look in all figures."""
+"""Only ever add at the end: a name's place is its look in all figures; an empty one is an arm's."""
 
 ARMS = {
     "fkd": (5, 0),
