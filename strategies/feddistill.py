@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import torch
 from pydantic import Field
@@ -65,7 +65,7 @@ class FedDistill(KnowledgeStrategy):
             target, options = self.target(client), self.options
             term = self.soft(target, options.tau, weight=options.gamma, per="class")
             if options.targets == "surest":
-                surest = Mixture(("own", term.targets), Surest("label", every=True))
+                surest = Mixture(("own", cast(Tensor, term.targets)), Surest("label", every=True))
                 term = replace(term, targets=surest)
             terms += (term,)
         own = Predict("private", output="logits", per="class", key="class_logits")
