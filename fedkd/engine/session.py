@@ -29,7 +29,6 @@ from fedkd.privacy.accounting import Release
 from fedkd.privacy.dpsgd import DPSGD, sees_private
 from fedkd.privacy.release import applies, known_of, release
 from fedkd.random import generator, key, privacy_noise
-from fedkd.sections import TrainingTable
 from fedkd.training import (
     BatchOfOne,
     Trainee,
@@ -50,6 +49,7 @@ from fedkd.training import (
 )
 from fedkd.training.loyalty import Comparison, Loyalty
 from fedkd.training.student import names_around
+from fedkd.training_tables import TrainingTable
 from fedkd.work import (
     SOURCES,
     Align,
