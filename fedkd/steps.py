@@ -21,11 +21,12 @@ from fedkd.encodings import check_deltas, check_encodings
 from fedkd.errors import FedkdError, about, brief, nearest
 from fedkd.fields import check_fields, kinds_of, source_name
 from fedkd.fits import check_together
+from fedkd.learner import Learner, Seen, check_above
 from fedkd.privacy.release import applies
 from fedkd.replies import COHORT, DP
 from fedkd.shapes import Shapes, Student
 from fedkd.source_checks import SourceChecker
-from fedkd.terms import Learner, Seen, check_above, check_fit, check_network
+from fedkd.terms import check_fit, check_network
 from fedkd.training import last_layer
 from fedkd.training.loyalty import LOYALTIES
 from fedkd.work import (
