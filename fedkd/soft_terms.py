@@ -15,9 +15,9 @@ from fedkd.distillation.objectives import (
 from fedkd.distillation.targets import check_probabilities
 from fedkd.errors import FedkdError, about
 from fedkd.fields import check_fields, source_name
+from fedkd.forms import bounded
 from fedkd.learner import Learner, Seen, check_above, teacher_of
 from fedkd.mixtures import Band, Labels, Mean, Mixture
-from fedkd.replies import bounded
 from fedkd.shapes import Student
 from fedkd.training.auxiliary import NOT_AMONG, has_head, spot
 from fedkd.work import Samples, Soft, Source

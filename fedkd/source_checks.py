@@ -6,8 +6,8 @@ import torch
 
 from fedkd.errors import FedkdError, brief, nearest
 from fedkd.fields import check_fields
+from fedkd.forms import bounded
 from fedkd.learner import Seen
-from fedkd.replies import bounded
 from fedkd.shapes import Shapes
 from fedkd.work import SOURCES, Rows, Samples, Source
 

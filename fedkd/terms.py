@@ -12,8 +12,8 @@ from torch import Tensor
 
 from fedkd.errors import FedkdError, about
 from fedkd.fields import check_fields, source_name
+from fedkd.forms import bounded
 from fedkd.learner import Learner, Seen, check_above, teacher_of
-from fedkd.replies import bounded
 from fedkd.shapes import Shapes, Student
 from fedkd.soft_terms import check_soft, unlike_targets
 from fedkd.training.losses import up_to
