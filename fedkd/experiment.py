@@ -16,17 +16,15 @@ from fedkd.sections import (
     NUMERICAL,
     CanaryTable,
     DataTable,
-    DistillTable,
     EngineTable,
     MeasureTable,
     PublicTable,
     ReleaseTable,
-    ServerTable,
     StrategyTable,
     StudentTable,
-    TrainingTable,
 )
 from fedkd.toml import dotted, parse, settings
+from fedkd.training_tables import DistillTable, ServerTable, TrainingTable
 from fedkd.work import Source, origin
 
 

@@ -6,13 +6,15 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from fedkd.allowed import COUNT
 from fedkd.distillation.objectives import COUPLING, couples, made, name_of, traits
 from fedkd.errors import FedkdError, about, brief
-from fedkd.fields import COUNT, check_fields, source_name
+from fedkd.fields import check_fields, source_name
+from fedkd.learner import Learner, Seen
 from fedkd.mixtures import Mixture
 from fedkd.privacy.dpsgd import is_private, sees_private
 from fedkd.shapes import Student, rows_of
-from fedkd.terms import Learner, Seen, check_fit
+from fedkd.terms import check_fit
 from fedkd.training import Validation, predict
 from fedkd.training.auxiliary import has_head
 from fedkd.work import (

@@ -20,7 +20,7 @@ from fedkd.errors import FedkdError, blamed, brief
 from fedkd.fields import STEPS, TERMS
 from fedkd.headline import check_headline
 from fedkd.privacy.average import Averaging
-from fedkd.sections import ServerTable
+from fedkd.training_tables import ServerTable
 from fedkd.work import Step
 
 HOOKS: dict[str, tuple[str, ...]] = {

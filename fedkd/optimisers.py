@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from fedkd.sections import TrainingTable
+from fedkd.training_tables import TrainingTable
 from fedkd.work import Parameters
 
 STEP = "step"

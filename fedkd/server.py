@@ -23,7 +23,6 @@ from fedkd.fits import check_server_fit, check_validation
 from fedkd.hooks import trace
 from fedkd.privacy.public import Public
 from fedkd.random import generator, key
-from fedkd.sections import ServerTable, TrainingTable
 from fedkd.students.pair import table_of
 from fedkd.training import (
     Auxiliary,
@@ -42,6 +41,7 @@ from fedkd.training.auxiliary import pooled
 from fedkd.training.losses import source_of
 from fedkd.training.loyalty import Comparison, Loyalty, comparison, loyalties, metrics
 from fedkd.training.student import student_draws
+from fedkd.training_tables import ServerTable, TrainingTable
 from fedkd.work import Fit, Parameters, Samples, Term
 
 OptimiserName = Literal["adam", "adamw", "sgd"]

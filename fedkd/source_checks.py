@@ -6,9 +6,9 @@ import torch
 
 from fedkd.errors import FedkdError, brief, nearest
 from fedkd.fields import check_fields
-from fedkd.replies import bounded
+from fedkd.forms import bounded
+from fedkd.learner import Seen
 from fedkd.shapes import Shapes
-from fedkd.terms import Seen
 from fedkd.work import SOURCES, Rows, Samples, Source
 
 KEY_OF = {

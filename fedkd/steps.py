@@ -8,12 +8,10 @@ blocks, cuts and students, keys. So a mistake is told where it is made.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import is_dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fedkd import students
 from fedkd.compression import Delta
@@ -21,11 +19,13 @@ from fedkd.encodings import check_deltas, check_encodings
 from fedkd.errors import FedkdError, about, brief, nearest
 from fedkd.fields import check_fields, kinds_of, source_name
 from fedkd.fits import check_together
+from fedkd.given import Given
+from fedkd.learner import Learner, Seen, check_above
 from fedkd.privacy.release import applies
 from fedkd.replies import COHORT, DP
 from fedkd.shapes import Shapes, Student
 from fedkd.source_checks import SourceChecker
-from fedkd.terms import Learner, Seen, check_above, check_fit, check_network
+from fedkd.terms import check_fit, check_network
 from fedkd.training import last_layer
 from fedkd.training.loyalty import LOYALTIES
 from fedkd.work import (
@@ -69,56 +69,6 @@ UNWRITABLE = {"keys", "kind", "length", "floats", "same"}
 """Keys that messages give a meaning of their own."""
 TESTED_ON = ("own", "common")
 """Sources that students are tested on."""
-
-
-class Given:
-    """Arrays as they were when a hook returned them: a step holds them until it is sent."""
-
-    def __init__(self) -> None:
-        self._arrays: dict[int, tuple[Tensor, int]] = {}
-        self._groups: dict[int, tuple[dict[str, Tensor], list[int]]] = {}
-
-    def add(self, thing: Any) -> None:
-        """Note the arrays of a step, and refuse one that has been written to since it was noted."""
-        if isinstance(thing, Tensor):
-            _, version = self._arrays.setdefault(id(thing), (thing, _version(thing)))
-            if version != _version(thing):
-                raise _overwritten()
-        elif isinstance(thing, dict):
-            _, now = self._groups.setdefault(id(thing), (thing, [*map(id, thing.values())]))
-            if now != [*map(id, thing.values())]:
-                raise _overwritten()
-            for item in thing.values():
-                self.add(item)
-        elif is_dataclass(thing):
-            for item in vars(thing).values():
-                self.add(item)
-        elif isinstance(thing, list | tuple):
-            for item in thing:
-                self.add(item)
-
-    def check(self) -> None:
-        """Refuse what has been written to since it was noted."""
-        if any(version != _version(array) for array, version in self._arrays.values()) or any(
-            now != [*map(id, group.values())] for group, now in self._groups.values()
-        ):
-            raise _overwritten()
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self._arrays.clear()
-        self._groups.clear()
-
-
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
-
-
-def _overwritten() -> FedkdError:
-    return FedkdError(
-        "an array of these steps was written to after it had been given to another client or step, "
-        "which would get the new values too; give each an array of its own (.clone())"
-    )
 
 
 class Checker:

@@ -46,9 +46,9 @@ from fedkd.random import generator
 from fedkd.rounds.outcome import Line as Line
 from fedkd.rounds.phases import Rounds
 from fedkd.rounds.replies import Replies as Replies
-from fedkd.sections import ServerTable as ServerTable
 from fedkd.sections import StudentTable
 from fedkd.training import on_all_items
+from fedkd.training_tables import ServerTable as ServerTable
 from fedkd.work import Fit, Rows, Soft, Step, Term, origin
 
 

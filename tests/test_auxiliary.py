@@ -11,10 +11,11 @@ from fedkd.data.language import samples as rows_of_text
 from fedkd.distillation.objectives import Objective, declare, forward_kl
 from fedkd.engine.worker import Worker
 from fedkd.records import AUXILIARY, OPTIMISER
-from fedkd.sections import StudentTable, TrainingTable
+from fedkd.sections import StudentTable
 from fedkd.server import ServerStudents
 from fedkd.students import build
 from fedkd.training import Auxiliary, fit
+from fedkd.training_tables import TrainingTable
 from fedkd.work import (
     Assignment,
     CrossEntropy,

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from fedkd.blends import blended
 from fedkd.engine.worker import Worker
 from fedkd.random import key
-from fedkd.sections import TrainingTable
 from fedkd.training import Trainee, fit, fit_together
+from fedkd.training_tables import TrainingTable
 from fedkd.work import Assignment, Blend, CrossEntropy, Fit, Hold, Load, Share
 
 HARD = (CrossEntropy(),)

@@ -9,10 +9,11 @@ from lines import measured
 from fedkd import FedkdError, run
 from fedkd.engine.worker import Worker
 from fedkd.experiment import Experiment
-from fedkd.sections import StudentTable, TrainingTable
+from fedkd.sections import StudentTable
 from fedkd.server import ServerStudents
 from fedkd.students import build
 from fedkd.training import fit, predict
+from fedkd.training_tables import TrainingTable
 from fedkd.work import Assignment, CrossEntropy, Fit, Head, Hold, Load, Samples, Soft
 
 ONE = TrainingTable(optimiser="sgd", lr=0.5, batch_size=64, local_epochs=1)

@@ -11,10 +11,11 @@ from fedkd.codec import Codec, decode
 from fedkd.distillation.objectives import Memory, declare, forward_kl, made
 from fedkd.engine.worker import Worker
 from fedkd.privacy.dpsgd import DPSGD
-from fedkd.sections import PrivateTraining, StudentTable, TrainingTable
+from fedkd.sections import StudentTable
 from fedkd.server import ServerStudents
 from fedkd.students import build
 from fedkd.training import fit
+from fedkd.training_tables import PrivateTraining, TrainingTable
 from fedkd.work import Assignment, Fit, Samples, Soft
 
 SGD = TrainingTable(optimiser="sgd", lr=0.1, batch_size=8, local_epochs=1)

@@ -11,8 +11,8 @@ from fedkd.distillation.objectives import made, reverse_kl
 from fedkd.effects import without_effect
 from fedkd.engine.worker import Worker
 from fedkd.rounds.prepared import prepared
-from fedkd.sections import TrainingTable
 from fedkd.training import aligned, last_layer
+from fedkd.training_tables import TrainingTable
 from fedkd.work import Align, Assignment, CrossEntropy, Fit, Predict, Rows, Share, Soft
 
 COUNTS = torch.tensor([9, 0, 4, 1, 30])

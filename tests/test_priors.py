@@ -7,8 +7,8 @@ from torch import nn
 
 from fedkd.errors import FedkdError
 from fedkd.privacy.dpsgd import DPSGD
-from fedkd.sections import PrivateTraining
 from fedkd.training import fit
+from fedkd.training_tables import PrivateTraining
 from fedkd.work import CrossEntropy, Prior, Samples
 
 

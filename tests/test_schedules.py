@@ -4,7 +4,7 @@ import pytest
 from lines import measured
 
 from fedkd import run
-from fedkd.sections import TrainingTable
+from fedkd.training_tables import TrainingTable
 
 
 def rates(rounds, **settings):

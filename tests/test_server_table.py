@@ -8,10 +8,10 @@ from lines import Killed, KilledAfter, measured
 
 from fedkd import FedkdError, registry, run
 from fedkd.effects import without_effect
-from fedkd.sections import ServerTable, TrainingTable
 from fedkd.server import ServerStudents
 from fedkd.strategies.local import Local
 from fedkd.students import build
+from fedkd.training_tables import ServerTable, TrainingTable
 from fedkd.work import CrossEntropy, Samples
 
 METHOD = ServerTable(optimiser="adam", lr=1e-3, batch_size=128)

@@ -13,10 +13,11 @@ from torch import nn
 from fedkd import FedkdError, Run, registry, run
 from fedkd.engine.worker import Worker
 from fedkd.registry import load as find
-from fedkd.sections import StudentTable, TrainingTable
+from fedkd.sections import StudentTable
 from fedkd.server import ServerStudents
 from fedkd.students import build
 from fedkd.training import fit, predict, represent
+from fedkd.training_tables import TrainingTable
 from fedkd.work import Assignment, CrossEntropy, Fit, Load, Predict, Proximal, Samples, Share, Soft
 
 SGD = TrainingTable(optimiser="sgd", lr=0.1, batch_size=8, local_epochs=2)

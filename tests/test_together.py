@@ -14,8 +14,9 @@ from fedkd.codec import Codec, decode
 from fedkd.engine.worker import Worker
 from fedkd.privacy.dpsgd import DPSGD
 from fedkd.random import key
-from fedkd.sections import PrivateTraining, StudentTable, TrainingTable
+from fedkd.sections import StudentTable
 from fedkd.training import Trainee, fit, fit_together, predict
+from fedkd.training_tables import PrivateTraining, TrainingTable
 from fedkd.work import (
     Assignment,
     CrossEntropy,

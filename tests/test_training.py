@@ -8,9 +8,10 @@ from torch import nn
 
 from fedkd.errors import FedkdError
 from fedkd.optimisers import optimiser
-from fedkd.sections import StudentTable, TrainingTable
+from fedkd.sections import StudentTable
 from fedkd.students import build
 from fedkd.training import evaluate, fit, predict
+from fedkd.training_tables import TrainingTable
 from fedkd.work import CrossEntropy, Linear, Proximal, Samples, Soft
 
 SGD = TrainingTable(optimiser="sgd", lr=0.1, batch_size=8, local_epochs=1)

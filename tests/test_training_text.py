@@ -11,9 +11,10 @@ from fedkd.data.language import PAD, pack, samples
 from fedkd.distillation.labelled import not_true
 from fedkd.distillation.targets import among_logs
 from fedkd.errors import FedkdError
-from fedkd.sections import StudentTable, TrainingTable
+from fedkd.sections import StudentTable
 from fedkd.students import build
 from fedkd.training import class_means, evaluate, fit, item_labels, items, predict, represent, said
+from fedkd.training_tables import TrainingTable
 from fedkd.work import Contrast, CrossEntropy, Feature, Proximal, Samples, Soft
 
 VOCABULARY, CONTEXT = 20, 8

@@ -18,6 +18,8 @@ from fedkd import students
 from fedkd.engine import rule
 from fedkd.engine.clients import Clients
 from fedkd.engine.loyalty import together
+from fedkd.engine.resolving import resolved
+from fedkd.engine.sending import evaluated, predicted, represented, shared
 from fedkd.engine.session import Session
 from fedkd.engine.stack import Stack
 from fedkd.engine.vectorised import filled_up, fit
@@ -76,16 +78,16 @@ class Cohort:
         elif isinstance(first, Represent):
             given = self._forward(steps, first.cut)
             for session, (held, logits) in zip(self.sessions, given, strict=True):
-                session.represented(first, held, logits)
+                represented(session, first, held, logits)
         elif isinstance(first, Predict):
             for place, (_, logits) in enumerate(self._forward(steps)):
-                self.sessions[place].predicted(cast(Predict, steps[place]), logits)
+                predicted(self.sessions[place], cast(Predict, steps[place]), logits)
         elif isinstance(first, Evaluate):
             for session, (_, logits) in zip(self.sessions, self._forward(steps), strict=True):
                 labels = session.samples(first.on).labels
                 if labels is not None and len(labels):
                     bins = in_bins(logits, labels) if first.bins else None
-                    session.evaluated(first, quality(logits, labels), bins)
+                    evaluated(session, first, quality(logits, labels), bins)
         for session in self.sessions:
             on = getattr(first, "on", "")
             session.metrics[f"cohort {type(first).__name__} {origin(on)}"] = 1.0
@@ -198,7 +200,7 @@ class Cohort:
         terms = [
             [
                 [
-                    session.resolved(term, samples, step.on, {*names} - {name})
+                    resolved(session, term, samples, step.on, {*names} - {name})
                     for term in step.peers[place].terms
                 ]
                 for session, step, samples in zip(self.sessions, steps, sources, strict=True)
@@ -283,7 +285,7 @@ class _Member(Session):
 
     def do(self, step: Step, phase: str) -> None:
         if isinstance(step, Share):
-            self.shared(step, self.cohort.stack(step.student).shared(self.place, step.part))
+            shared(self, step, self.cohort.stack(step.student).shared(self.place, step.part))
             return
         super().do(step, phase)
 

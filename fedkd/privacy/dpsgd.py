@@ -31,7 +31,8 @@ from torch import Tensor, nn
 from fedkd.distillation.objectives import couples, made, name_of, traits
 from fedkd.errors import FedkdError
 from fedkd.random import SystemNoise, noise_generator
-from fedkd.sections import PrivateTraining, StudentTable
+from fedkd.sections import StudentTable
+from fedkd.training_tables import PrivateTraining
 from fedkd.work import CrossEntropy, Fit, Penalty, Soft, Source, Term, origin
 
 PRIVATE = ("private", "own", "validation")

@@ -32,13 +32,13 @@ from fedkd.rounds.measuring import reliability
 from fedkd.rounds.outcome import Bins, Line, Outcome
 from fedkd.rounds.replies import Replies
 from fedkd.rounds.transcoder import Transcoder
-from fedkd.sections import ServerTable
 from fedkd.server import ServerStudents
 from fedkd.shapes import Shapes, Sizes
 from fedkd.steps import Checker
 from fedkd.students.pair import table_of
 from fedkd.training import item_counts, item_numbers, on_all_items
 from fedkd.training.items import take
+from fedkd.training_tables import ServerTable
 from fedkd.work import Assignment, Parameters, Rows, Samples, Step
 
 GIVEN = {"experiment", "task", "options", "transfer", "public", "server"}

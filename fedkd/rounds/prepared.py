@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fedkd.sections import TrainingTable
+from fedkd.training_tables import TrainingTable
 from fedkd.work import Align, CrossEntropy, Fit, Peer, Predict, Soft, Source, Step, origin
 
 VARIETY = "variety_loss"

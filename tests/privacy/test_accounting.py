@@ -21,7 +21,7 @@ from fedkd.privacy.dpsgd import DPSGD
 from fedkd.privacy.epsilons import PrivateSteps, gaussian_epsilon, training_epsilon, zcdp_epsilon
 from fedkd.privacy.releases import Release
 from fedkd.privacy.sensitivity import l1_sensitivity, l2_sensitivity
-from fedkd.sections import PrivateTraining
+from fedkd.training_tables import PrivateTraining
 
 DELTA = 1e-5
 SIZES = (64, 65)

@@ -13,8 +13,9 @@ from torch.nn import functional as F
 from fedkd import FedkdError, check, run, students
 from fedkd.engine.worker import Worker
 from fedkd.privacy.dpsgd import DPSGD
-from fedkd.sections import PrivateTraining, StudentTable, TrainingTable
+from fedkd.sections import StudentTable
 from fedkd.training import fit
+from fedkd.training_tables import PrivateTraining, TrainingTable
 from fedkd.work import (
     Assignment,
     Contrast,

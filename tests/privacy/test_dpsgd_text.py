@@ -6,8 +6,9 @@ from torch.nn import functional as F
 
 from fedkd import students
 from fedkd.privacy.dpsgd import DPSGD
-from fedkd.sections import PrivateTraining, StudentTable, TrainingTable
+from fedkd.sections import StudentTable
 from fedkd.training import fit
+from fedkd.training_tables import PrivateTraining, TrainingTable
 from fedkd.work import CrossEntropy, Proximal, Samples, Soft
 
 ALL = ["lstm", "gru", "gpt"]

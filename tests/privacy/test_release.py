@@ -440,7 +440,7 @@ def test_one_release_is_made_for_all_epochs_of_distillation(small, tmp_path, mon
         made.append(release(*given))
         return made[-1]
 
-    monkeypatch.setattr("fedkd.engine.session.release", counting)
+    monkeypatch.setattr("fedkd.engine.sending.release", counting)
     run(small("strategy.name=uniform", "strategy.distill_epochs=4", *NOISE), tmp_path / "run")
     assert len(made) == 2 * 4  # rounds, clients
 

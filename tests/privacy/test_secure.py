@@ -10,7 +10,7 @@ from fedkd.effects import without_effect
 from fedkd.privacy.dpsgd import DPSGD
 from fedkd.privacy.guarantees import guarantees
 from fedkd.random import SystemNoise
-from fedkd.sections import PrivateTraining
+from fedkd.training_tables import PrivateTraining
 
 SECURE = "release.secure=true"
 LABELS = ("strategy.name=uniform", "release.mechanism=gaussian", "release.scale=0.5")

@@ -6,9 +6,10 @@ from torch.nn import functional as F
 
 from fedkd import FedkdError, check, run, students
 from fedkd.random import generator
-from fedkd.sections import StudentTable, TrainingTable
+from fedkd.sections import StudentTable
 from fedkd.students.pair import EXIT, SHARED, PairTable
 from fedkd.training import fit
+from fedkd.training_tables import TrainingTable
 from fedkd.work import CrossEntropy
 
 WIDE = 0.05  # ten units a hidden layer
