@@ -326,7 +326,7 @@ ALWAYS = {
     *("training.optimiser", "training.lr", "training.weight_decay", "training.batch_size"),
     *("training.local_epochs", "training.min_steps", "training.dp.noise_multiplier"),
     *("training.schedule", "training.warmup_rounds"),
-    *("training.class_variety", "training.align_weights"),
+    *("training.class_variety", "training.align_weights", "measure.loyalty"),
     *("strategy.name", "release.temperature", "release.tau_max", "release.clip"),
     *("release.candidates", "release.mix", "release.mechanism", "release.scale", "canary.secrets"),
     "release.trust",

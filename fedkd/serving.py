@@ -20,7 +20,6 @@ from fedkd.interrupt import interrupts_held_back
 from fedkd.observers import Observer
 from fedkd.records import LOYALTY
 from fedkd.results import Run
-from fedkd.students.choice import with_chosen_students
 from fedkd.summaries import reached
 
 if TYPE_CHECKING:
@@ -55,6 +54,7 @@ def serve(
     """
     from fedkd.privacy.public import Public
     from fedkd.shapes import Sizes
+    from fedkd.students.choice import with_chosen_students
 
     begin = time.perf_counter() if begin is None else begin
     counts = data.label_counts()

@@ -55,7 +55,7 @@ PLACES = (
     "fedkd-svd",
     *("scaffold", "feddyn", "moon", "fedntd"),
     *("fedlc", "fedrod", "apfl"),
-    *("fedtgp", "", "fedgen", "fedhkd", "dense", "fedmrl", "", "selfdistill"),
+    *("fedtgp", "", "fedgen", "fedhkd", "dense", "fedmrl", "", "", "selfdistill"),
 )
 """Only ever add at the end: a name's place is its look in all figures; an empty one is an arm's."""
 

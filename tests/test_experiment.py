@@ -46,7 +46,7 @@ def test_every_field_is_documented():
                 yield from fields(field.annotation)
 
     tables = {"data", "student", "training", "strategy", "engine", "test", "transfer"}
-    tables |= {"text", "dp", "release", "public", "canary", "distill", "server"}
+    tables |= {"text", "dp", "release", "public", "canary", "distill", "server", "measure"}
     for name, field in fields(Experiment):
         assert field.description or name.rsplit(".", 1)[1] in tables, name
         assert not field.is_required(), name

@@ -175,7 +175,7 @@ def test_a_name_alone_has_the_options_defaults():
             {"name": "forward_kl", "beta": 1},
             r"objective\.beta is not a known key; known here: none",
         ),
-        ({"beta": 1}, r"objective\.name = None is not allowed; known: .*cross_entropy, dkd"),
+        ({"beta": 1}, r"objective\.name = None is not allowed; known: .*cross_entropy, dhkd"),
         ("dkkd", r"objective = 'dkkd' is not known \(did you mean 'dkd'\?\)"),
     ],
 )

@@ -13,10 +13,11 @@ from fedkd.plots.style import PLACES, look, save
 
 
 def test_methods_of_the_field_all_look_different():
+    named = [name for name in PLACES if name]  # empty places are arms' looks
     looks = [
-        (style["color"], style["marker"], str(style["linestyle"])) for style in map(look, PLACES)
+        (style["color"], style["marker"], str(style["linestyle"])) for style in map(look, named)
     ]
-    assert len(set(looks)) == len(PLACES)
+    assert len(set(looks)) == len(named)
 
 
 def test_the_first_eight_methods_differ_in_colour_alone():

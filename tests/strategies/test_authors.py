@@ -323,7 +323,7 @@ STEPS = {
     ),
     "an objective without a name": (
         on_transfer(soft(objective={"beta": 1.0})),
-        "Soft: objective.name = None is not allowed; known: .*cross_entropy, dkd",
+        "Soft: objective.name = None is not allowed; known: .*cross_entropy, dhkd",
     ),
     "an objective that needs labels": (
         on_transfer(soft(objective="not_true")),

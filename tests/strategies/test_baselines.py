@@ -51,7 +51,7 @@ def test_fedmd_averages_logits_which_is_another_thing(made):
 
 
 def test_dsfl_sharpens_the_mean_and_trains_by_cross_entropy(made):
-    strategy = made("dsfl")
+    strategy = made("dsfl", "measure.loyalty=0")
     strategy.fuse(1, replies("soft_labels", *LABELS))
     mean = (LABELS[0] + LABELS[1]) / 2
     assert torch.allclose(strategy.fused, sharpen(mean, 0.1))
