@@ -124,7 +124,7 @@ def _draw(axes: Axes, spot: Spot) -> None:
     label, style = spot.line.label, spot.line.style
     (x, *wide), (y, *high) = spot.bytes, spot.accuracy
     if not x:
-        across = {"color": style["color"], "linewidth": 1.1, "linestyle": "-"}
+        across = {"color": style["color"], "linewidth": 1.1, "linestyle": style["linestyle"]}
         axes.axhline(y, label=label, zorder=1.5, **across)
         if all(map(math.isfinite, high)):
             axes.axhspan(*high, color=style["color"], alpha=0.12, linewidth=0)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedkd.distillation.loyalty import label_loyalty, probability_loyalty
-from fedkd.distillation.objectives import made, traits
+from fedkd.distillation.objectives import columns_of, made, traits
 from fedkd.distillation.targets import among_logs
 from fedkd.records import LOYALTY
 from fedkd.training.inference import predict
@@ -68,7 +68,8 @@ def comparison(term: Term, samples: Samples, most: int) -> Comparison | None:
     """What to compare a student with that distils by ``term``; None where there is nothing.
 
     That is where the term weighs nothing, where targets are not a row a sample and at hand, as
-    those of a student that learns in the same step, or where another one's head answers.
+    those of a student that learns in the same step, where another one's head answers, or where
+    targets have columns that are no classes.
 
     Parameters
     ----------
@@ -81,6 +82,8 @@ def comparison(term: Term, samples: Samples, most: int) -> Comparison | None:
     if not isinstance(term, Soft) or not isinstance(term.targets, Tensor):
         return None
     if term.per != "sample" or term.through is not None or not (most and term.weight):
+        return None
+    if columns_of(term.objective, 1) != 1:
         return None
     targets, weights = term.targets, term.row_weights
     there = ~targets[:, 0].isnan()

@@ -1,7 +1,7 @@
 """Objectives in a cohort of clients as in each client alone."""
 
 import pytest
-from test_needs import private
+from test_objective_needs import private
 from test_vectorised import agree, targets
 
 from fedkd.work import Fit, Soft
