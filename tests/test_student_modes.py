@@ -202,6 +202,8 @@ def test_every_method_says_the_same_twice_with_a_student_that_draws(name, tmp_pa
     changes = (f"strategy.name={name}", OWN, "data.clients=2", "training.local_epochs=1")
     if name == "fml":
         changes += ("strategy.shared_model=own",)
+    if name == "fedmrl":
+        changes += ("strategy.nested=8",)
     told = []
     for number in range(2):
         torch.rand(number), np.random.rand(number), random.random()

@@ -12,7 +12,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedkd.distillation.objectives import SMALLEST, Chosen, Function, made, name_of, traits
+from fedkd.distillation.objectives import (
+    SMALLEST,
+    Chosen,
+    Function,
+    columns_of,
+    made,
+    name_of,
+    traits,
+)
 from fedkd.distillation.targets import soften
 
 
@@ -37,6 +45,11 @@ class Knowledge:
                 f"{key} = {name!r} is not allowed: it takes logits, and what is distilled here are "
                 "probabilities, whose logarithms leave a constant open; allowed: one that takes "
                 "probabilities (fedkd list objectives)"
+            )
+        if columns_of(chosen, 1) != 1:
+            return (
+                f"{key} = {name!r} is not allowed: it takes parts of classes as targets, and what "
+                "is distilled here has a column a class"
             )
         own = isinstance(chosen, str) or chosen.get("labels", "own") == "own"
         if "labels" in expects.needs and own and not self.labelled:

@@ -18,7 +18,7 @@ METHODS = [
 ]
 OBJECTIVES = registry.shipped("objectives")
 PAIRS = list(itertools.product(METHODS, OBJECTIVES))
-REFUSED = r"^strategy\.objective = '(\w+)' (is not allowed: it takes logits|needs )"
+REFUSED = r"^strategy\.objective = '(\w+)' (is not allowed: it takes (logits|parts)|needs )"
 TINY = ["data.clients=2", "data.samples_per_client=24", "data.transfer.size=16"]
 TINY += ["data.test.common=10", "training.local_epochs=1", "student.models=['mlp']"]
 
