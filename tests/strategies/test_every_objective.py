@@ -18,7 +18,7 @@ METHODS = [
 ]
 OBJECTIVES = registry.shipped("objectives")
 SETTINGS = ("knfu", "fedmd", "feddistill", "feddf", "selfdistill")
-# Every objective in every setting; with the other methods, which share their steps, every third one.
+# Every objective in every setting; every third one with the other methods, which share their steps.
 PAIRS = [
     (name, objective)
     for n, name in enumerate(METHODS)
