@@ -9,7 +9,8 @@ from torch import Tensor
 def partners(count: int, generator: torch.Generator, share: float = 1.0) -> Tensor:
     """With which of ``count`` samples each is mixed, ``(M,)``: itself where it stays as it is.
 
-    ``round(share * count)`` samples, drawn without replacement, are given one of all samples.
+    ``round(share * count)`` samples, drawn without replacement, are given one of all samples. In
+    Choi et al. 2023 those that stay are drawn with replacement, and fewer stay than is asked for.
     """
     own = torch.arange(count)
     drawn = torch.randperm(count, generator=generator)
@@ -33,18 +34,6 @@ def mixup(inputs: Tensor, other: Tensor, kept: Tensor) -> Tensor:
     """
     weights = kept.to(inputs).view(-1, *[1] * (inputs.dim() - 1))
     return inputs.lerp(inputs[other], 1 - weights)
-
-
-def partial_mixup(
-    inputs: Tensor, generator: torch.Generator, beta: float = 1.0, share: float = 0.1
-) -> Tensor:
-    """Mixup of a ``share`` of the samples ``(M, ...)``; the others stay as they are.
-
-    After Choi et al. 2023, where the teacher is asked about the mixtures. There the samples that
-    stay are drawn with replacement; here without, so that the share is what it says.
-    """
-    other = partners(len(inputs), generator, share)
-    return mixup(inputs, other, shares(len(inputs), beta, generator))
 
 
 def cutmix(
