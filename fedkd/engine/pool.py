@@ -6,7 +6,9 @@ clients as they were before the phase, and does its work anew: a worker's work i
 states and assignments, so the numbers are the same.
 
 Workers say whose work they begin. A client at whose work a worker is lost for the second time, or
-whose work takes longer than ``engine.timeout``, has failed: its worker goes on without it.
+whose work takes longer than ``engine.timeout``, has failed: its worker goes on without it. A client
+is late only if its worker, asked after that time, is still at its work: what a worker has said but
+this side has not heard yet accuses nobody.
 """
 
 from __future__ import annotations
@@ -43,6 +45,8 @@ PIECE = 512
 """Clients whose replies and states a worker holds ready at a time, for the sake of memory."""
 MOST_LOSSES = 3
 """Times that one worker may be lost in one phase for no cause that is known."""
+HEARD_WITHIN = 5.0
+"""Seconds past ``engine.timeout`` in which a worker has to say whose work it is still at."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +176,10 @@ class Pool(Host):
         """What happens next to workers that are at work; nothing if it takes so long."""
 
     @abstractmethod
+    def _known_until(self, worker: int) -> float:
+        """The time (``time.monotonic``) up to which :meth:`_events` told all that a worker did."""
+
+    @abstractmethod
     def _kill(self, worker: int) -> None:
         """End a worker that does not answer; :meth:`_start` comes next."""
 
@@ -201,7 +209,7 @@ class Pool(Host):
                 else:
                     replies |= self._heard(worker, event, todo, answered)
             for worker, work in todo.items():
-                if worker not in lost and self._left(work) < 0:
+                if worker not in lost and self._late(worker, work):
                     self._kill(worker)
                     lost[worker] = ""
             for worker, how in lost.items():
@@ -249,16 +257,29 @@ class Pool(Host):
 
     # --- workers that are lost or do not answer -----------------------------------------------
 
-    def _left(self, work: _Work) -> float:
-        """Seconds that those who are at work still have."""
+    def _limit(self, work: _Work) -> float:
+        """The time (``time.monotonic``) by which those who are at work are to be done."""
         seconds = self.experiment.engine.timeout
         if seconds is None or work.at_work is None:
             return math.inf
-        return work.since + seconds * max(1, len(work.at_work)) - time.monotonic()
+        return work.since + seconds * max(1, len(work.at_work))
+
+    def _late(self, worker: int, work: _Work) -> bool:
+        """Whether those at work are late, or the worker is silent: then who is at work is unknown.
+
+        It may be somebody else by now, if the worker has not been heard since the limit.
+        """
+        limit = self._limit(work)
+        if self._known_until(worker) > limit:
+            return True
+        if time.monotonic() <= limit + HEARD_WITHIN:
+            return False
+        work.at_work = None
+        return True
 
     def _patience(self, todo: Mapping[int, _Work]) -> float:
         """Seconds until somebody may be late."""
-        return max(0.0, min(map(self._left, todo.values())))
+        return max(0.0, min(map(self._limit, todo.values())) - time.monotonic())
 
     def _again(self, worker: int, work: _Work, how: str) -> dict[int, Reply]:
         """Start a worker that was lost again; the reply of the client that was the cause, if known.

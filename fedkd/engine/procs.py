@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -49,6 +50,7 @@ class Procs(Pool):
         super().__init__(experiment, shares, warned)
         self._folder = None if NAMELESS else tempfile.TemporaryDirectory(prefix="fedkd-procs-")
         self._block = self._new_block()
+        self._looked = 0.0
         self._members: list[_Member | None] = [None] * len(shares)
         try:
             for worker in range(len(shares)):
@@ -117,6 +119,7 @@ class Procs(Pool):
     def _events(self, workers: set[int], seconds: float) -> Iterable[tuple[int, Event]]:
         members = {worker: self._member(worker) for worker in sorted(workers)}
         connections = [member.connection for member in members.values()]
+        self._looked = time.monotonic()
         ready = set(wait(connections, min(seconds, LOOKS_EVERY)))
         if ready:
             return [
@@ -130,6 +133,9 @@ class Procs(Pool):
             for worker, member in members.items()
             if member.process.poll() is not None and not member.connection.poll()
         ]
+
+    def _known_until(self, worker: int) -> float:
+        return self._looked
 
     def _event(self, worker: int) -> Event:
         member = self._member(worker)

@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -148,7 +149,8 @@ class Actors(Pool):
         self._places: dict[int, Any] = {}
         self._making: dict[int, Any] = {}
         self._restored: dict[int, Any] = {}
-        self._looks: dict[int, Any] = {}
+        self._looks: dict[int, tuple[Any, float]] = {}  # what was asked, and when
+        self._known: dict[int, float] = {}
         self._calls: dict[Any, int] = {}
         self._buffer: Any = None
         self._reports: Any = None
@@ -270,7 +272,7 @@ class Actors(Pool):
         self._calls[call] = worker
 
     def _events(self, workers: set[int], seconds: float) -> Iterable[tuple[int, Event]]:
-        ready, _ = ray.wait(list(self._calls), num_returns=1, timeout=min(seconds, LOOKS_EVERY))
+        ready, _ = ray.wait(list(self._calls), num_returns=1, timeout=LOOKS_EVERY)
         ended = {self._calls[call] for call in ready}
         events = [event for worker in workers - ended for event in self._looked(worker)]
         return [*events, *(event for call in ready for event in self._ended(call))]
@@ -280,15 +282,22 @@ class Actors(Pool):
         if worker in self._making and ray.wait([self._making[worker]], timeout=0)[0]:
             del self._making[worker]
             yield worker, Progress(0, ())
-        look = self._looks.get(worker)
+        look, asked = self._looks.pop(worker, (None, 0.0))
         if look is not None and ray.wait([look], timeout=0)[0]:
             with suppress(ray.exceptions.RayError):  # its call tells of it
-                yield worker, ray.get(look)
+                progress = ray.get(look)
+                self._known[worker] = asked
+                yield worker, progress
             look = None
         if look is None:
+            asked = time.monotonic()
             known = worker in self._reporting
             there = self._reports.last if known else self._actors[worker].progress
-            self._looks[worker] = there.remote(worker) if known else there.remote()
+            look = there.remote(worker) if known else there.remote()
+        self._looks[worker] = look, asked
+
+    def _known_until(self, worker: int) -> float:
+        return self._known.get(worker, 0.0)
 
     def _ended(self, call: Any) -> Iterable[tuple[int, Event]]:
         worker = self._calls.pop(call)
