@@ -57,7 +57,10 @@ def draw(runs: Sequence[Run]) -> Figure:
         if (found := _stages(line, tests))
     ]
     if len(cells) > MOST:
-        raise FedkdError(f"{len(cells)} panels do not fit into one figure; allowed: {MOST}")
+        raise FedkdError(
+            f"{len(cells)} panels, one a method or setting and set of tests, do not fit into one "
+            f"figure; allowed: {MOST}, with the folders of fewer runs"
+        )
     even = 2 * len(methods) == len(cells) and 1 < len(methods) < 5
     columns = len(methods) if even else columns_of(len(cells))
     figure, axes = grid(len(cells), 2.6 if columns < 3 else 2.2, columns=columns)
@@ -78,7 +81,7 @@ def draw(runs: Sequence[Run]) -> Figure:
         Line2D([], [], marker="o", color=GREY, label=STAGES[stage], **look)
         for stage, look in LOOKS.items()
     ]
-    bars = Line2D([], [], color="#cccccc", linewidth=5, label="share of predictions, after fusion")
+    bars = Line2D([], [], color="#cccccc", linewidth=5, label="how many predictions, no scale")
     diagonal = Line2D([], [], color=GREY, linewidth=0.8, linestyle="--", label="as right as sure")
     legend(figure, [], *marks, bars, diagonal)
     shown = {line.label: line.runs for line, _, _ in cells}
