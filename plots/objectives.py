@@ -62,7 +62,7 @@ def draw(
     figure, axes = grid(len(cells), 0.8 + LINE * most, sharey="none")
     for panel, (_, found, _) in zip(axes, cells):
         _panel(panel, found)
-    outer(axes, f"Accuracy less that of {reference} (points)", "Objective")
+    outer(axes, f"Gain over {reference}\n(accuracy, points)", "Objective")
     seeds = {it.n for _, found, _ in cells for it in found.values()}
     said = f"95 % intervals of a panel at once, over {_span(seeds)} seeds"
     titles(

@@ -62,7 +62,7 @@ SECTIONS = {
         "objective",
         "setting",
         (RANKED, "headline_accuracy", "own_ece_mean"),
-        (Picture("objectives"),),
+        (Picture("objectives", each=("data",)),),
         reference="forward_kl",
     ),
     "policies": Section("policy", "data.alpha", ACCURACIES, ()),

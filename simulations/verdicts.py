@@ -117,7 +117,7 @@ def judge_suite(claim: Claim, suite: Suite, runs: DataFrame | None = None) -> li
 
     ``runs`` is the suite's frame, where it was made already.
     """
-    cells = [cell.labels for cell in suite.cells]
+    cells = _asked(claim, [cell.labels for cell in suite.cells])
     missing = {tuple(cell.labels.values()): cell.missing for cell in suite.cells if cell.missing}
     return _judged(claim, cells, _rows(frame_of(suite) if runs is None else runs), missing)
 
@@ -126,7 +126,8 @@ def warnings(claim: Claim, suite: Suite, runs: DataFrame) -> list[tuple[Label, t
     """Of each run that judges a claim, its label on the compared axis and its caveats."""
     axis, named = claim.compare.axis, (claim.compare.of, *claim.compare.with_)
     rows = [row for row in _only(claim, _rows(runs)) if named == (None,) or row[axis] in named]
-    cells = [dict(where) for where in _cells(claim, [cell.labels for cell in suite.cells])]
+    asked = _asked(claim, [cell.labels for cell in suite.cells])
+    cells = [dict(where) for where in _cells(claim, asked)]
     return [
         (row[axis], row["warnings"]) for row in rows if any(fits(row, labels) for labels in cells)
     ]
@@ -210,6 +211,17 @@ def _cell(one: Verdict) -> str:
     """A verdict's cell, whatever was measured there."""
     labels = [f"{axis} = {label}" for axis, label in one.where.items() if axis != "measured"]
     return ", ".join(labels) or one.where_text
+
+
+def _asked(claim: Claim, cells: Sequence[Row]) -> Sequence[Row]:
+    """A suite's cells where it has what is compared: it may leave a label out of some."""
+    compare = claim.compare
+
+    def place(cell: Row) -> tuple[Label | None, ...]:
+        return tuple(cell.get(axis) for axis in claim.within)
+
+    there = {place(cell) for cell in cells if cell.get(compare.axis) == compare.of}
+    return [cell for cell in cells if place(cell) in there] if there else cells
 
 
 def _cells(claim: Claim, rows: Sequence[Row]) -> dict[tuple[tuple[str, Label], ...], list[Row]]:

@@ -43,7 +43,7 @@ def test_a_panel_a_method_the_best_on_top(tmp_path):
 
 def test_the_axis_says_what_is_less_than_what(tmp_path):
     labels = {panel.get_xlabel() for panel in draw(study(tmp_path), reference="reverse_kl").axes}
-    assert "Accuracy less that of reverse_kl (points)" in labels
+    assert "Gain over reverse_kl\n(accuracy, points)" in labels
 
 
 def test_intervals_hold_at_once(tmp_path):

@@ -158,35 +158,65 @@ def test_claims_are_listed_with_their_statements(fedkd):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scale", ["quick", "full"])
-@pytest.mark.parametrize("name", claims())
-def test_every_claim_fits_its_suite_at_both_scales(name, scale):
-    one = claims()[name]
-    opened = suite.read(one.suite, scale)
+@pytest.mark.parametrize("name", suites())
+def test_every_claim_fits_its_suite_and_every_suite_its_place_on_the_page(name, scale):
+    opened = suite.read(name, scale)
+    for one in claims().values():
+        if one.suite == name:
+            check_fits(one, opened)
+    shown = results_page.SECTIONS[name]
+    used = {shown.rows, *filter(None, [shown.columns])}
+    used |= {axis for picture in shown.pictures for axis in (*picture.each, *picture.only)}
+    assert used <= set(opened.axes)
+
+
+def check_fits(one, opened):
     labels = opened.axes[one.compare.axis]
     named = (one.compare.of, *one.compare.with_) if one.compare.with_ else ()
-    assert set(named) <= set(labels)
+    assert set(named) <= set(labels), one
     for axis, wanted in one.only.items():
         if wanted not in ("first", "last"):
             wanted = wanted if isinstance(wanted, tuple) else (wanted,)
-            assert set(wanted) & set(opened.axes[axis])
+            assert set(wanted) & set(opened.axes[axis]), one
     # Every verdict is that nothing has run, and none that runs cannot be told apart.
     found = verdicts.judge_suite(one, opened)
-    assert {verdict.verdict for verdict in found} == {"not run"}
+    assert {verdict.verdict for verdict in found} == {"not run"}, one
     cells = [cell for cell in opened.cells if not cell.missing]
     assert cells, "some of it runs on the embedded data"
     seeds = {cell.labels["seed"] for cell in opened.cells}
-    assert len(seeds) >= one.seeds
+    assert len(seeds) >= one.seeds, one
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", suites())
-def test_every_suite_has_a_place_on_the_page(name):
-    shown = results_page.SECTIONS[name]
-    for scale in ("quick", "full"):
-        axes = suite.read(name, scale).axes
-        used = {shown.rows, *filter(None, [shown.columns])}
-        used |= {axis for picture in shown.pictures for axis in (*picture.each, *picture.only)}
-        assert used <= set(axes)
+def test_a_claim_is_not_asked_where_its_suite_leaves_out_what_it_compares(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text(
+        """
+        experiment = "quickstart"
+        skip = [
+            {"data.alpha" = 0.5, "strategy.name" = "knfu"},
+            {"data.alpha" = 1.0, "strategy.name" = "local"},
+        ]
+        [axes]
+        seed = [0, 1]
+        "strategy.name" = ["knfu", "local"]
+        "data.alpha" = [0.1, 0.5, 1.0]
+        """
+    )
+    opened = suite.read(str(file), "quick")
+    compare = {"axis": "strategy.name", "of": "knfu", "with": ["local"]}
+    tests = [{"value": "own_accuracy_mean", "rule": "better"}]
+    said = {"name": "mine", "statement": "s", "source": "t", "suite": "u", "seeds": 2}
+    one = Claim.model_validate(
+        {**said, "within": ["data.alpha"], "compare": compare, "tests": tests}
+    )
+    found = verdicts.judge_suite(one, opened)
+    assert [verdict.where.get("data.alpha") for verdict in found] == [0.1, 1.0, None]
+    absent = one.model_copy(update={"compare": one.compare.model_copy(update={"of": "fedavg"})})
+    assert verdicts.judge_suite(absent, opened)[-1].verdict == "not run"
+
+
+def test_every_claim_is_of_a_suite_that_comes_with_fedkd():
+    assert {one.suite for one in claims().values()} <= {*suites()}
 
 
 def test_the_page_shows_every_claim_and_suite_that_there_is():
